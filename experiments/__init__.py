@@ -1,0 +1,1 @@
+"""Which combination: named runs, the `muxrec` command and its reports."""

@@ -1,0 +1,1 @@
+"""What an example means: feature types, hashing, encoding; numpy and polars only."""

@@ -1,0 +1,61 @@
+"""Files that appear whole or not at all, and their checksums."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from features.errors import InputError
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def temporary_directory_beside(path: Path) -> Iterator[Path]:
+    """A hidden new directory beside (on the disk of) `path`, gone afterwards whatever happens.
+
+    Raises `InputError` when the place cannot be written to.
+    """
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        yield temporary
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file under a temporary name, flush it to the disk and rename it into place."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes under a temporary name, flush them to the disk and rename them into place."""
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """The error for a full disk, a read-only place or a missing permission."""
+    reason = error.strerror or str(error)
+    return InputError(f"cannot write {path}", found=reason, remedy="free space, or choose another output")

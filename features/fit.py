@@ -1,0 +1,89 @@
+"""Statistics of numeric columns, gathered in one pass over the training rows.
+
+Mean and variance by pairwise merging of chunks (Chan, Golub & LeVeque 1983); quantiles from a seeded reservoir.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.errors import InputError
+from features.registry import FeatureRegistry
+from features.spec import Numeric, NumericFit
+
+RESERVOIR_SIZE = 200_000
+
+
+class NumericSummary:
+    """Running mean, variance and a uniform sample of a column.
+
+    >>> summary = NumericSummary(seed=0)
+    >>> summary.add(np.array([1.0, 2.0])); summary.add(np.array([3.0, 6.0]))
+    >>> summary.mean, round(summary.std, 6)
+    (3.0, 1.870829)
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.count, self.mean, self.sum_of_squares = 0, 0.0, 0.0
+        self.sample = np.empty(0, dtype=np.float64)
+        self._priority = np.empty(0, dtype=np.float64)
+        self._random = np.random.default_rng(seed)
+
+    def add(self, values: npt.NDArray[np.float64]) -> None:
+        """Take in values [N] without missing ones."""
+        if not len(values):
+            return
+        count, mean = len(values), float(values.mean())
+        total = self.count + count
+        delta = mean - self.mean
+        self.sum_of_squares += float(((values - mean) ** 2).sum()) + delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+        # The values with the smallest random priorities are a uniform sample of any stream.
+        priority = np.concatenate([self._priority, self._random.random(count)])
+        pool = np.concatenate([self.sample, values])
+        if len(pool) > RESERVOIR_SIZE:
+            kept = np.sort(np.argpartition(priority, RESERVOIR_SIZE)[:RESERVOIR_SIZE])
+            pool, priority = pool[kept], priority[kept]
+        self.sample, self._priority = pool, priority
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 0 for no or equal values."""
+        return float(np.sqrt(self.sum_of_squares / self.count)) if self.count else 0.0
+
+    def boundaries(self, num_buckets: int) -> tuple[float, ...]:
+        """Increasing inner edges of equal-frequency buckets; fewer where values repeat."""
+        if not len(self.sample):
+            return ()
+        edges = np.quantile(self.sample, np.arange(1, num_buckets) / num_buckets, method="lower")
+        unique = np.unique(edges)
+        return tuple(float(edge) for edge in unique if edge > self.sample.min())
+
+
+def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl.DataFrame]]) -> FeatureRegistry:
+    """The registry with statistics for every numeric feature that needs them; one pass, or none.
+
+    Raises `InputError` for a column of another type or without any value.
+    """
+    unfitted = [feature for feature in registry.features if isinstance(feature, Numeric) and feature.needs_fit]
+    if not unfitted:
+        return registry
+    summaries = {feature.name: NumericSummary(seed=index) for index, feature in enumerate(unfitted)}
+    for raw in read_train():
+        for feature in unfitted:
+            column = raw[feature.name]
+            feature.check(column)
+            summaries[feature.name].add(column.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy())
+    fitted: dict[str, Numeric] = {}
+    for feature in unfitted:
+        summary = summaries[feature.name]
+        if not summary.count:
+            remedy = "remove it from the registry: it says nothing"
+            raise InputError(f"column {feature.name!r}: expected numbers", found="no value in train", remedy=remedy)
+        edges = summary.boundaries(feature.num_buckets) if feature.transform == "bucketize" else ()
+        fit = NumericFit(mean=summary.mean, std=summary.std, boundaries=edges)
+        fitted[feature.name] = feature.model_copy(update={"fitted": fit})
+    return registry.with_features(fitted.get(feature.name, feature) for feature in registry.features)

@@ -1,0 +1,114 @@
+"""Value to 64-bit token, and (token, feature, view, probe) to table row: the contract that training and serving share.
+
+N values, S slots (one per view, feature and probe), M table rows. `docs/formats.md` states the contract in words,
+`tests/features/test_hashing.py` pins it with golden vectors; numpy, polars and torch agree on it bit for bit.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import polars_hash  # noqa: F401  # pyright: ignore[reportUnusedImport]  (registers the `nchash` expressions)
+
+from features.errors import InputError
+
+UNIT_SEPARATOR = "\x1f"
+MAX_NUM_ROWS = 2**31
+
+# xxh3_64 of the bytes ff 6d 69 73 73 69 6e 67. They are not valid UTF-8, so no text, the empty one and "missing"
+# included, is turned into this token by construction.
+MISSING_TOKEN = 0x0EA92B629D1D5A8D
+
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+
+Tokens = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+
+def token_of_text(text: pl.Expr) -> pl.Expr:
+    """Tokens (UInt64) of a text expression: xxh3_64 of the UTF-8 bytes, `MISSING_TOKEN` for null.
+
+    >>> frame = pl.DataFrame({"a": ["", None]})
+    >>> frame.select(token_of_text(pl.col("a")))["a"].to_list() == [0x2D06800538D394C2, MISSING_TOKEN]
+    True
+    """
+    hashed: pl.Expr = text.nchash.xxh3_64()  # type: ignore[attr-defined]  # the plugin adds this namespace
+    return hashed.fill_null(pl.lit(MISSING_TOKEN, dtype=pl.UInt64))
+
+
+@lru_cache(maxsize=65536)
+def hash_text(text: str) -> int:
+    """xxh3_64 of one Python string, as an unsigned integer.
+
+    >>> hash_text("") == 0x2D06800538D394C2
+    True
+    """
+    return int(pl.DataFrame({"text": [text]}).select(token_of_text(pl.col("text"))).item())
+
+
+def salt(seed: int, key: str, view: str, probe: int) -> int:
+    """Salt of one slot: xxh3_64 of "seed US key US view US probe"; never of the feature's position.
+
+    >>> salt(0, "user", "main", 0) == salt(0, "user", "main", 0) != salt(0, "user", "main", 1)
+    True
+    """
+    return hash_text(UNIT_SEPARATOR.join((str(seed), key, view, str(probe))))
+
+
+def check_num_rows(num_rows: int) -> None:
+    """Refuse a table size that the row formula cannot reach exactly; raises `InputError`."""
+    if not 1 <= num_rows <= MAX_NUM_ROWS:
+        raise InputError(
+            f"num_rows must be between 1 and {MAX_NUM_ROWS}",
+            found=str(num_rows),
+            remedy="set embedding.num_rows to the number of table rows that fit in memory",
+        )
+
+
+def mix64(values: Tokens) -> Tokens:
+    """splitmix64's finaliser, element by element (Steele, Lea & Flood 2014).
+
+    >>> int(mix64(np.array([1], dtype=np.uint64))[0]) == 0x5692161D100B05E5
+    True
+    """
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
+    return values ^ (values >> np.uint64(31))
+
+
+def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int) -> Rows:
+    """Table rows (int64, [S, N]) of tokens [N] under salts [S]: ((mix64(token ^ salt) >> 32) * M) >> 32.
+
+    Raises `InputError` when `num_rows` is outside [1, 2**31].
+
+    >>> rows_of_tokens(np.array([7, 7], dtype=np.uint64), np.array([1, 2], dtype=np.uint64), 1).tolist()
+    [[0, 0], [0, 0]]
+    """
+    check_num_rows(num_rows)
+    mixed = mix64(tokens[None, :] ^ salts[:, None])
+    return (((mixed >> np.uint64(32)) * np.uint64(num_rows)) >> np.uint64(32)).astype(np.int64)
+
+
+def row_expression(tokens: pl.Expr, slot_salt: int, num_rows: int) -> pl.Expr:
+    """`rows_of_tokens` for one salt as a polars expression, UInt64: for reports and joins inside a query.
+
+    >>> frame = pl.DataFrame({"t": [5]}, schema={"t": pl.UInt64})
+    >>> expected = rows_of_tokens(frame["t"].to_numpy(), np.array([9], dtype=np.uint64), 1000).item()
+    >>> frame.select(row_expression(pl.col("t"), 9, 1000)).item() == expected
+    True
+    """
+    check_num_rows(num_rows)
+
+    def unsigned(value: int) -> pl.Expr:
+        return pl.lit(value, dtype=pl.UInt64)
+
+    def shifted(value: pl.Expr, bits: int) -> pl.Expr:  # polars has no shift operator; this is exact for UInt64
+        return value // unsigned(2**bits)
+
+    mixed = tokens ^ unsigned(slot_salt)
+    mixed = (mixed ^ shifted(mixed, 30)) * unsigned(_MULTIPLIER_1)
+    mixed = (mixed ^ shifted(mixed, 27)) * unsigned(_MULTIPLIER_2)
+    mixed = mixed ^ shifted(mixed, 31)
+    return shifted(shifted(mixed, 32) * unsigned(num_rows), 32)

@@ -1,0 +1,34 @@
+"""One progress bar for all long work, on standard error, so that standard output stays for results."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None, *, enabled: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a bar of `total` units (None: unknown) and hand out `advance(units, note="")`.
+
+    >>> with progress_bar("rows", 2, enabled=False) as advance:
+    ...     advance(2, note="done")
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled, refresh_per_second=4) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(units: int, note: str | None = None) -> None:
+            if note is None:
+                bar.update(task, advance=units)
+            else:
+                bar.update(task, advance=units, note=note)
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Learn a model: one multiplexed table, two-stream networks, their trainer (torch, torchrec)."""
