@@ -1,0 +1,124 @@
+"""Frappe_x1 of BARS: which app a person used in which context; ten categorical columns, split as published.
+
+    python -m data.frappe --raw FOLDER --out work/frappe
+
+Where the folder also holds vocab.parquet (`field`, `feature_id`, `raw_value`), the global libfm numbers are written
+back as the values they stand for; without it the numbers are the values.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from data.common import (
+    PARTS,
+    Out,
+    Overwrite,
+    Raw,
+    RawDataset,
+    build,
+    find_file,
+    given_parts,
+    reading,
+    require_columns,
+    run,
+    write_raw_dataset,
+)
+from features.dataset_info import DatasetSource
+from features.errors import InputError
+
+LICENCE = (
+    "Frappe (Baltrunas et al. 2015) terms: research use, acknowledge in publications; "
+    "no redistribution without separate permission, no commercial use"
+)
+COLUMNS = ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"]
+VOCABULARY = "vocab.parquet"
+LIBFM_FILES = {
+    "frappe.{}.libfm": ("train", "validation", "test"),  # hexiangnan/neural_factorization_machine
+    "{}.libsvm": PARTS,  # WeiyuCheng/AFN-AAAI-20
+}
+
+
+def write_raw(out: Path, raw: Path) -> RawDataset:
+    """Write `out/raw` and `out/registry.yaml` with the published split.
+
+    Raises `InputError` where no complete set of the three files is in `raw`.
+    """
+    parts, layout = _read_parts(raw)
+    if (raw / VOCABULARY).is_file():
+        parts = {part: _named(rows, raw / VOCABULARY) for part, rows in parts.items()}
+        layout += ", values named by vocab.parquet"
+    return write_raw_dataset(
+        out,
+        parts,
+        source=DatasetSource(
+            name="frappe",
+            source=f"Frappe in the layout of Frappe_x1 (BARS), {layout}",
+            licence=LICENCE,
+            split_rule="as given",
+        ),
+        features=dict.fromkeys(COLUMNS, "categorical"),
+        group="user",
+    )
+
+
+def _read_parts(raw: Path) -> tuple[dict[str, pl.LazyFrame], str]:
+    """Part to rows (label, then columns of text), and the name of the layout."""
+    if files := given_parts(raw):
+        return {part: _typed(pl.scan_parquet(path), path) for part, path in files.items()}, "parquet"
+    if files := given_parts(raw, suffix=".csv"):
+        rows = {part: pl.scan_csv(path, infer_schema=False) for part, path in files.items()}
+        return {part: _typed(rows[part], path) for part, path in files.items()}, "csv"
+    for pattern, names in LIBFM_FILES.items():
+        paths = [raw / pattern.format(name) for name in names]
+        if all(path.is_file() for path in paths):
+            return {part: libfm_rows(path) for part, path in zip(PARTS, paths, strict=True)}, "libfm"
+    find_file(raw, ("train.parquet", "train.csv", "frappe.train.libfm", "train.libsvm"))  # says what is missing
+    remedy = "give a folder that holds all three under one naming"
+    raise InputError(f"expected train, valid and test files in {raw}", found="not all of them", remedy=remedy)
+
+
+def _typed(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    columns = [pl.col(column).cast(pl.String) for column in COLUMNS]
+    label = pl.col("label").cast(pl.Float64).cast(pl.Int8)
+    return require_columns(rows, ["label", *COLUMNS], path.name).select(label, *columns)
+
+
+def libfm_rows(path: Path) -> pl.LazyFrame:
+    """Rows of a libfm file: `label id:1 id:1 ...`, the ids in the order of `COLUMNS`; a label of -1 counts as 0.
+
+    Raises `InputError` for a line of another shape.
+    """
+    lines = pl.Series("line", path.read_text(encoding="utf-8").split("\n")).str.strip_chars()
+    lines = lines.filter(lines != "")
+    fields = r"^(-1|0|1)" + r" (\d+):1" * len(COLUMNS) + "$"
+    wrong = lines.filter(~lines.str.contains(fields))
+    if len(wrong):
+        expected = f"{path.name}: expected a label and {len(COLUMNS)} fields such as 451:1"
+        raise InputError(expected, found=repr(wrong[0][:120]), remedy="give the published libfm files")
+    tokens = pl.col("line").str.split(" ")
+    ids = [tokens.list.get(place).str.head(-2).alias(name) for place, name in enumerate(COLUMNS, start=1)]
+    label = (tokens.list.get(0) == "1").cast(pl.Int8).alias("label")
+    return pl.LazyFrame([lines]).select(label, *ids)
+
+
+def _named(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
+    """Each column's global ids replaced by the values that the vocabulary gives them."""
+    with reading(f"{path.name} with field, feature_id and raw_value"):
+        table = pl.read_parquet(path, columns=["field", "feature_id", "raw_value"])
+    columns: list[pl.Expr] = []
+    for name in COLUMNS:
+        field = table.filter(pl.col("field") == name)
+        ids, values = field["feature_id"].cast(pl.String), field["raw_value"]
+        columns.append(pl.col(name).replace_strict(ids, values, return_dtype=pl.String))
+    return rows.with_columns(columns)
+
+
+def main(out: Out, raw: Raw, overwrite: Overwrite = False) -> None:
+    """Make Frappe_x1 from a folder with train/valid/test as .parquet, .csv (BARS) or .libsvm (AFN), or with
+    frappe.{train,validation,test}.libfm."""
+    build(out, lambda: write_raw(out, raw), notice=LICENCE, overwrite=overwrite)
+
+
+if __name__ == "__main__":
+    run(main)
