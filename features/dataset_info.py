@@ -1,6 +1,7 @@
 """DatasetInfo: what `dataset.json` says of a dataset directory, and its reader."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -79,28 +80,51 @@ def read_dataset(directory: str | Path, *, verify: bool = False) -> tuple[Datase
     Raises `InputError` when the directory is no dataset, is of a newer format, or does not hold together.
     """
     directory = Path(directory)
+    documents: list[str] = []
+    for name in ("dataset.json", "registry.json"):
+        try:
+            documents.append((directory / name).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            found = f"no readable {name} there" if directory.is_dir() else "no such directory"
+            remedy = "make one with `muxrec prepare`"
+            raise InputError(f"{directory}: expected a dataset", found=found, remedy=remedy) from None
+    info = _parse_info(documents[0], f"{directory}/dataset.json")
     try:
-        text = (directory / "dataset.json").read_text(encoding="utf-8")
-        registry = FeatureRegistry.from_json((directory / "registry.json").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        found = "no dataset.json there" if directory.is_dir() else "no such directory"
-        raise InputError(
-            f"{directory}: expected a dataset", found=found, remedy="make one with `muxrec prepare`"
-        ) from None
-    try:
-        info = DatasetInfo.model_validate_json(text)
-    except ValidationError as error:
-        found = str(error.errors()[0]["msg"])
-        raise InputError(f"{directory}/dataset.json: not readable", found=found, remedy="prepare it again") from None
-    if info.format_version > FORMAT_VERSION:
-        remedy = "upgrade muxrec, or prepare the data again"
-        raise InputError(f"expected dataset format {FORMAT_VERSION}", found=str(info.format_version), remedy=remedy)
+        registry = FeatureRegistry.from_json(documents[1])
+    except InputError as error:
+        raise error.located(f"{directory}/registry.json") from None
     if info.registry_fingerprint != registry.fingerprint():
-        raise InputError(f"{directory}: registry.json is not the one the parts were made with", remedy="prepare again")
+        expected = f"{directory}/registry.json: expected the registry that the parts were made with"
+        raise InputError(expected, found="another", remedy="prepare it again")
     for part in (part for split in info.splits.values() for part in split.parts):
-        path = directory / part.file
-        if not path.is_file() or path.stat().st_size != part.bytes or (verify and sha256_of(path) != part.sha256):
-            raise InputError(
-                f"{path}: expected the part that prepare wrote", found="another or none", remedy="prepare again"
-            )
+        _check_part(directory / part.file, part, verify=verify)
     return info, registry
+
+
+def _parse_info(text: str, where: str) -> DatasetInfo:
+    try:
+        document = json.loads(text)
+        version = document.get("format_version") if isinstance(document, dict) else None
+        # Looked at first: a newer format may have keys that this one would only call unknown.
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            remedy = "upgrade muxrec, or prepare the data again"
+            raise InputError(f"{where}: expected dataset format {FORMAT_VERSION}", found=str(version), remedy=remedy)
+        return DatasetInfo.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+    except json.JSONDecodeError as error:
+        found = str(error)
+    raise InputError(f"{where}: expected what prepare writes", found=found, remedy="prepare it again")
+
+
+def _check_part(path: Path, part: PartInfo, *, verify: bool) -> None:
+    if not path.is_file():
+        found = "no such file"
+    elif path.stat().st_size != part.bytes:
+        found = f"{path.stat().st_size} bytes instead of {part.bytes}"
+    elif verify and sha256_of(path) != part.sha256:
+        found = "another checksum"
+    else:
+        return
+    raise InputError(f"{path}: expected the part that prepare wrote", found=found, remedy="prepare it again")

@@ -70,7 +70,8 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
             feature.check(column)
             expressions.append(feature.lower(column.dtype))
         elif allow_missing:
-            raw = raw.with_columns(pl.lit(None).alias(feature.name))
+            # A literal would make one row of a frame without any.
+            raw = raw.with_columns(pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name))
             expressions.append(feature.lower(pl.Null()))
         else:
             raise missing_column(feature.name, raw.columns)
@@ -90,6 +91,7 @@ def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool 
 def missing_column(name: str, columns: list[str]) -> InputError:
     """The error for a column that is not in the data: what there is instead."""
     shown = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
-    return InputError(
-        f"expected a column {name!r}", found=f"columns {shown}", remedy="correct the registry or the file"
-    )
+    remedy = "correct the registry or the file"
+    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+        remedy = "separate the fields by commas"
+    return InputError(f"expected a column {name!r}", found=f"columns {shown}", remedy=remedy)

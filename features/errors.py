@@ -6,10 +6,25 @@ class InputError(ValueError):
 
     The command line prints the message as one line and exits 2; libraries see an ordinary ``ValueError``.
 
-    >>> str(InputError("label must be 0 or 1", found="2 in row 7", remedy="map the label first"))
-    'label must be 0 or 1; found 2 in row 7; map the label first'
+    >>> str(InputError("label must be 0 or 1", found="2", remedy="map the label first"))
+    'label must be 0 or 1; found 2; map the label first'
     """
 
-    def __init__(self, expected: str, *, found: str | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self, expected: str, *, found: str | None = None, remedy: str | None = None, row: int | None = None
+    ) -> None:
+        self.expected, self.found, self.remedy = expected, found, remedy
+        self.row = row
+        """Position, from 0, in the column that was looked at. It may be a chunk of a file, so the message is silent
+        about it until `located` turns it into a row of the file."""
         parts = [expected] + ([f"found {found}"] if found is not None else []) + ([remedy] if remedy else [])
         super().__init__("; ".join(parts))
+
+    def located(self, place: str, first_row: int = 0) -> "InputError":
+        """The same error with the file that it is in, and the row counted from 1 in that file, without its header.
+
+        >>> str(InputError("expected a number", found="'x'", row=1).located("a.csv", 100))
+        "a.csv: expected a number; found 'x' in row 102"
+        """
+        found = self.found if self.row is None else f"{self.found} in row {first_row + self.row + 1}"
+        return InputError(f"{place}: {self.expected}", found=found, remedy=self.remedy)

@@ -2,11 +2,15 @@
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from features.errors import InputError
 
@@ -53,6 +57,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
+
+
+def write_parquet(frame: pl.DataFrame, path: Path, **options: Any) -> None:
+    """`frame.write_parquet`; a full disk raises `OSError`, as it does everywhere else."""
+    try:
+        frame.write_parquet(path, **options)
+    except pl.exceptions.PolarsError as error:
+        # polars wraps what the system said: "... No space left on device (os error 28)".
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:

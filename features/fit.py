@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from features.errors import InputError
+from features.hashing import hash_text
 from features.registry import FeatureRegistry
 from features.spec import Numeric, NumericFit
 
@@ -27,6 +28,7 @@ class NumericSummary:
 
     def __init__(self, seed: int) -> None:
         self.count, self.mean, self.sum_of_squares = 0, 0.0, 0.0
+        self.low, self.high = np.inf, -np.inf
         self.sample = np.empty(0, dtype=np.float64)
         self._priority = np.empty(0, dtype=np.float64)
         self._random = np.random.default_rng(seed)
@@ -41,6 +43,7 @@ class NumericSummary:
         self.sum_of_squares += float(((values - mean) ** 2).sum()) + delta**2 * self.count * count / total
         self.mean += delta * count / total
         self.count = total
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         # The values with the smallest random priorities are a uniform sample of any stream.
         priority = np.concatenate([self._priority, self._random.random(count)])
         pool = np.concatenate([self.sample, values])
@@ -52,7 +55,8 @@ class NumericSummary:
     @property
     def std(self) -> float:
         """Population standard deviation; 0 for no or equal values."""
-        return float(np.sqrt(self.sum_of_squares / self.count)) if self.count else 0.0
+        # The mean of equal values may be off by a rounding, and then the squares do not add up to 0.
+        return float(np.sqrt(self.sum_of_squares / self.count)) if self.low < self.high else 0.0
 
     def boundaries(self, num_buckets: int) -> tuple[float, ...]:
         """Increasing inner edges of equal-frequency buckets; fewer where values repeat."""
@@ -60,23 +64,28 @@ class NumericSummary:
             return ()
         edges = np.quantile(self.sample, np.arange(1, num_buckets) / num_buckets, method="lower")
         unique = np.unique(edges)
-        return tuple(float(edge) for edge in unique if edge > self.sample.min())
+        return tuple(float(edge) for edge in unique if edge > self.low)
 
 
 def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl.DataFrame]]) -> FeatureRegistry:
     """The registry with statistics for every numeric feature that needs them; one pass, or none.
 
-    Raises `InputError` for a column of another type or without any value.
+    Raises `InputError` for a column of another type or without any value, and where there is no row.
     """
     unfitted = [feature for feature in registry.features if isinstance(feature, Numeric) and feature.needs_fit]
     if not unfitted:
         return registry
-    summaries = {feature.name: NumericSummary(seed=index) for index, feature in enumerate(unfitted)}
+    # Seeded by the key, not the position: a feature more leaves the other features' edges as they are.
+    summaries = {feature.name: NumericSummary(seed=hash_text(feature.stable_key)) for feature in unfitted}
+    num_rows = 0
     for raw in read_train():
+        num_rows += raw.height
         for feature in unfitted:
             column = raw[feature.name]
             feature.check(column)
             summaries[feature.name].add(column.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy())
+    if num_rows == 0:
+        raise InputError("split 'train': expected rows", found="none", remedy="check the input files")
     fitted: dict[str, Numeric] = {}
     for feature in unfitted:
         summary = summaries[feature.name]

@@ -16,8 +16,8 @@ from features.errors import InputError
 UNIT_SEPARATOR = "\x1f"
 MAX_NUM_ROWS = 2**31
 
-# xxh3_64 of the bytes ff 6d 69 73 73 69 6e 67. They are not valid UTF-8, so no text, the empty one and "missing"
-# included, is turned into this token by construction.
+# xxh3_64 of the bytes ff 6d 69 73 73 69 6e 67: not valid UTF-8, so the bytes of no text, the empty one and "missing"
+# included, are these.
 MISSING_TOKEN = 0x0EA92B629D1D5A8D
 
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9

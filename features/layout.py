@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from features.errors import InputError
-from features.hashing import MAX_NUM_ROWS, Tokens, salt
+from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
 
 
@@ -55,7 +55,14 @@ class TableLayout(BaseModel):
     def of(
         registry: FeatureRegistry, *, num_rows: int, width: int, probes: int, views: Mapping[str, tuple[str, ...]]
     ) -> "TableLayout":
-        """Layout of a registry's token features; `probes` counts where a feature does not set its own."""
+        """Layout of a registry's token features; `probes` counts where a feature does not set its own.
+
+        Raises `InputError` for sizes that no table has and for a view of features that are not in the registry.
+        """
+        check_num_rows(num_rows)
+        if width < 1 or probes < 1:
+            found, remedy = f"width {width} and probes {probes}", "set embedding.width and embedding.probes"
+            raise InputError("width and probes must be positive", found=found, remedy=remedy)
         features = {feature.name: feature for feature in registry.token_features}
         unknown = [name for names in views.values() for name in names if name not in features]
         if unknown:

@@ -4,30 +4,30 @@ A dataset directory holds `registry.json`, `dataset.json` and `train/ valid/ tes
 `weight` and `group`, then a lowered column a feature. `dataset.json` is written last: without it there is no dataset.
 """
 
-import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from features.dataset_info import DatasetInfo, DatasetSource, PartInfo, SplitInfo
 from features.encode import encode_frame, missing_column
 from features.errors import InputError
-from features.files import cannot_write, sha256_of, temporary_directory_beside, write_text
+from features.files import cannot_write, sha256_of, temporary_directory_beside, write_parquet, write_text
 from features.fit import fit_registry
 from features.hashing import mix64, token_of_text
 from features.progress import progress_bar
 from features.readers import columns_of, expand, parse_numbers, read_chunks
 from features.registry import FeatureRegistry
-from features.spec import Categorical, Numeric, canonical_text
+from features.spec import MAX_FLOAT32, Categorical, Numeric, canonical_text
 
 SPLITS = ("train", "valid", "test")
 PART_ROWS = 1_048_576
 ROW_GROUP_ROWS = 131_072
-
-Assignment = npt.NDArray[np.int64]
+LABEL_REMEDY = "map the label to 0 and 1 before (a rating, say, by a threshold)"
 
 
 def prepare(
@@ -54,13 +54,14 @@ def prepare(
     if "train" not in files or not set(files) <= set(SPLITS):
         raise InputError("expected training files", found=f"splits {sorted(files)}", remedy="give --train GLOB")
     if not 0 < holdout < 0.5:
-        raise InputError("holdout must be between 0 and 0.5", found=str(holdout))
-    if (out / "dataset.json").exists() and not overwrite:
-        raise InputError(f"{out} holds a dataset already", remedy="pass --overwrite, or choose another --out")
-    unknown = _check_columns(registry, [path for paths in files.values() for path in paths])
+        raise InputError("holdout must be between 0 and 0.5", found=str(holdout), remedy="0.1 is usual")
+    if part_rows < 1:
+        raise InputError("part_rows must be positive", found=str(part_rows))
+    _check_out(out, files, overwrite)
+    unknown = _check_files(registry, files)
     shares = _held_out(files, holdout)
     rule = f"{holdout:g} of the training rows each for {', '.join(shares)}, by position" if shares else "as given"
-    source = source or DatasetSource(name=out.name, split_rule=rule)
+    source = source or DatasetSource(name=out.resolve().name, split_rule=rule)
 
     existed = out.is_dir()
     try:
@@ -84,16 +85,39 @@ def prepare(
     return info
 
 
-def _check_columns(registry: FeatureRegistry, paths: Sequence[Path]) -> list[str]:
-    """Refuse a file without a needed column; return the columns that the registry does not use."""
+def _check_out(out: Path, files: Mapping[str, Sequence[Path]], overwrite: bool) -> None:
+    """Refuse an output that would replace a dataset unasked, or anything that no `prepare` wrote."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: expected a directory to write to", found="a file", remedy="choose another --out")
+    if (out / "dataset.json").exists() and not overwrite:
+        raise InputError(
+            f"{out}: expected no dataset yet", found="one", remedy="pass --overwrite, or choose another --out"
+        )
+    inputs = [path.resolve() for paths in files.values() for path in paths]
+    for folder in (out / split for split in SPLITS):
+        if any(path.is_relative_to(folder.resolve()) for path in inputs):
+            raise InputError(f"{folder} would be replaced", found="input files in it", remedy="choose another --out")
+        if folder.exists() and not (out / "registry.json").exists():
+            found = "a folder that no dataset owns"
+            raise InputError(f"{folder} would be replaced", found=found, remedy="choose another --out, or remove it")
+
+
+def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Refuse a file without a needed column or in two splits; return the columns that the registry does not use."""
     needed = _needed_columns(registry)
     unknown: dict[str, None] = {}
-    for path in paths:
-        names = columns_of(path)
-        for name in needed:
-            if name not in names:
-                raise InputError(f"{path}: {missing_column(name, names)}")
-        unknown |= dict.fromkeys(name for name in names if name not in needed)
+    split_of: dict[Path, str] = {}
+    for split, paths in files.items():
+        for path in paths:
+            other = split_of.setdefault(path.resolve(), split)
+            if other != split:
+                remedy = "a model must not be judged on rows that it learned from: narrow one of the patterns"
+                raise InputError(f"{path}: expected a file of one split", found=f"{other} and {split}", remedy=remedy)
+            names = columns_of(path)
+            for name in needed:
+                if name not in names:
+                    raise missing_column(name, names).located(str(path))
+            unknown |= dict.fromkeys(name for name in names if name not in needed)
     return list(unknown)
 
 
@@ -109,97 +133,128 @@ def _held_out(files: Mapping[str, Sequence[Path]], holdout: float) -> dict[str, 
     return {"valid": holdout} if "test" in files else {"valid": holdout, "test": holdout}
 
 
+class _Chunk(NamedTuple):
+    """Raw rows of one file."""
+
+    path: Path
+    first_row: int
+    """Position of the first row in the file."""
+    position: int
+    """Position of the first row among all rows of the split's files."""
+    raw: pl.DataFrame
+
+
 class _Reader:
     """Reads raw chunks and says which split each row of a file belongs to."""
 
     def __init__(self, registry: FeatureRegistry, shares: Mapping[str, float], progress: bool) -> None:
         self.columns = _needed_columns(registry)
+        self.unfitted = [feature for feature in registry.features if isinstance(feature, Numeric) and feature.needs_fit]
         self.numeric = {feature.name for feature in registry.features if isinstance(feature, Numeric)}
         self.numeric |= {registry.weight} if registry.weight else set()
         self.shares = shares
         self.progress = progress
 
-    def chunks(self, paths: Sequence[Path], title: str) -> Iterator[tuple[int, pl.DataFrame]]:
-        """(position of the first row among all files' rows, raw rows) pairs."""
+    def chunks(self, paths: Sequence[Path], title: str) -> Iterator[_Chunk]:
+        """Rows of the files in order."""
         position = 0
         with progress_bar(title, None, enabled=self.progress) as advance:
             for path in paths:
-                for chunk in read_chunks(path, self.columns, numeric=self.numeric):
-                    yield position, chunk
-                    position += len(chunk)
-                    advance(len(chunk), note=path.name)
+                first_row = 0
+                for raw in read_chunks(path, self.columns, numeric=self.numeric):
+                    yield _Chunk(path, first_row, position, raw)
+                    first_row += raw.height
+                    position += raw.height
+                    advance(raw.height, note=path.name)
 
-    def split(self, position: int, chunk: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Parts of a chunk of training files by split; the rows keep their order."""
+    def masks(self, chunk: _Chunk) -> dict[str, pl.Series]:
+        """Split to the rows [N] of a chunk of training files that it gets; empty where train gets them all."""
         if not self.shares:
-            yield "train", chunk
-            return
-        positions = np.arange(position, position + len(chunk), dtype=np.uint64)
+            return {}
+        positions = np.arange(chunk.position, chunk.position + chunk.raw.height, dtype=np.uint64)
         uniform = (mix64(positions + np.uint64(1)) >> np.uint64(11)).astype(np.float64) / 2**53
+        masks: dict[str, pl.Series] = {}
         low = 0.0
         for split, share in self.shares.items():
-            yield split, chunk.filter(pl.Series((uniform >= low) & (uniform < low + share)))
+            masks[split] = pl.Series((uniform >= low) & (uniform < low + share))
             low += share
-        yield "train", chunk.filter(pl.Series(uniform >= low))
+        return masks | {"train": pl.Series(uniform >= low)}
 
     def train_rows(self, paths: Sequence[Path]) -> Iterator[pl.DataFrame]:
         """Raw training rows alone, for fitting."""
-        for position, chunk in self.chunks(paths, "fit"):
-            for split, rows in self.split(position, chunk):
-                if split == "train":
-                    yield rows
+        for chunk in self.chunks(paths, "fit"):
+            with _faults_in(chunk):
+                for feature in self.unfitted:
+                    feature.check(chunk.raw[feature.name])
+            masks = self.masks(chunk)
+            yield chunk.raw.filter(masks["train"]) if masks else chunk.raw
+
+
+@contextmanager
+def _faults_in(chunk: _Chunk) -> Iterator[None]:
+    """Name the file and the row of what is wrong in a chunk."""
+    try:
+        yield
+    except InputError as error:
+        raise error.located(str(chunk.path), chunk.first_row) from None
 
 
 def _write_splits(
     registry: FeatureRegistry, reader: _Reader, files: Mapping[str, Sequence[Path]], directory: Path, part_rows: int
 ) -> dict[str, SplitInfo]:
     names = [split for split in SPLITS if split in files or split in reader.shares]
-    writers = {split: _SplitWriter(registry, directory / split, part_rows) for split in names}
+    writers = {split: _SplitWriter(directory / split, part_rows) for split in names}
     for origin, paths in files.items():
-        for position, chunk in reader.chunks(paths, f"prepare {origin}"):
-            parts = reader.split(position, chunk) if origin == "train" else [(origin, chunk)]
-            for split, rows in parts:
-                writers[split].add(rows)
+        for chunk in reader.chunks(paths, f"prepare {origin}"):
+            with _faults_in(chunk):
+                lowered = _lower(chunk.raw, registry)
+            masks = reader.masks(chunk) if origin == "train" else {}
+            for split, mask in masks.items():
+                writers[split].add(lowered.filter(mask), _missing_counts(chunk.raw, registry, mask))
+            if not masks:
+                writers[origin].add(lowered, _missing_counts(chunk.raw, registry))
     return {split: writer.finish() for split, writer in writers.items()}
 
 
-class _SplitWriter:
-    """Lowers raw rows and writes them as parquet parts of at most `part_rows` rows."""
+def _lower(raw: pl.DataFrame, registry: FeatureRegistry) -> pl.DataFrame:
+    """Columns of a part: label, weight and group where the registry has them, then the features."""
+    columns = [label_column(raw, registry.label)]
+    if registry.weight is not None:
+        columns.append(weight_column(raw, registry.weight))
+    if registry.group is not None:
+        columns.append(group_column(raw, registry.group))
+    return pl.DataFrame(columns).hstack(encode_frame(raw, registry))
 
-    def __init__(self, registry: FeatureRegistry, directory: Path, part_rows: int) -> None:
+
+class _SplitWriter:
+    """Writes lowered rows as parquet parts of at most `part_rows` rows."""
+
+    def __init__(self, directory: Path, part_rows: int) -> None:
         directory.mkdir()
-        self.registry, self.directory, self.part_rows = registry, directory, part_rows
+        self.directory, self.part_rows = directory, part_rows
         self.frames: list[pl.DataFrame] = []
         self.buffered = self.rows = self.positives = 0
         self.parts: list[PartInfo] = []
-        self.missing = {feature.name: 0 for feature in registry.features}
+        self.missing: Counter[str] = Counter()
 
-    def add(self, raw: pl.DataFrame) -> None:
-        """Lower and keep raw rows; full parts go to the disk."""
-        if not len(raw):
-            return
-        label = label_column(raw, self.registry.label)
-        lowered = encode_frame(raw, self.registry)
-        for feature in self.registry.features:
-            self.missing[feature.name] += count_missing(raw[feature.name])
-        extra = [label]
-        if self.registry.weight is not None:
-            extra.append(weight_column(raw, self.registry.weight))
-        if self.registry.group is not None:
-            extra.append(group_column(raw, self.registry.group))
-        self.rows += len(raw)
-        self.positives += int(label.sum())
-        self.frames.append(lowered.select(extra + [pl.col(name) for name in lowered.columns]))
-        self.buffered += len(raw)
+    def add(self, lowered: pl.DataFrame, missing: Mapping[str, int]) -> None:
+        """Keep lowered rows and count their missing values; full parts go to the disk."""
+        self.missing.update(missing)
+        self.rows += lowered.height
+        self.positives += int(lowered["label"].sum())
+        self.frames.append(lowered)
+        self.buffered += lowered.height
         while self.buffered >= self.part_rows:
             self._write(self.part_rows)
 
     def _write(self, num_rows: int) -> None:
         frame = pl.concat(self.frames)
         path = self.directory / f"part-{len(self.parts):05d}.parquet"
-        frame.head(num_rows).write_parquet(path, row_group_size=ROW_GROUP_ROWS)
+        # Tokens are noise: statistics of them say nothing, and a slower codec saves 5%.
+        options = {"row_group_size": ROW_GROUP_ROWS, "compression": "lz4", "statistics": False}
+        write_parquet(frame.head(num_rows), path, **options)
         name = f"{self.directory.name}/{path.name}"
-        rows, size = min(num_rows, len(frame)), path.stat().st_size
+        rows, size = min(num_rows, frame.height), path.stat().st_size
         self.parts.append(PartInfo(file=name, rows=rows, bytes=size, sha256=sha256_of(path)))
         self.frames = [frame.slice(num_rows)]
         self.buffered -= rows
@@ -220,6 +275,15 @@ class _SplitWriter:
         return SplitInfo(rows=self.rows, label_rate=rate, missing_rates=missing, parts=tuple(self.parts))
 
 
+def _missing_counts(raw: pl.DataFrame, registry: FeatureRegistry, mask: pl.Series | None = None) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for feature in registry.features:
+        column = raw[feature.name]
+        count = count_missing(column)
+        counts[feature.name] = count_missing(column.filter(mask)) if count and mask is not None else count
+    return counts
+
+
 def count_missing(column: pl.Series) -> int:
     """Values that read as missing: nulls and NaNs."""
     return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
@@ -228,27 +292,39 @@ def count_missing(column: pl.Series) -> int:
 def label_column(raw: pl.DataFrame, name: str) -> pl.Series:
     """Labels [B] as UInt8 0 or 1; raises `InputError` for anything else, null included."""
     column = raw[name]
+    expected = f"label {name!r}: expected 0 or 1"
     if column.null_count():
-        row = column.is_null().arg_max()
-        raise InputError(f"label {name!r}: expected 0 or 1", found=f"null in row {row}", remedy="drop those rows")
-    values = parse_numbers(column) if column.dtype == pl.String else column
+        raise InputError(expected, found="null", remedy="drop those rows", row=column.is_null().arg_max())
+    values = column
+    if column.dtype == pl.String:
+        try:
+            values = parse_numbers(column)
+        except InputError as error:
+            raise InputError(expected, found=error.found, remedy=LABEL_REMEDY, row=error.row) from None
     if not (values.dtype.is_numeric() or values.dtype == pl.Boolean):
-        remedy = "name the right column under `label:`"
-        raise InputError(f"label {name!r}: expected 0 or 1", found=str(values.dtype), remedy=remedy)
+        raise InputError(expected, found=str(values.dtype)[:60], remedy="name the right column under `label:`")
     numbers = values.cast(pl.Float64)
-    wrong = numbers.filter(~numbers.is_in([0.0, 1.0]))
-    if len(wrong):
-        remedy = "map the label to 0 and 1 before (a rating, say, by a threshold)"
-        raise InputError(f"label {name!r}: expected 0 or 1", found=f"{wrong[0]:g}", remedy=remedy)
+    wrong = ~numbers.is_in([0.0, 1.0])
+    if wrong.any() or numbers.null_count():
+        row = wrong.fill_null(True).arg_max()
+        found = "an empty text" if row is None or numbers[row] is None else f"{numbers[row]:.12g}"
+        raise InputError(expected, found=found, remedy=LABEL_REMEDY, row=row)
     return numbers.cast(pl.UInt8).alias("label")
 
 
 def weight_column(raw: pl.DataFrame, name: str) -> pl.Series:
     """Example weights [B] as Float32; raises `InputError` for negative, missing or infinite ones."""
     column = raw[name]
-    weights = parse_numbers(column) if column.dtype == pl.String else column.cast(pl.Float64)
-    if weights.null_count() or not weights.is_finite().all() or (weights < 0).any():
-        raise InputError(f"weight {name!r}: expected finite numbers from 0", remedy="mend or drop those rows")
+    expected = f"weight {name!r}: expected finite numbers from 0"
+    weights = parse_numbers(column) if column.dtype == pl.String else column
+    if not (weights.dtype.is_numeric() or weights.dtype in (pl.Boolean, pl.Null)):
+        raise InputError(expected, found=str(weights.dtype)[:60], remedy="name the right column under `weight:`")
+    weights = weights.cast(pl.Float64)
+    wrong = ~((weights >= 0) & (weights <= MAX_FLOAT32)).fill_null(False)
+    if wrong.any():
+        row = wrong.arg_max()
+        found = "null" if row is None or weights[row] is None else f"{weights[row]:.12g}"
+        raise InputError(expected, found=found, remedy="mend or drop those rows", row=row)
     return weights.cast(pl.Float32).alias("weight")
 
 
@@ -259,12 +335,20 @@ def group_column(raw: pl.DataFrame, name: str) -> pl.Series:
 
 
 def _move_into_place(temporary: Path, out: Path, info: DatasetInfo, registry: FeatureRegistry) -> None:
-    """Put the parts where they belong; the old dataset ends with its `dataset.json`, the new one begins with it."""
+    """Swap in the new dataset; the old one ends with its `dataset.json`, the new one begins with its own.
+
+    All bytes are on the disk before the first old file moves, so that a full disk leaves the old dataset whole.
+    """
+    write_text(temporary / "registry.json", registry.to_json())
+    write_text(temporary / "dataset.json", info.model_dump_json(indent=1))
     (out / "dataset.json").unlink(missing_ok=True)
+    # From here on `_check_out` takes the folders for ours, should the next lines be cut off.
+    (temporary / "registry.json").replace(out / "registry.json")
+    old = temporary / "old"
+    old.mkdir()
     for split in SPLITS:
         if (out / split).exists():
-            shutil.rmtree(out / split)
+            (out / split).rename(old / split)
         if (temporary / split).exists():
             (temporary / split).rename(out / split)
-    write_text(out / "registry.json", registry.to_json())
-    write_text(out / "dataset.json", info.model_dump_json(indent=1))
+    (temporary / "dataset.json").replace(out / "dataset.json")

@@ -45,24 +45,31 @@ class FeatureRegistry(BaseModel):
     def _check_names(cls, features: tuple[AnyFeature, ...]) -> tuple[AnyFeature, ...]:
         if not features:
             raise InputError("a registry needs at least one feature", found="none", remedy="add one under `features:`")
-        seen: dict[str, str] = {}
+        seen: dict[tuple[str, str], str] = {}
         for feature in features:
-            if feature.name in RESERVED_NAMES or not feature.name.isprintable() or not feature.name.strip():
+            if feature.name in RESERVED_NAMES:
                 remedy = f"rename the column; reserved are {', '.join(sorted(RESERVED_NAMES))}"
-                raise InputError("a feature needs a printable name of its own", found=repr(feature.name), remedy=remedy)
-            for kind, value in (("name", feature.name), ("key", "key:" + feature.stable_key)):
-                if value in seen:
-                    found = f"{kind} {value.removeprefix('key:')!r} of {feature.name!r} and {seen[value]!r}"
+                raise InputError("a feature needs a name of its own", found=repr(feature.name), remedy=remedy)
+            for kind, value in (("name", feature.name), ("key", feature.stable_key)):
+                # The separators inside salts are not printable, so no two features can be given the same salt.
+                if not value.isprintable() or not value.strip():
+                    remedy = "rename it" if kind == "key" else "rename the column"
+                    raise InputError(f"a feature needs a printable {kind}", found=repr(value), remedy=remedy)
+                if (kind, value) in seen:
+                    found = f"{kind} {value!r} of {feature.name!r} and {seen[kind, value]!r}"
                     raise InputError(f"feature {kind}s must be unique", found=found, remedy="rename one of them")
-                seen[value] = feature.name
+                seen[kind, value] = feature.name
         return features
 
     @model_validator(mode="after")
-    def _check_label(self) -> Self:
+    def _check_roles(self) -> Self:
         for role, column in (("label", self.label), ("weight", self.weight)):
             if any(feature.name == column for feature in self.features):
                 remedy = "remove it from `features:`, or name another column"
                 raise InputError(f"the {role} cannot be a feature", found=repr(column), remedy=remedy)
+        if self.label in (self.weight, self.group):
+            remedy = "name another column"
+            raise InputError("the label cannot be the weight or the group too", found=repr(self.label), remedy=remedy)
         return self
 
     @property
@@ -102,17 +109,21 @@ class FeatureRegistry(BaseModel):
         """Read a registry file; raises `InputError` that names the file and the key."""
         path = Path(path)
         try:
-            document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+            document = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RegistryLoader)
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError("a registry file", found=str(error), remedy="see `muxrec prepare --infer`") from None
+            found = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+            remedy = "draft one with `muxrec prepare --infer FILE`"
+            raise InputError(f"{path}: expected a registry file", found=found, remedy=remedy) from None
         except yaml.YAMLError as error:
             found = " ".join(str(error).split())
             raise InputError(f"{path}: expected YAML", found=found, remedy="correct that line") from None
+        except InputError as error:
+            raise error.located(str(path)) from None
         return _from_mapping(document, str(path))
 
     def with_features(self, features: Iterable[AnyFeature]) -> "FeatureRegistry":
         """Copy with other features, checked again."""
-        return FeatureRegistry.model_validate({**self.model_dump(), "features": [f.model_dump() for f in features]})
+        return _validated({**self.model_dump(), "features": [f.model_dump() for f in features]}, "registry")
 
     def diff(self, other: "FeatureRegistry") -> list[str]:
         """Differences as lines, from this registry to the other; empty where tokens and floats are made alike.
@@ -151,28 +162,46 @@ def _feature_diff(before: AnyFeature, after: AnyFeature) -> list[str]:
 
 def _from_mapping(document: object, where: str) -> FeatureRegistry:
     """Lower the mapping form `features: {name: type | {type: ...}}` to the list form and validate it."""
-    if not isinstance(document, dict) or not isinstance(document.get("features"), dict):
+    features = document.get("features") if isinstance(document, dict) else document
+    if not isinstance(document, dict) or not isinstance(features, dict):
+        if isinstance(document, dict) and "features" not in document:
+            found = f"the keys {', '.join(map(repr, document))}"
+        else:
+            found = _kind_of(features) + (" there" if isinstance(document, dict) else "")
         remedy = "see docs/guide.md, or start from `muxrec prepare --infer FILE`"
-        raise InputError(f"{where}: expected a mapping with `features:`", found=type(document).__name__, remedy=remedy)
-    features: list[dict[str, Any]] = []
-    for name, value in document["features"].items():
+        raise InputError(f"{where}: expected a mapping with a mapping `features:`", found=found, remedy=remedy)
+    entries: list[dict[str, Any]] = []
+    for name, value in features.items():
         settings: object = {"type": value} if isinstance(value, str) else value
         if not isinstance(settings, dict):
-            found = f"{name}: {value!r}"
-            raise InputError(f"{where}: a feature is a type or a mapping with `type:`", found=found)
+            remedy = "write `NAME: categorical`, say"
+            expected = f"{where}: a feature is a type or a mapping with `type:`"
+            raise InputError(expected, found=f"{name}: {value!r}", remedy=remedy)
         kind = settings.get("type", "categorical")
-        if kind not in FEATURE_TYPES:
-            remedy = f"use one of {', '.join(FEATURE_TYPES)}"
+        if not isinstance(kind, str) or kind not in FEATURE_TYPES:
+            close = difflib.get_close_matches(str(kind), FEATURE_TYPES, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(FEATURE_TYPES)}"
             raise InputError(f"{where}: unknown feature type", found=f"{kind!r} for {name!r}", remedy=remedy)
-        features.append({"type": kind, **settings, "name": str(name)})
-    return _validated({**document, "features": features}, where)
+        entries.append({"type": kind, **settings, "name": str(name)})
+    return _validated({**document, "features": entries}, where)
+
+
+def _kind_of(value: object) -> str:
+    return {type(None): "nothing", list: "a list", str: "a text"}.get(type(value), f"{value!r}"[:40])
 
 
 def _validated(document: object, where: str) -> FeatureRegistry:
     try:
         return FeatureRegistry.model_validate(document)
     except ValidationError as error:
-        raise InputError(f"{where}: {describe_validation_error(error, FeatureRegistry)}") from None
+        complaint = describe_validation_error(error, FeatureRegistry)
+        loc = error.errors()[0]["loc"]
+        if isinstance(document, dict) and len(loc) > 1 and loc[0] == "features":
+            # Pydantic counts the features; people know their names.
+            feature = document["features"][loc[1]]
+            if isinstance(feature, dict) and "name" in feature:
+                complaint = complaint.replace(".".join(map(str, loc[:3])), f"features.{feature['name']}", 1)
+        raise InputError(f"{where}: {complaint}") from None
 
 
 def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
@@ -183,28 +212,40 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
         return str(inner)
     place = ".".join(str(part) for part in first["loc"]) or "top level"
     if first["type"] == "extra_forbidden":
-        names = _field_names(model)
-        close = difflib.get_close_matches(str(first["loc"][-1]), names, n=1)
-        remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(names))}"
+        key, names = str(first["loc"][-1]), _field_names(model, first["loc"])
+        close = difflib.get_close_matches(key, names, n=1)
+        others = [kind for kind, feature_type in FEATURE_TYPES.items() if key in feature_type.model_fields]
+        if others and "features" in model.model_fields and len(first["loc"]) > 1:
+            remedy = f"it belongs to {' and '.join(others)}"
+        else:
+            remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(names))}"
         return f"unknown key {place!r}; {remedy}"
     return f"{place}: {first['msg'].lower()}; found {first['input']!r}"
 
 
-def _field_names(model: type[BaseModel]) -> set[str]:
-    names = set(model.model_fields)
-    for feature_type in FEATURE_TYPES.values() if "features" in names else ():
-        names |= set(feature_type.model_fields)
-    return names
+def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
+    """Keys that are known at a place; inside a feature, those of its type."""
+    if "features" in model.model_fields and len(loc) > 1:
+        kinds = [FEATURE_TYPES[str(part)] for part in loc if part in FEATURE_TYPES]
+        return {name for kind in kinds or FEATURE_TYPES.values() for name in kind.model_fields}
+    return set(model.model_fields)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which plain YAML readers drop without a word."""
+class _RegistryLoader(yaml.SafeLoader):
+    """A safe loader for which keys are text, as columns are, and which refuses a key given twice.
+
+    Plain YAML 1.1 reads a column `no` or `on` as a boolean, `007` as 7, and drops the first of two equal keys.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                line = node.value[index][0].start_mark.line + 1
-                found = f"{key!r} twice, again in line {line}"
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                found = f"{key.value!r} twice, again in line {key.start_mark.line + 1}"
                 raise InputError("keys of a registry file must be unique", found=found, remedy="remove one")
+            seen.add(key.value)
+            if key.value != "<<":  # a merge keeps its meaning
+                key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep=deep)

@@ -15,7 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from features.errors import InputError
 from features.hashing import token_of_text
 
-MAX_EXACT_FLOAT = 2**53
+# From here on a float column no longer tells every two neighbouring integers apart.
+FIRST_INEXACT_INTEGER = {pl.Float16(): 2**11, pl.Float32(): 2**24, pl.Float64(): 2**53}
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,9 +62,9 @@ class FeatureSpec(BaseModel):
         """Expression from a raw column of this (checked) data type to the lowered column."""
         raise NotImplementedError
 
-    def reject(self, expected: str, found: str, remedy: str) -> InputError:
-        """The error that says what this column should have been."""
-        return InputError(f"column {self.name!r}: expected {expected}", found=found, remedy=remedy)
+    def reject(self, expected: str, found: str, remedy: str, row: int | None = None) -> InputError:
+        """The error that says what this column should have been; `row` is a position in the column checked."""
+        return InputError(f"column {self.name!r}: expected {expected}", found=found, remedy=remedy, row=row)
 
 
 Probes = Annotated[int, Field(ge=1, le=64)]
@@ -80,7 +84,7 @@ class Categorical(FeatureSpec):
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
             remedy = "declare it `categorical_list`"
-            raise self.reject("one value a row", f"a list ({column.dtype})", remedy)
+            raise self.reject("one value a row", f"a list ({_type(column)})", remedy)
         check_text(self, column)
 
     def lower(self, dtype: pl.DataType) -> pl.Expr:
@@ -111,28 +115,39 @@ class CategoricalList(FeatureSpec):
 
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
-            check_text(self, column.explode())
-        elif column.dtype == pl.String and self.separator is None:
+            self._check_values(column)
+        elif column.dtype in TEXT_TYPES and self.separator is None:
             remedy = "set `separator:`, or declare it `categorical`"
             raise self.reject("a list column", "text and no separator declared", remedy)
-        elif column.dtype not in (pl.String, pl.Null):
+        elif column.dtype not in (*TEXT_TYPES, pl.Null):
             remedy = "declare it `categorical`, or make it a list"
-            raise self.reject("a list column", f"one value a row ({column.dtype})", remedy)
+            raise self.reject("a list column", f"one value a row ({_type(column)})", remedy)
+
+    def _check_values(self, column: pl.Series) -> None:
+        values = column.explode()
+        try:
+            check_text(self, values)
+        except InputError as error:
+            if error.row is None:
+                raise
+            # An empty or null list is one null among the values.
+            lengths = column.cast(pl.List(values.dtype)).list.len().fill_null(0).clip(lower_bound=1)
+            row = int((lengths.cum_sum() <= error.row).sum())
+            raise InputError(error.expected, found=error.found, remedy=error.remedy, row=row) from None
 
     def lower(self, dtype: pl.DataType) -> pl.Expr:
-        missing = pl.lit([None], dtype=pl.List(pl.String))
+        texts_type = pl.List(pl.String)
         if isinstance(dtype, pl.List | pl.Array):
             inner: Any = dtype.inner
             values = pl.col(self.name).cast(pl.List(inner))
             texts = values.list.eval(canonical_text(pl.element(), inner))
         elif dtype == pl.Null:
-            texts = missing
+            texts = pl.col(self.name).cast(texts_type)
         else:
             assert self.separator is not None
-            text = pl.col(self.name)
-            texts = (
-                pl.when(text == "").then(pl.lit([], dtype=pl.List(pl.String))).otherwise(text.str.split(self.separator))
-            )
+            text = pl.col(self.name).cast(pl.String)
+            texts = pl.when(text == "").then(pl.lit([], dtype=texts_type)).otherwise(text.str.split(self.separator))
+        missing = pl.lit([None], dtype=texts_type)
         return texts.fill_null(missing).list.eval(token_of_text(pl.element())).alias(self.name)
 
 
@@ -181,8 +196,11 @@ class Numeric(FeatureSpec):
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
             remedy = "declare it `categorical`, or cast it before"
             raise self.reject("a number", _describe(column), remedy)
-        if dtype.is_float() and column.is_infinite().any():
-            raise self.reject("finite numbers", "an infinite one", "make it null, or clip it before")
+        if dtype.is_float():
+            row = _first(column.cast(pl.Float64).fill_nan(None).abs() > MAX_FLOAT32)
+            if row is not None:
+                remedy = "make it null, or clip it before"
+                raise self.reject("finite numbers in float32's range", f"{column[row]:.12g}", remedy, row)
 
     def lower(self, dtype: pl.DataType) -> pl.Expr:
         value = pl.col(self.name).cast(pl.Float64).fill_nan(None)
@@ -192,7 +210,8 @@ class Numeric(FeatureSpec):
             number = value.sign() * value.abs().log1p()
         elif self.transform == "standardize":
             fitted = self._fitted()
-            number = (value - fitted.mean) / (fitted.std or 1.0)
+            # A tiny deviation may lift a new extreme above float32's range.
+            number = ((value - fitted.mean) / (fitted.std or 1.0)).clip(-MAX_FLOAT32, MAX_FLOAT32)
         elif self.transform == "bucketize":
             boundaries = np.asarray(self._fitted().boundaries, dtype=np.float64)
             return self._tokens(value, lambda numbers: np.searchsorted(boundaries, numbers, side="right"))
@@ -235,25 +254,37 @@ def check_text(spec: FeatureSpec, column: pl.Series) -> None:
     """Raise `InputError` unless every value of the column [N] has a canonical text."""
     dtype = column.dtype
     if dtype.is_float():
-        wrong = column.filter(column.is_infinite() | (column.fill_nan(None) != column.round()))
-        if len(wrong):
+        row = _first(column.is_infinite() | (column.fill_nan(None) != column.round()))
+        if row is not None:
             remedy = "declare it `numeric` (transform: bucketize keeps it in the table), or round it before"
-            raise spec.reject("categories: text, integers or booleans", f"the number {wrong[0]}", remedy)
-        if (column.abs() > MAX_EXACT_FLOAT).any():
-            remedy = "store the column as integers or text: a float cannot tell such identifiers apart"
-            raise spec.reject("integers below 2^53 in a float column", f"{column.abs().max()}", remedy)
+            raise spec.reject("categories: text, integers or booleans", f"the number {column[row]:.12g}", remedy, row)
+        limit = FIRST_INEXACT_INTEGER[dtype]
+        row = _first(column.fill_nan(None).abs() >= limit)
+        if row is not None:
+            expected = f"integers below 2^{limit.bit_length() - 1} in a {dtype} column"
+            remedy = "store the column as integers or text: such a float cannot tell identifiers apart"
+            raise spec.reject(expected, f"{column[row]:.0f}", remedy, row)
     elif isinstance(dtype, pl.Decimal) and dtype.scale:
         raise spec.reject("categories", f"decimals ({dtype})", "cast the column to text or integers before")
-    elif not (dtype.is_integer() or dtype in (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum, pl.Decimal)):
+    elif not (dtype.is_integer() or dtype in (*TEXT_TYPES, pl.Boolean, pl.Null, pl.Decimal)):
         remedy = "cast it to text, or derive parts such as the hour and the weekday"
-        raise spec.reject("categories: text, integers or booleans", f"{dtype}", remedy)
+        raise spec.reject("categories: text, integers or booleans", _type(column), remedy)
+
+
+def _first(mask: pl.Series) -> int | None:
+    """Position of the first true value; null counts as false."""
+    return mask.arg_max() if mask.any() else None
+
+
+def _type(column: pl.Series) -> str:
+    return str(column.dtype)[:60]
 
 
 def _describe(column: pl.Series) -> str:
     if isinstance(column.dtype, pl.List | pl.Array):
-        return f"a list ({column.dtype})"
+        return f"a list ({_type(column)})"
     first = column.drop_nulls().head(1).to_list()
-    return f"{column.dtype}" + (f", such as {str(first[0])[:40]!r}" if first else "")
+    return _type(column) + (f", such as {str(first[0])[:40]!r}" if first else "")
 
 
 FEATURE_TYPES: dict[str, type[FeatureSpec]] = {

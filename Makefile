@@ -1,0 +1,50 @@
+# Each target makes the environment that it needs. Nothing is installed outside .venv.
+PYTHON ?= python3
+TORCH ?= cpu
+EXTRAS ?= train,server,dev
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+export PYTHON TORCH EXTRAS
+
+.PHONY: demo test check ui env format lock clean
+.DEFAULT_GOAL := demo
+
+demo: env
+	$(BIN)/python -m experiments.demo
+
+# One thread a worker: two workers that each start a thread a core only wait for each other.
+test: env
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -q
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m pip check
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ui: env
+	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh third_party/fbgemm-gpu-shim/pyproject.toml
+	@scripts/install.sh $(VENV)
+	@touch $@
+
+# Resolve all versions anew in an environment of its own, and write them down.
+lock:
+	rm -rf work/lock
+	CONSTRAINTS=/dev/null TORCH=cpu EXTRAS=train,server,dev scripts/install.sh work/lock
+	grep '^#' constraints.txt > work/constraints.txt
+	work/lock/bin/pip freeze --exclude-editable | grep -viE '^(#|torch=|fbgemm)' >> work/constraints.txt
+	mv work/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) work build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

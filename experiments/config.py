@@ -1,0 +1,132 @@
+"""Experiment: everything that a run is made of, resolved, validated, and writable as YAML."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from features.errors import InputError
+from features.registry import describe_validation_error
+from recsys.embedding import EmbeddingConfig
+from recsys.models.base import Model
+from recsys.ranker import model_config
+from recsys.tracking import flatten
+from recsys.trainer import TrainerConfig
+
+
+class Experiment(BaseModel):
+    """One combination of model, embedding and training; a named run is a function that returns one.
+
+    >>> Experiment(name="small", model={"name": "mlp", "hidden": [8]}).model["hidden"]
+    [8]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Name of the run; also the MLflow run's."""
+    seed: int = Field(default=1, ge=0)
+    """Of the initial weights, the order of the examples and the dropout."""
+    model: dict[str, Any]
+    """`name`, one of MODELS, beside that model's own settings, all of them once resolved."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """The one table."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The loop."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_model(cls, values: Any) -> Any:
+        """Fill in the model's defaults, so that what is written down repeats the run even if a default changes."""
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise InputError(
+                "an experiment needs `model:` with a `name:`", found=repr(model), remedy="see docs/guide.md"
+            )
+        settings = model_settings(model).model_dump(mode="json")
+        return {**values, "model": {"name": model["name"], **settings}}
+
+    @property
+    def model_name(self) -> str:
+        """Key into MODELS."""
+        return self.model["name"]
+
+    def network_config(self) -> Model.Config:
+        """The model's own settings, validated."""
+        return model_settings(self.model)
+
+    def to_yaml(self) -> str:
+        """Every setting, resolved; `read_experiment` reads it back to an equal experiment."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def model_settings(model: Mapping[str, Any]) -> Model.Config:
+    """The validated settings of `{"name": ..., ...}`; raises `InputError`."""
+    return model_config(model["name"], {key: value for key, value in model.items() if key != "name"})
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read an experiment file; raises `InputError` that names the file and the key."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected an experiment file", found=str(error)) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
+    return validated(document, str(path))
+
+
+def validated(document: Any, where: str) -> Experiment:
+    """An experiment from plain values; raises `InputError`, which names the closest key for an unknown one."""
+    if not isinstance(document, dict):
+        raise InputError(f"{where}: expected a mapping", found=type(document).__name__)
+    try:
+        known = {"name": "", "model": {}, "seed": 0, "embedding": EmbeddingConfig(), "trainer": TrainerConfig()}
+        for key in document:
+            if key not in known:
+                raise unknown_key(key, list(known))
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_describe(error)}") from None
+
+
+def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with `key.sub=value` settings changed; values are YAML.
+
+    >>> experiment = Experiment(name="x", model={"name": "mlp"})
+    >>> with_overrides(experiment, ["embedding.num_rows=100", "model.hidden=[8, 4]"]).embedding.num_rows
+    100
+    """
+    document = experiment.model_dump(mode="json")
+    known = list(flatten(document))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError("a setting is changed by key=value", found=repr(override), remedy="write trainer.epochs=3")
+        if key not in known:
+            raise unknown_key(key, known)
+        *parents, last = key.split(".")
+        place = document
+        for parent in parents:
+            place = place[parent]
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{key}: expected a YAML value", found=repr(text)) from None
+    return validated(document, "experiment")
+
+
+def unknown_key(key: str, known: Sequence[str]) -> InputError:
+    """The error that names the closest known key."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return InputError("unknown setting", found=repr(key), remedy=f"did you mean {close[0]!r}?" if close else None)
+
+
+def _describe(error: ValidationError) -> str:
+    section = {"embedding": EmbeddingConfig, "trainer": TrainerConfig}.get(
+        str(error.errors()[0]["loc"][:1] and error.errors()[0]["loc"][0])
+    )
+    return describe_validation_error(error, section or Experiment)

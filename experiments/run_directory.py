@@ -1,0 +1,135 @@
+"""RunDirectory: the files of one training run, and what is read back from them.
+
+experiment.yaml    resolved settings; `muxrec train --config experiment.yaml` repeats the run
+run.json           dataset, its digest, registry fingerprint, MLflow run
+registry.json      the registry with its fitted statistics
+log.jsonl          one line an epoch
+checkpoint/        state.safetensors (to resume), best.safetensors, trained_rows.npy
+metrics.json       {"valid": {...}, "test": {...}, "perf": {...}}; written last: with it the run is finished
+report/            figures and tables, as logged to MLflow
+bundle/            the model as served
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.config import Experiment, read_experiment
+from features.dataset_info import DatasetInfo
+from features.errors import InputError
+from features.files import cannot_write, write_text
+from features.registry import FeatureRegistry
+from recsys import checkpoint
+from recsys.ranker import Ranker, build_ranker
+
+
+class RunDirectory:
+    """Paths and contents of a run; nothing is read before it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.bundle = self.path / "bundle"
+        self.report = self.path / "report"
+        self.trained_rows_path = self.path / "checkpoint" / "trained_rows.npy"
+
+    @property
+    def is_finished(self) -> bool:
+        """True where the run came to its end."""
+        return (self.path / "metrics.json").is_file()
+
+    def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
+        """Raise `InputError`, saying how they differ, where the directory belongs to another run or to anything else."""
+        if (self.path / "run.json").is_file():
+            self._check_same(experiment, info, registry)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
+
+    def begin(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry, data: Path) -> dict[str, Any]:
+        """Make the (checked) directory unless it is there; returns run.json."""
+        if (self.path / "run.json").is_file():
+            return self.facts()
+        facts = {
+            "dataset": str(data.absolute()),
+            "dataset_digest": info.digest,
+            "registry_fingerprint": registry.fingerprint(),
+            "mlflow_run_id": None,
+        }
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        write_text(self.path / "experiment.yaml", experiment.to_yaml())
+        write_text(self.path / "registry.json", registry.to_json())
+        self.write_facts(facts)
+        return facts
+
+    def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
+        remedy = "choose another --out, or remove this one"
+        if self.experiment() != experiment:
+            mine, theirs = self.experiment().model_dump(), experiment.model_dump()
+            changed = next(key for key in mine if mine[key] != theirs[key])
+            found = f"{changed}: {mine[changed]!r}, not {theirs[changed]!r}"
+            raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
+        check_registry(self.registry(), registry, str(self.path))
+        if self.facts()["dataset_digest"] != info.digest:
+            raise InputError(f"{self.path} was trained on other data", found=info.digest, remedy=remedy)
+
+    def facts(self) -> dict[str, Any]:
+        """run.json; raises `InputError` where there is no run."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
+            raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Replace run.json."""
+        write_text(self.path / "run.json", json.dumps(facts, indent=1))
+
+    def experiment(self) -> Experiment:
+        """The resolved settings."""
+        return read_experiment(self.path / "experiment.yaml")
+
+    def registry(self) -> FeatureRegistry:
+        """The registry that the run was trained with."""
+        self.facts()
+        return FeatureRegistry.from_json((self.path / "registry.json").read_text(encoding="utf-8"))
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """metrics.json; raises `InputError` for a run that has not ended."""
+        self.facts()
+        if not self.is_finished:
+            remedy = "give the same `muxrec train` command again: it resumes"
+            raise InputError(f"{self.path}: expected a finished run", found="no metrics.json", remedy=remedy)
+        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+
+    def trained_rows(self) -> npt.NDArray[np.bool_] | None:
+        """Flags [M] of the rows that training examples read; None where the run ended before they were counted."""
+        return np.load(self.trained_rows_path, allow_pickle=False) if self.trained_rows_path.is_file() else None
+
+    def ranker(self) -> Ranker:
+        """The trained model at its best weights."""
+        self.metrics()
+        experiment = self.experiment()
+        ranker, _ = build_ranker(
+            self.registry(),
+            experiment.model_name,
+            experiment.network_config(),
+            experiment.embedding.model_copy(update={"optimizer": "adam"}),  # the weights are the same under either
+            seed=experiment.seed,
+            learning_rate=experiment.trainer.learning_rate,
+        )
+        tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
+        ranker.load_state_dict(tensors)
+        return ranker.eval()
+
+
+def check_registry(expected: FeatureRegistry, found: FeatureRegistry, where: str) -> None:
+    """Raise `InputError` with the differences unless two registries make the same tokens and floats."""
+    if expected.fingerprint() != found.fingerprint():
+        lines = expected.diff(found) or ["fitted statistics"]
+        remedy = "use the dataset that belongs to it, or prepare and train again"
+        raise InputError(f"{where}: expected its own registry", found=", ".join(lines[:5]), remedy=remedy)

@@ -1,0 +1,37 @@
+"""Results as text for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def result_table(values: Mapping[str, Any]) -> Table:
+    """Two columns, name and value; a nested mapping becomes one line a key.
+
+    >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
+    2
+    """
+    table = Table.grid(padding=(0, 2))
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                table.add_row(f"{name} {key}", text_of(inner))
+        else:
+            table.add_row(name, text_of(value))
+    return table
+
+
+def text_of(value: Any) -> str:
+    """A number with the digits that matter, anything else as it is.
+
+    >>> text_of(0.123456789), text_of(1234567), text_of(52345.6)
+    ('0.123457', '1,234,567', '52,346')
+    """
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.6g}"
+    return ", ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)

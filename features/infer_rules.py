@@ -1,0 +1,205 @@
+"""Rules of thumb from the facts of a raw column to a registry line; the first rule that answers decides."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import polars as pl
+
+from features.column_facts import ColumnFacts, words_of
+from features.registry import RESERVED_NAMES
+
+LABEL_NAMES = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y", "conversion", "is_conversion")
+LABEL_NAMES += ("converted", "purchased", "is_purchase", "liked", "is_like", "install")
+CODE_WORD = re.compile(
+    r"(id|ids|uid|user|item|movie|product|sku|goods|ad|ads|adgroup|campaign|creative|advertiser|publisher|site|app|"
+    r"device|session|ip|zip|zipcode|postal|code|city|country|region|province|state|category|cat|cate|brand|type|kind|"
+    r"class|hash|key|gender|occupation|language|browser|os|model|position|pos|slot|weekday|hour|month|cluster|segment)"
+    r"(id|ids)?"
+)
+MEASURE_WORD = re.compile(
+    r"count|cnt|num|number|price|amount|cost|bid|score|rate|ratio|ctr|age|days|hours|minutes|seconds|duration|length|"
+    r"size|total|sum|avg|mean|std|qty|quantity|affinity|width|height|distance|income|clicks|impressions|views"
+)
+PROPENSITY_WORDS = frozenset({"propensity", "pscore"})
+
+# Text that may stand between values, and how many values there may be a distinct combination: fewer where the text
+# is common in names and prose.
+SEPARATORS = {"|": 1.0, ";": 0.5, ", ": 0.5, ",": 0.5}
+MIN_SEPARATED = 0.1
+MIN_COMBINATIONS = 3
+MAX_PIECE_LENGTH = 30
+
+FEW_VALUES = 100
+MIN_COUNT_VALUES = 5
+MIN_ROWS_A_CODE = 10
+HEAVY_SKEW = 2.0
+ROW_ID_UNIQUENESS = 0.95
+MIN_ROWS_FOR_ROW_ID = 50
+
+
+class Guess(NamedTuple):
+    """What becomes of a column."""
+
+    setting: str
+    """Right-hand side of the registry line."""
+    reason: str
+    is_used: bool = True
+    """False where the line is commented out."""
+
+
+def guess_feature(facts: ColumnFacts) -> Guess:
+    """Feature type of a column, or why it should not be a feature.
+
+    >>> guess_feature(ColumnFacts.of(pl.Series("price", [0.5, 2.5, 9.0]), is_delimited=False)).setting
+    '{type: numeric, transform: standardize}'
+    """
+    return next(guess for rule in RULES if (guess := rule(facts)) is not None)
+
+
+def _left_out(reason: str, facts: ColumnFacts) -> Guess:
+    is_fraction = facts.kind == "number" and not facts.is_integral
+    return Guess("numeric" if is_fraction else "categorical", reason, is_used=False)
+
+
+def _numeric(transform: str, reason: str) -> Guess:
+    return Guess(f"{{type: numeric, transform: {transform}}}", reason)
+
+
+def _unusable_name(facts: ColumnFacts) -> Guess | None:
+    name = facts.name
+    if not name.isprintable() or not name.strip():
+        return _left_out("name that cannot be printed: rename the column", facts)
+    if name == "weight":
+        return _left_out("reserved name: as the example weight write `weight: weight`, else rename the column", facts)
+    if name in RESERVED_NAMES:
+        return _left_out("reserved name: rename the column", facts)
+    if name.lower() in LABEL_NAMES:
+        return _left_out("outcome too, by its name: not known when the label is to be predicted", facts)
+    if PROPENSITY_WORDS & words_of(name):
+        return _left_out("propensity, by its name: it tells of the policy that chose the item, not of the user", facts)
+    return None
+
+
+def _nothing_to_learn(facts: ColumnFacts) -> Guess | None:
+    if facts.kind == "empty":
+        return _left_out("column without a value: all are missing", facts)
+    if facts.kind == "other":
+        return _left_out(f"unsupported type {str(facts.column.dtype)[:40]}: make it text, numbers or lists", facts)
+    if facts.kind == "number" and facts.values.is_infinite().any():
+        return _left_out("column with infinite values: make them missing, or clip them", facts)
+    if facts.num_values == 1 and not facts.missing:
+        return _left_out(f"constant: {str(facts.values[0])[:30]!r} in every row", facts)
+    return None
+
+
+def _native_list(facts: ColumnFacts) -> Guess | None:
+    return Guess("categorical_list", f"lists ({facts.column.dtype})") if facts.kind == "list" else None
+
+
+def _moment(facts: ColumnFacts) -> Guess | None:
+    if facts.is_moment:
+        return _left_out("moment in time, which never comes back: derive its hour, weekday or age before", facts)
+    return None
+
+
+def _row_identifier(facts: ColumnFacts) -> Guess | None:
+    if len(facts.values) < MIN_ROWS_FOR_ROW_ID or facts.uniqueness < ROW_ID_UNIQUENESS:
+        return None
+    counts = f"{facts.num_values:,} values in {len(facts.values):,} rows"
+    if facts.kind == "text":
+        is_prose = _mean(facts.values.str.contains(r"\S\s+\S+\s+\S")) > 0.5  # three words or more
+        return _left_out(
+            f"free text: derive words or topics; {counts}" if is_prose else f"row identifier: {counts}", facts
+        )
+    if facts.is_integral and (_is_code(facts.name) or _is_gapless(facts) or facts.high > 2**31):
+        return _left_out(f"row identifier: {counts}", facts)
+    return None
+
+
+def _text_list(facts: ColumnFacts) -> Guess | None:
+    if facts.kind != "text" or facts.num_values < MIN_COMBINATIONS:
+        return None
+    texts = facts.values.unique()
+    for separator, most in SEPARATORS.items():
+        share = _mean(facts.values.str.contains(separator, literal=True))
+        if share < MIN_SEPARATED:
+            continue
+        pieces = texts.str.split(separator).explode()
+        if pieces.n_unique() <= most * len(texts) and _mean(pieces.str.len_chars()) <= MAX_PIECE_LENGTH:
+            counts = f"{pieces.n_unique():,} values in {len(texts):,} combinations"
+            setting = f'{{type: categorical_list, separator: "{separator}"}}'
+            return Guess(setting, f"{share:.0%} of the rows hold {separator!r}; {counts}")
+    return None
+
+
+def _text(facts: ColumnFacts) -> Guess | None:
+    if facts.kind == "boolean":
+        return Guess("categorical", "true or false")
+    if facts.kind != "text":
+        return None
+    if facts.values.str.contains(r"^\s*[\[{].*[\]}]\s*$").all():
+        return _left_out("list or object written as text: store a list, or join its values by a separator", facts)
+    reason = f"text, {facts.num_values:,} values"
+    if facts.almost_numbers is not None:
+        reason += f"; numbers but for {facts.almost_numbers!r}: leave those empty to make it numeric"
+    return Guess("categorical", reason)
+
+
+def _whole_numbers(facts: ColumnFacts) -> Guess | None:
+    if not facts.is_integral:
+        return None
+    count = facts.num_values
+    if count < MIN_COUNT_VALUES:
+        return Guess("categorical", f"whole numbers, {count} values")
+    if _is_code(facts.name):
+        return Guess("categorical", f"codes, by its name; {count:,} values")
+    if -10 < facts.low <= 1 and facts.mode <= 1 and facts.skew >= 1:
+        return _numeric("log1p", f"counts: mostly small, up to {facts.high:,.0f} (if these are codes: categorical)")
+    is_measure = _is_measure(facts.name)
+    if count <= FEW_VALUES and not (count > 20 and is_measure):
+        return Guess("categorical", f"whole numbers, {count} values")
+    if facts.high > 2**31 or (count > 1000 and _is_gapless(facts)):
+        return Guess("categorical", f"codes, by their range; {count:,} values")
+    if not is_measure and facts.uniqueness < 1 / MIN_ROWS_A_CODE:
+        return Guess("categorical", f"whole numbers, {count:,} values that recur (if they measure something: numeric)")
+    guess = _number(facts)
+    return guess._replace(reason=f"{guess.reason} (if these are codes: categorical)")
+
+
+def _number(facts: ColumnFacts) -> Guess:
+    spread = f"from {facts.low:,.6g} to {facts.high:,.6g}"
+    if facts.low >= 0 and facts.skew >= HEAVY_SKEW:
+        return _numeric("log1p", f"numbers with a heavy tail, {spread}")
+    return _numeric("standardize", f"numbers {spread}")
+
+
+RULES: tuple[Callable[[ColumnFacts], Guess | None], ...] = (
+    _unusable_name,
+    _nothing_to_learn,
+    _native_list,
+    _moment,
+    _row_identifier,
+    _text_list,
+    _text,
+    _whole_numbers,
+    _number,
+)
+
+
+def _is_code(name: str) -> bool:
+    return not _is_measure(name) and any(CODE_WORD.fullmatch(word) for word in words_of(name))
+
+
+def _is_measure(name: str) -> bool:
+    return any(MEASURE_WORD.fullmatch(word) for word in words_of(name))
+
+
+def _is_gapless(facts: ColumnFacts) -> bool:
+    """True for numbers that count up from some start and leave out few."""
+    return facts.num_values >= 0.5 * (facts.high - facts.low + 1)
+
+
+def _mean(values: pl.Series) -> float:
+    mean = values.mean()
+    return float(mean) if isinstance(mean, int | float) else 0.0

@@ -1,0 +1,63 @@
+"""Batch: what a training step reads, in torchrec's form.
+
+B examples, F token features, N float columns. Tokens are 64-bit patterns: torch has no arithmetic on uint64, so they
+are held as int64 with the same bits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Examples side by side; every tensor is on one device.
+
+    >>> tokens = KeyedJaggedTensor(keys=["user"], values=torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
+    >>> Batch(sparse_features=tokens, dense_features=torch.zeros(2, 0), labels=torch.tensor([0.0, 1.0])).num_examples
+    2
+    """
+
+    sparse_features: KeyedJaggedTensor
+    """Tokens: keys are the F token features in registry order, values int64."""
+    dense_features: Tensor
+    """Float columns [B, N], float32."""
+    labels: Tensor
+    """0 or 1, [B], float32."""
+    weights: Tensor | None = None
+    """Example weights [B], float32; None where the registry names no weight."""
+    groups: Tensor | None = None
+    """Tokens of the gAUC groups [B], int64; None where the registry names no group."""
+
+    @property
+    def num_examples(self) -> int:
+        """B."""
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        if self.labels.device == device:
+            return self
+        return replace(
+            self,
+            sparse_features=self.sparse_features.to(device),
+            dense_features=self.dense_features.to(device),
+            labels=self.labels.to(device),
+            weights=None if self.weights is None else self.weights.to(device),
+        )
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside the block; the mode that was comes back after it."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,141 @@
+"""Who shares rows with whom: load, collisions inside and between features, and each feature's share of the reads.
+
+M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (PAPERS: Unified
+Embedding, section on feature multiplexing): a value's row is shared with one of k other entries with probability
+1 - (1 - 1/M)^k.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from features.encode import EncodedBatch
+from features.hashing import rows_of_tokens
+from features.layout import TableLayout
+
+Counts = npt.NDArray[np.int64]
+
+
+class FeatureCollisions(BaseModel):
+    """One feature in the view `main`; shares are of its distinct values, in the mean over its probes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feature: str
+    distinct: int
+    """Distinct values in train."""
+    load: float
+    """Distinct values times probes, over the table's rows."""
+    share_of_reads: float
+    """Of all row reads that training examples make, over all views."""
+    expected_intra: float
+    """Share of values whose row another value of the same feature reads too."""
+    measured_intra: float
+    """The same, counted."""
+    expected_inter: float
+    """Share of values whose row another feature reads."""
+    measured_inter: float
+    """The same, counted."""
+    indistinguishable: int
+    """Values whose rows are the same as another value's in every probe."""
+
+
+class CollisionReport(BaseModel):
+    """The table as a whole, and its features."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_rows: int
+    """M."""
+    entries: int
+    """(view, feature, probe, value) combinations that read a row."""
+    load_factor: float
+    """Entries over rows."""
+    expected_occupied: float
+    """Rows that at least one entry reads, expected under uniform hashing."""
+    occupied: int
+    """The same, counted."""
+    features: list[FeatureCollisions]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat record a feature, for tables."""
+        return [feature.model_dump() for feature in self.features]
+
+
+def distinct_tokens(batches: Iterable[EncodedBatch]) -> dict[str, tuple[npt.NDArray[np.uint64], int]]:
+    """Feature to (distinct tokens, increasing; number of reads) over all batches."""
+    tokens: dict[str, list[pl.Series]] = {}
+    reads: dict[str, int] = {}
+    for batch in batches:
+        for name, values in batch.tokens.items():
+            tokens.setdefault(name, []).append(pl.Series(values).unique())
+            reads[name] = reads.get(name, 0) + len(values)
+    return {name: (pl.concat(parts).unique().sort().to_numpy(), reads[name]) for name, parts in tokens.items()}
+
+
+def collision_report(
+    layout: TableLayout, distinct: dict[str, tuple[npt.NDArray[np.uint64], int]]
+) -> tuple[CollisionReport, Counts]:
+    """The report, and how many entries read each table row [M].
+
+    >>> from features.registry import FeatureRegistry
+    >>> registry = FeatureRegistry.of(features={"a": "categorical"})
+    >>> layout = TableLayout.of(registry, num_rows=1, width=4, probes=1, views={"main": ("a",)})
+    >>> report, usage = collision_report(layout, {"a": (np.array([1, 2], dtype=np.uint64), 5)})
+    >>> report.features[0].measured_intra, report.features[0].indistinguishable, usage.tolist()
+    (1.0, 2, [2])
+    """
+    num_rows = layout.num_rows
+    rows = {name: rows_of_tokens(tokens, layout.salts_of(name), num_rows) for name, (tokens, _) in distinct.items()}
+    usage = np.zeros(num_rows, dtype=np.int64)
+    for found in rows.values():
+        usage += np.bincount(found.ravel(), minlength=num_rows)
+    entries = int(usage.sum())
+    all_reads = sum(len(layout.positions_of(name)) * reads for name, (_, reads) in distinct.items())
+    report = CollisionReport(
+        num_rows=num_rows,
+        entries=entries,
+        load_factor=entries / num_rows,
+        expected_occupied=num_rows * _collides(entries, num_rows),
+        occupied=int((usage > 0).sum()),
+        features=[
+            _feature(name, len(tokens), reads / max(all_reads, 1), rows[name], layout, usage)
+            for name, (tokens, reads) in distinct.items()
+        ],
+    )
+    return report, usage
+
+
+def _feature(
+    name: str, distinct: int, reads_share: float, rows: Counts, layout: TableLayout, usage: Counts
+) -> FeatureCollisions:
+    num_probes = layout.views["main"][name]
+    main = rows[:num_probes]  # [probes, n_f]: the slots of `main` come first
+    own = np.bincount(rows.ravel(), minlength=layout.num_rows)
+    intra, inter = [], []
+    for probe in main:
+        same_probe = np.bincount(probe, minlength=layout.num_rows)
+        intra.append(float((same_probe[probe] > 1).mean()))
+        inter.append(float((usage[probe] > own[probe]).mean()))
+    codes = np.unique(main, axis=1, return_counts=True)[1]
+    others = int(usage.sum()) - rows.size
+    return FeatureCollisions(
+        feature=name,
+        distinct=distinct,
+        load=distinct * num_probes / layout.num_rows,
+        share_of_reads=reads_share * len(rows),
+        expected_intra=_collides(distinct - 1, layout.num_rows),
+        measured_intra=float(np.mean(intra)),
+        expected_inter=_collides(others, layout.num_rows),
+        measured_inter=float(np.mean(inter)),
+        indistinguishable=int(codes[codes > 1].sum()),
+    )
+
+
+def _collides(others: int, num_rows: int) -> float:
+    """Probability that one of `others` independent entries falls into a given row."""
+    return float(-np.expm1(others * np.log1p(-1.0 / num_rows))) if num_rows > 1 else float(others > 0)

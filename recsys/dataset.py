@@ -1,0 +1,198 @@
+"""A split of a dataset directory as batches: shuffled, streamed in windows, resumable at an exact position.
+
+n rows, F token features, B examples. The parquet row groups are dealt to windows of a bounded size in an order that
+depends on (seed, epoch) alone; rows are shuffled inside their window. A split that fits one window stays in memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from features.dataset_info import DatasetInfo, read_dataset
+from features.encode import EncodedBatch
+from features.errors import InputError
+from features.prepare import ROW_GROUP_ROWS
+from features.registry import FeatureRegistry
+from recsys.batch import Batch
+
+WINDOW_BYTES = 1 << 29
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A run of rows of one parquet part."""
+
+    path: Path
+    offset: int
+    rows: int
+
+
+class Split:
+    """One split of a dataset directory.
+
+    Raises `InputError` for a directory that is no dataset, or that has no such split.
+    """
+
+    def __init__(self, directory: str | Path, split: str, *, window_bytes: int = WINDOW_BYTES) -> None:
+        self.directory, self.name = Path(directory), split
+        self.info: DatasetInfo
+        self.registry: FeatureRegistry
+        self.info, self.registry = read_dataset(directory)
+        if split not in self.info.splits:
+            known = ", ".join(self.info.splits)
+            raise InputError(f"{directory} has no split {split!r}", found=known, remedy="name one of those")
+        self.num_rows = self.info.splits[split].rows
+        self._window_rows = max(1, window_bytes // (8 * (len(self.registry.features) + 2)))
+        self._pieces = [
+            _Piece(self.directory / part.file, offset, min(ROW_GROUP_ROWS, part.rows - offset))
+            for part in self.info.splits[split].parts
+            for offset in range(0, part.rows, ROW_GROUP_ROWS)
+        ]
+        self._memory: _Rows | None = None
+
+    def num_batches(self, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> int:
+        """Batches of an epoch; windows are cut evenly, so no batch is much smaller than the others."""
+        windows = self._windows(seed, epoch, shuffle)
+        return sum(_num_cuts(sum(piece.rows for piece in window), batch_size) for window in windows)
+
+    def batches(
+        self, batch_size: int, *, shuffle: bool = False, seed: int = 0, epoch: int = 0, start: int = 0
+    ) -> Iterator[Batch]:
+        """Batches from number `start` of this epoch on: the same ones, bit for bit, as a pass from 0 gives there.
+
+        Each has at most `batch_size` examples; every row comes once an epoch.
+        """
+        if batch_size < 1:
+            raise InputError("batch_size must be at least 1", found=str(batch_size))
+        for number, window in enumerate(self._windows(seed, epoch, shuffle)):
+            num_rows = sum(piece.rows for piece in window)
+            cuts = _num_cuts(num_rows, batch_size)
+            if start >= cuts:
+                start -= cuts
+                continue
+            rows = self._load(window)
+            order = np.arange(num_rows)
+            if shuffle:
+                np.random.default_rng([seed, epoch, number]).shuffle(order)
+            for indices in np.array_split(order, cuts)[start:]:
+                yield rows.batch(indices)
+            start = 0
+
+    def tokens(self) -> Iterator[EncodedBatch]:
+        """The split's tokens and floats in file order, a window at a time; for reports."""
+        for window in self._windows(0, 0, shuffle=False):
+            yield EncodedBatch.from_frame(self._read(window), self.registry)
+
+    def _windows(self, seed: int, epoch: int, shuffle: bool) -> list[list[_Piece]]:
+        pieces = self._pieces
+        if shuffle and self.num_rows > self._window_rows:
+            order = np.random.default_rng([seed, epoch]).permutation(len(pieces))
+            pieces = [pieces[index] for index in order]
+        windows: list[list[_Piece]] = [[]]
+        filled = 0
+        for piece in pieces:
+            if windows[-1] and filled + piece.rows > self._window_rows:
+                windows.append([])
+                filled = 0
+            windows[-1].append(piece)
+            filled += piece.rows
+        return windows
+
+    def _read(self, window: list[_Piece]) -> pl.DataFrame:
+        return pl.concat(
+            [pl.scan_parquet(piece.path, glob=False).slice(piece.offset, piece.rows).collect() for piece in window]
+        )
+
+    def _load(self, window: list[_Piece]) -> "_Rows":
+        if self.num_rows > self._window_rows:
+            return _Rows(self._read(window), self.registry)
+        if self._memory is None:
+            self._memory = _Rows(self._read(window), self.registry)
+        return self._memory
+
+
+def _num_cuts(num_rows: int, batch_size: int) -> int:
+    return -(-num_rows // batch_size)
+
+
+class _Rows:
+    """Rows in memory, ready to be gathered: scalars side by side, lists as values and offsets.
+
+    Gathering is numpy's: the pieces are small, and torch's worker threads cost more than they save on them.
+    """
+
+    def __init__(self, frame: pl.DataFrame, registry: FeatureRegistry) -> None:
+        encoded = EncodedBatch.from_frame(frame, registry)
+        self.keys = [feature.name for feature in registry.token_features]
+        scalars = [encoded.tokens[key].view(np.int64) for key in self.keys if key not in encoded.lengths]
+        self.scalars = np.stack(scalars, axis=1) if scalars else np.zeros((len(frame), 0), np.int64)
+        self.lists = {
+            key: _Lists(encoded.tokens[key].view(np.int64), lengths) for key, lengths in encoded.lengths.items()
+        }
+        self.dense = encoded.dense
+        self.labels = frame["label"].to_numpy().astype(np.float32)
+        self.weights = frame["weight"].to_numpy() if "weight" in frame.columns else None
+        self.groups = frame["group"].to_numpy().view(np.int64) if "group" in frame.columns else None
+
+    def batch(self, indices: Indices) -> Batch:
+        """The batch of the rows at `indices` [B]."""
+        columns = iter(np.ascontiguousarray(self.scalars[indices].T))  # [scalar features, B]
+        ones = np.ones(len(indices), dtype=np.int64)
+        bags = [self.lists[key].gather(indices) if key in self.lists else (next(columns), ones) for key in self.keys]
+        return Batch(
+            sparse_features=jagged(self.keys, bags, len(indices)),
+            dense_features=torch.from_numpy(self.dense[indices]),
+            labels=torch.from_numpy(self.labels[indices]),
+            weights=None if self.weights is None else torch.from_numpy(self.weights[indices]),
+            groups=None if self.groups is None else torch.from_numpy(self.groups[indices]),
+        )
+
+
+class _Lists:
+    """A ragged column: values [sum of lengths], one length a row [n]."""
+
+    def __init__(self, values: Indices, lengths: Indices) -> None:
+        self.values, self.lengths = values, lengths
+        self.starts = lengths.cumsum() - lengths
+
+    def gather(self, indices: Indices) -> tuple[Indices, Indices]:
+        """Values and lengths of the rows at `indices` [B]."""
+        lengths = self.lengths[indices]
+        begins = lengths.cumsum() - lengths
+        shifts = np.repeat(self.starts[indices] - begins, lengths)
+        return self.values[np.arange(len(shifts)) + shifts], lengths
+
+
+def jagged(keys: list[str], bags: list[tuple[Indices, Indices]], num_examples: int) -> KeyedJaggedTensor:
+    """A KeyedJaggedTensor of (values, lengths [B]) a feature; also for no feature at all.
+
+    >>> jagged(["a"], [(np.array([5, 6, 7]), np.array([2, 1]))], 2).lengths().tolist()
+    [2, 1]
+    """
+    empty = np.zeros(0, dtype=np.int64)
+    return KeyedJaggedTensor(
+        keys=keys,
+        values=torch.from_numpy(np.concatenate([values for values, _ in bags] or [empty])),
+        lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in bags] or [empty])),
+        stride=num_examples,
+    )
+
+
+def batch_of(encoded: EncodedBatch, registry: FeatureRegistry) -> Batch:
+    """A batch of encoded examples without labels (zeros): how raw rows reach the trainer's own model."""
+    keys = [feature.name for feature in registry.token_features]
+    ones = np.ones(encoded.num_examples, dtype=np.int64)
+    bags = [(encoded.tokens[key].view(np.int64), encoded.lengths.get(key, ones)) for key in keys]
+    return Batch(
+        sparse_features=jagged(keys, bags, encoded.num_examples),
+        dense_features=torch.from_numpy(encoded.dense.copy()),
+        labels=torch.zeros(encoded.num_examples),
+    )

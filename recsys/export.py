@@ -1,0 +1,132 @@
+"""Trained ranker to bundle: batch norm folded, the network as ONNX, the table's rows, golden rows, the profile.
+
+B examples, M table rows, w row width, W embedding columns, N float columns.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import nn
+
+from features.dataset_info import DatasetInfo
+from features.encode import encode
+from features.golden import golden_frame
+from features.registry import FeatureRegistry
+from recsys.batch import evaluating
+from recsys.dataset import batch_of
+from recsys.layers import fold_batch_norm
+from recsys.ranker import Ranker
+from serving.bundle import Bundle, TableDtype, write_bundle
+
+
+def export_bundle(
+    ranker: Ranker,
+    registry: FeatureRegistry,
+    out: str | Path,
+    *,
+    model: str,
+    table_dtype: TableDtype = "fp32",
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    info: DatasetInfo | None = None,
+    trained_rows: npt.NDArray[np.bool_] | None = None,
+    run_id: str | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write what `serving` needs to reproduce the ranker's probabilities on raw rows, and read it back checked.
+
+    `trained_rows` [M] flags the rows that a training example read. Raises `InputError` when `out` is taken or cannot
+    be written.
+    """
+    golden = golden_frame(registry)
+    return write_bundle(
+        out,
+        model=model,
+        num_parameters=ranker.num_parameters,
+        registry=registry,
+        layout=ranker.embedding.layout,
+        table=ranker.embedding.table.detach().cpu().numpy(),
+        dense_onnx=dense_graph(ranker.network, ranker.embedding.layout.embedded_width, len(registry.dense_features)),
+        golden=golden.with_columns(pl.Series("probability", probabilities(ranker, registry, golden))),
+        profile=profile_of(info),
+        table_dtype=table_dtype,
+        trained_rows=trained_rows,
+        metrics=metrics,
+        run_id=run_id,
+        overwrite=overwrite,
+    )
+
+
+def probabilities(ranker: Ranker, registry: FeatureRegistry, raw: pl.DataFrame) -> npt.NDArray[np.float64]:
+    """The trainer's own probabilities [B] of raw rows; what golden rows and the parity check compare with."""
+    batch = batch_of(encode(raw, registry), registry)
+    with evaluating(ranker):
+        return torch.sigmoid(ranker(batch).double()).cpu().numpy()
+
+
+def dense_graph(network: nn.Module, embedded_width: int, num_dense: int) -> bytes:
+    """The network as ONNX: embedded [B, W] and, where N > 0, dense [B, N] to logit [B].
+
+    >>> from recsys.layers import ModelInputs
+    >>> from recsys.models import MODELS
+    >>> inputs = ModelInputs(views={"main": {"user": 4}}, dense_features=(), dense_width=4)
+    >>> network = MODELS["logistic_regression"](MODELS["logistic_regression"].Config(), inputs)
+    >>> len(dense_graph(network, 4, 0)) > 0
+    True
+    """
+    folded = fold_batch_norm(network).cpu().eval()
+    module = folded if num_dense else _TokensOnly(folded)
+    names = ["embedded", "dense"][: 2 if num_dense else 1]
+    examples = (torch.zeros(2, embedded_width), torch.zeros(2, num_dense))[: len(names)]
+    shapes = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO})[: len(names)]
+    torch_logger = logging.getLogger("torch.onnx")
+    level = torch_logger.level
+    torch_logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations; the result is checked by the bundle
+            program = torch.onnx.export(
+                module,
+                examples,
+                input_names=names,
+                output_names=["logit"],
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        torch_logger.setLevel(level)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+class _TokensOnly(nn.Module):
+    """A network without its float input: an ONNX graph has no input of width 0."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
+        """[B, W] to logits [B]."""
+        return self.network(embedded, embedded[:, :0])
+
+
+def profile_of(info: DatasetInfo | None) -> dict[str, Any]:
+    """What the bundle keeps of the training data's distribution: rows, label rate, missing rates."""
+    if info is None:
+        return {}
+    train = info.splits["train"]
+    return {
+        "dataset": info.name,
+        "dataset_digest": info.digest,
+        "rows": train.rows,
+        "label_rate": train.label_rate,
+        "missing_rates": train.missing_rates,
+    }

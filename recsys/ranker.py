@@ -1,0 +1,86 @@
+"""Ranker: the table and the network together, from a batch to one logit an example.
+
+B examples, W embedding columns, N float columns.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from features.errors import InputError
+from features.layout import TableLayout
+from features.registry import FeatureRegistry, describe_validation_error
+from recsys.batch import Batch
+from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
+from recsys.layers import ModelInputs
+from recsys.models import MODELS
+from recsys.models.base import Model
+from recsys.table_optim import TableOptimizer, build_table
+
+
+class Ranker(nn.Module):
+    """logit = network(embedding(tokens), floats); what is trained, evaluated and exported."""
+
+    def __init__(self, embedding: UnifiedEmbedding, network: Model) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.network = network
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B] of a batch."""
+        return self.network(self.embedding(batch.sparse_features), batch.dense_features)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers, the table's included."""
+        return self.embedding.table.numel() + sum(parameter.numel() for parameter in self.network.parameters())
+
+
+def model_config(name: str, settings: dict[str, Any]) -> Model.Config:
+    """The validated settings of a model; raises `InputError` for an unknown model or key.
+
+    >>> model_config("mlp", {"hidden": [8]}).model_dump()["hidden"]
+    (8,)
+    """
+    if name not in MODELS:
+        raise InputError("unknown model", found=repr(name), remedy=f"use one of {', '.join(MODELS)}")
+    config = MODELS[name].Config
+    try:
+        return config.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"model {name}: {describe_validation_error(error, config)}") from None
+
+
+def layout_of(registry: FeatureRegistry, name: str, config: Model.Config, embedding: EmbeddingConfig) -> TableLayout:
+    """Rows and columns that a model reads of the table."""
+    tokens = tuple(feature.name for feature in registry.token_features)
+    return TableLayout.of(
+        registry,
+        num_rows=embedding.num_rows,
+        width=embedding.width,
+        probes=embedding.probes,
+        views=MODELS[name].views(config, tokens),
+    )
+
+
+def build_ranker(
+    registry: FeatureRegistry,
+    name: str,
+    config: Model.Config,
+    embedding: EmbeddingConfig,
+    *,
+    seed: int,
+    learning_rate: float,
+) -> tuple[Ranker, TableOptimizer]:
+    """A fresh ranker, and its table's optimiser; the same for the same seed, bit for bit."""
+    torch.manual_seed(seed)
+    layout = layout_of(registry, name, config, embedding)
+    inputs = ModelInputs(
+        views=layout.view_widths,
+        dense_features=tuple(feature.name for feature in registry.dense_features),
+        dense_width=embedding.width * embedding.probes,
+    )
+    table, optimizer = build_table(layout, embedding, learning_rate)
+    return Ranker(table, MODELS[name](config, inputs)), optimizer

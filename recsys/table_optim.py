@@ -1,0 +1,149 @@
+"""How the one table is trained: two optimisers behind one small interface.
+
+M table rows, w row width. `adam` is ours and needs no kernel library; `rowwise_adagrad` is torchrec's fused one, the
+one that also runs sharded over processes.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from features.errors import InputError
+from features.layout import TableLayout
+from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
+from recsys.optim import RowSparseAdam
+
+
+class TableOptimizer(Protocol):
+    """What the trainer asks of a table optimiser."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come."""
+        ...
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None: ...
+
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the table that a global norm may scale in place; none where the update is fused."""
+        ...
+
+    def step(self) -> None:
+        """Apply the update of the last backward pass."""
+        ...
+
+    def flush(self) -> None:
+        """Bring every row up to date: before evaluation and export."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that continuing bit for bit needs, the table itself excepted."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        ...
+
+
+class AdamTable:
+    """Row-sparse Adam over the rows that the embedding touched; dense quality at O(batch) a step."""
+
+    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
+        self.embedding = embedding
+        self.adam = RowSparseAdam(embedding.table.detach(), learning_rate=learning_rate, weight_decay=l2)
+        embedding.catch_up = self.adam.catch_up
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come; setting it first brings every row up to date at the old rate."""
+        return self.adam.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.adam.learning_rate = value
+
+    def gradients(self) -> list[Tensor]:
+        """The gradient of the touched rows [U, w]; none where the batch had no token."""
+        touched = self.embedding.touched
+        return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+
+    def step(self) -> None:
+        """One step on the touched rows."""
+        touched = self.embedding.touched
+        if touched is not None and touched.block.grad is not None:
+            self.adam.step(touched.rows, touched.block.grad)
+        self.embedding.touched = None
+
+    def flush(self) -> None:
+        """Apply the missed steps of all rows."""
+        self.adam.catch_up_all()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and last steps."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        self.adam.load_state_dict(state)
+
+
+class FusedRowWiseAdagrad:
+    """torchrec's fused row-wise Adagrad: the update happens inside backward, on touched rows alone."""
+
+    def __init__(self, embedding: UnifiedEmbedding) -> None:
+        self.optimizer = embedding.collection.fused_optimizer()  # pyright: ignore[reportCallIssue]
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+        self.optimizer.zero_grad()  # this is how torchrec hands the rate to the kernel
+
+    def gradients(self) -> list[Tensor]:
+        """None: the gradient never leaves the kernel, so that a global norm cannot count it."""
+        return []
+
+    def step(self) -> None:
+        """Nothing left to do after backward."""
+
+    def flush(self) -> None:
+        """Every row is up to date at all times."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running sums of squares, one a row."""
+        return {"momentum": self._momentum()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        self._momentum().copy_(state["momentum"])
+
+    def _momentum(self) -> Tensor:
+        (state,) = self.optimizer.state_dict()["state"].values()
+        (momentum,) = state.values()
+        return momentum
+
+
+def build_table(
+    layout: TableLayout, config: EmbeddingConfig, learning_rate: float
+) -> tuple[UnifiedEmbedding, TableOptimizer]:
+    """The embedding of a layout and the optimiser that its config names; `learning_rate` where it sets none.
+
+    Raises `InputError` for a width that the fused kernel cannot take.
+    """
+    rate = config.learning_rate or learning_rate
+    if config.optimizer == "adam":
+        embedding = UnifiedEmbedding(layout, config.init)
+        return embedding, AdamTable(embedding, rate, config.l2)
+    if layout.width % 4:
+        remedy = "set embedding.width to a multiple of 4, or embedding.optimizer=adam"
+        raise InputError("rowwise_adagrad needs a width divisible by 4", found=str(layout.width), remedy=remedy)
+    embedding = UnifiedEmbedding(
+        layout, config.init, fused={"learning_rate": rate, "eps": 1e-8, "weight_decay": config.l2}
+    )
+    return embedding, FusedRowWiseAdagrad(embedding)

@@ -1,0 +1,171 @@
+"""MLflow, and the only file that imports it: one run a training run, batched, resumable.
+
+Without `MLFLOW_TRACKING_URI` the store is `sqlite:///mlflow.db` in the working directory, which `mlflow ui` opens.
+"""
+
+import logging
+import math
+import os
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import polars as pl
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.models import infer_signature
+from mlflow.tracking import MlflowClient
+
+from features.dataset_info import DatasetInfo
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+MAX_PARAM_LENGTH = 500
+
+
+def tracking_uri() -> str:
+    """Where runs are kept: `MLFLOW_TRACKING_URI`, or a SQLite file in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+class Tracker:
+    """One MLflow run. Metrics are named `train/ val/ test/ perf/ parity/`; params are flattened with dots.
+
+    Raises whatever the store raises when it cannot be reached: a run that nobody can find is not worth training.
+    """
+
+    def __init__(self, run_id: str | None, *, experiment: str, name: str, tags: Mapping[str, str]) -> None:
+        _quiet()
+        mlflow.set_tracking_uri(tracking_uri())
+        self.client = MlflowClient()
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
+        known = self.client.get_experiment_by_name(experiment)
+        self.experiment_id = known.experiment_id if known else self.client.create_experiment(experiment)
+        if run_id is None:
+            run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+            self.run_id = run.info.run_id
+        else:
+            self.run_id = run_id
+            self.client.update_run(run_id, status="RUNNING")
+        self.seconds = 0.0
+
+    def log_settings(self, params: Mapping[str, Any], info: DatasetInfo, directory: Path) -> None:
+        """Params (nested mappings become dots), and each split as a dataset input with its digest."""
+        with self._timed():
+            flat = flatten(params)
+            self.client.log_batch(self.run_id, params=[Param(key, _text(value)) for key, value in flat.items()])
+            self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
+
+    def log_epoch(self, record: Mapping[str, Any]) -> None:
+        """One epoch of the trainer's history, at its global step, in one request."""
+        names = {"train_loss": "train/loss", "learning_rate": "train/learning_rate", "epoch": "train/epoch"}
+        values = {names[key]: record[key] for key in names}
+        values |= {f"val/{key.removeprefix('valid_')}": v for key, v in record.items() if key.startswith("valid_")}
+        self.log_metrics(values, step=int(record["global_step"]))
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Metrics at one step, in one request; values that are not finite are left out."""
+        with self._timed():
+            now = int(time.time() * 1000)
+            metrics = [Metric(key, float(v), now, step) for key, v in values.items() if math.isfinite(v)]
+            self.client.log_batch(self.run_id, metrics=metrics)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run, in one request."""
+        with self._timed():
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_files(self, directory: Path, folder: str | None = None) -> None:
+        """Every file below a directory as an artifact."""
+        with self._timed():
+            self.client.log_artifacts(self.run_id, str(directory), folder)
+
+    def log_file(self, path: Path) -> None:
+        """One file as an artifact at the top."""
+        with self._timed():
+            self.client.log_artifact(self.run_id, str(path))
+
+    def log_bundle(
+        self, bundle: Path, loader: Path, code: list[Path], requirements: list[str], raw: pl.DataFrame
+    ) -> None:
+        """The bundle as a LoggedModel: a pyfunc from code, with signature, example and the serving requirements.
+
+        `loader` is the script that MLflow runs to load it; `raw` holds some made-up raw rows and `probability`.
+        No weights are pickled: the artifact is the bundle itself.
+        """
+        inputs = raw.drop("probability").to_pandas()
+        outputs = raw.select("probability").to_pandas()
+        with self._timed(), mlflow.start_run(run_id=self.run_id):
+            mlflow.pyfunc.log_model(
+                name="bundle",
+                python_model=str(loader),
+                artifacts={"bundle": str(bundle)},
+                code_paths=[str(path) for path in code],
+                pip_requirements=requirements,
+                signature=infer_signature(inputs, outputs),
+                input_example=inputs.head(3),
+            )
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add up what tracking costs; it is reported as `perf/tracking_seconds`."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots.
+
+    >>> flatten({"a": {"b": 1}, "c": [1, 2]})
+    {'a.b': 1, 'c': [1, 2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def git_commit(directory: Path) -> str | None:
+    """Commit that a checkout stands at; None outside one."""
+    command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = ",".join(str(part) for part in value)
+    return str(value)[:MAX_PARAM_LENGTH]
+
+
+def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> DatasetInput:
+    rows = info.splits[split].rows
+    dataset = Dataset(
+        name=info.name,
+        digest=info.digest,
+        source_type="local",
+        source=f'{{"uri": "{(directory / split).absolute().as_uri()}"}}',
+        profile=f'{{"num_rows": {rows}, "label_rate": {info.splits[split].label_rate:.6f}}}',
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
+
+
+def _quiet() -> None:
+    """Keep the store's migrations and MLflow's hints out of the user's terminal; errors still show."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow.*")

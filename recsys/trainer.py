@@ -1,0 +1,257 @@
+"""The training loop: epochs, the plateau schedule, early stopping, checkpoints; it is handed everything it runs.
+
+B examples. The recipe is that of BARS (PAPERS: Zhu et al., "BARS: Towards Open Benchmarking for Recommender Systems",
+SIGIR 2022): Adam, a global gradient norm of at most 10, the learning rate cut to a tenth after an epoch without a
+better validation score, and a stop after two such epochs in a row, at the best weights.
+"""
+
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from features.errors import InputError
+from features.files import write_text
+from features.progress import progress_bar
+from recsys import checkpoint
+from recsys.batch import Batch
+from recsys.evaluate import predict
+from recsys.metrics import evaluate
+from recsys.optim import clip_global_norm
+from recsys.table_optim import TableOptimizer
+
+logger = logging.getLogger(__name__)
+
+MIN_DELTA = 1e-6
+MIN_LEARNING_RATE = 1e-6
+
+
+class TrainerConfig(BaseModel):
+    """How long and how fast."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=50, ge=1)
+    """Most passes over the training rows; early stopping usually ends before."""
+    batch_size: int = Field(default=4096, ge=2)
+    """Most examples a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam, for the network, and for the table unless embedding.learning_rate is set."""
+    patience: int = Field(default=2, ge=1)
+    """Epochs in a row without a better validation score before the run stops."""
+    learning_rate_factor: float = Field(default=0.1, gt=0, le=1)
+    """What the rate is multiplied by after such an epoch."""
+    max_gradient_norm: float = Field(default=10.0, gt=0)
+    """Global norm that gradients are scaled down to."""
+    monitor: Literal["auc", "logloss"] = "auc"
+    """Validation score that decides."""
+    checkpoint_steps: int = Field(default=2000, ge=1)
+    """Steps between checkpoints inside an epoch; there is one after each epoch anyway."""
+
+
+class Batches(Protocol):
+    """A source of batches: `recsys.dataset.Split`, or anything alike."""
+
+    num_rows: int
+
+    def num_batches(self, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def batches(
+        self, batch_size: int, *, shuffle: bool = False, seed: int = 0, epoch: int = 0, start: int = 0
+    ) -> Iterator[Batch]:
+        """Batches of an epoch from number `start` on."""
+        ...
+
+
+class Trainer:
+    """Trains a ranker in a run directory; a run that was cut off continues where its last checkpoint stands.
+
+    After `fit` the ranker holds the best weights, and `checkpoint/best.safetensors` holds them too.
+    """
+
+    def __init__(
+        self,
+        ranker: nn.Module,
+        table_optimizer: TableOptimizer,
+        config: TrainerConfig,
+        directory: Path,
+        *,
+        seed: int,
+        l2: float = 0.0,
+        progress: bool = False,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
+        self.directory, self.seed, self.progress = directory, seed, progress
+        self.on_epoch = on_epoch or (lambda record: None)
+        self.optimizer = torch.optim.Adam(_parameter_groups(ranker, l2), lr=config.learning_rate, fused=True)
+        self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.state = new_state()
+
+    def fit(self, train: Batches, valid: Batches) -> dict[str, Any]:
+        """Train to the end and return the final state: `history`, one record an epoch, and `best_epoch`."""
+        torch.manual_seed(self.seed)
+        self._restore()
+        steps = train.num_batches(self.config.batch_size)
+        with progress_bar("train", steps * self.config.epochs, enabled=self.progress) as advance:
+            advance(self.state["epoch"] * steps + self.state["step"])
+            while not self.state["done"]:
+                self._epoch(train, advance)
+                self._finish_epoch(train, valid, advance)
+        self._load_best()
+        return self.state
+
+    def _epoch(self, train: Batches, advance: Callable[..., None]) -> None:
+        state, config = self.state, self.config
+        self.ranker.train()
+        began, seconds = time.perf_counter(), state["seconds"]
+        batches = train.batches(
+            config.batch_size, shuffle=True, seed=self.seed, epoch=state["epoch"], start=state["step"]
+        )
+        losses = torch.tensor(state["loss_sum"], dtype=torch.float64)
+        for batch in batches:
+            losses += self.step(batch) * batch.num_examples
+            state["step"] += 1
+            state["examples"] += batch.num_examples
+            if state["step"] % config.checkpoint_steps == 0:
+                state["loss_sum"] = losses.item()
+                state["seconds"] = seconds + time.perf_counter() - began
+                self._save()
+            advance(1)
+        state["loss_sum"] = losses.item()
+        self.table_optimizer.flush()
+        state["seconds"] = seconds + time.perf_counter() - began
+
+    def step(self, batch: Batch) -> Tensor:
+        """One optimiser step; returns the mean loss, detached. Raises `InputError` when it is not finite."""
+        logits = self.ranker(batch)
+        loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=batch.weights)
+        loss.backward()
+        gradients = [p.grad for p in self.network_parameters if p.grad is not None]
+        clip_global_norm(gradients + self.table_optimizer.gradients(), self.config.max_gradient_norm)
+        self.optimizer.step()
+        self.table_optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def _finish_epoch(self, train: Batches, valid: Batches, advance: Callable[..., None]) -> None:
+        state, config = self.state, self.config
+        loss = state["loss_sum"] / train.num_rows
+        if not np.isfinite(loss):
+            remedy = "lower trainer.learning_rate, or standardize the numeric features"
+            raise InputError("the training loss must stay finite", found=str(loss), remedy=remedy)
+        began = time.perf_counter()
+        metrics = evaluate(*predict(self.ranker, valid.batches(4 * config.batch_size)))
+        state["eval_seconds"] += time.perf_counter() - began
+        record = {
+            "epoch": state["epoch"] + 1,
+            "global_step": state["global_step"] + state["step"],
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss,
+            **{f"valid_{name}": value for name, value in metrics.items()},
+        }
+        state["history"].append(record)
+        state.update(epoch=state["epoch"] + 1, step=0, loss_sum=0.0, global_step=record["global_step"])
+        self._schedule(metrics[config.monitor] * (1 if config.monitor == "auc" else -1))
+        self._save()
+        self._log(record)
+        advance(0, note=f"epoch {record['epoch']} loss {loss:.4f} valid auc {metrics['auc']:.4f}")
+
+    def _schedule(self, score: float) -> None:
+        """Keep the best weights; cut the rate and count a strike otherwise."""
+        state, config = self.state, self.config
+        if state["best_score"] is None or score > state["best_score"] + MIN_DELTA:
+            state.update(best_score=score, best_epoch=state["epoch"], strikes=0)
+            checkpoint.save_state(self._best_path, self.ranker.state_dict(), {"epoch": state["epoch"]})
+        else:
+            state["strikes"] += 1
+            for group in self.optimizer.param_groups:
+                group["lr"] = max(group["lr"] * config.learning_rate_factor, MIN_LEARNING_RATE)
+            rate = self.table_optimizer.learning_rate
+            self.table_optimizer.learning_rate = max(rate * config.learning_rate_factor, MIN_LEARNING_RATE)
+        state["done"] = state["strikes"] >= config.patience or state["epoch"] >= config.epochs
+
+    def _log(self, record: dict[str, Any]) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in self.state["history"])
+        write_text(self.directory / "log.jsonl", lines)
+        self.on_epoch(record)
+
+    @property
+    def _state_path(self) -> Path:
+        return self.directory / "checkpoint" / "state.safetensors"
+
+    @property
+    def _best_path(self) -> Path:
+        return self.directory / "checkpoint" / "best.safetensors"
+
+    def _save(self) -> None:
+        tensors = {
+            **checkpoint.prefixed("ranker", self.ranker.state_dict()),
+            **checkpoint.prefixed("network_optimizer", checkpoint.optimizer_tensors(self.optimizer)),
+            **checkpoint.prefixed("table_optimizer", self.table_optimizer.state_dict()),
+            "random": torch.get_rng_state(),
+        }
+        rates = {"network": self.optimizer.param_groups[0]["lr"], "table": self.table_optimizer.learning_rate}
+        checkpoint.save_state(self._state_path, tensors, {**self.state, "learning_rates": rates})
+
+    def _restore(self) -> None:
+        if not self._state_path.exists():
+            return
+        tensors, numbers = checkpoint.load_state(self._state_path)
+        rates = numbers.pop("learning_rates")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates["network"]
+        self.table_optimizer.learning_rate = rates["table"]  # before the state: setting it may bring rows up to date
+        self.ranker.load_state_dict(checkpoint.unprefixed("ranker", tensors))
+        checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.unprefixed("network_optimizer", tensors))
+        self.table_optimizer.load_state_dict(checkpoint.unprefixed("table_optimizer", tensors))
+        torch.set_rng_state(tensors["random"])
+        self.state = numbers
+        logger.info("resumed at epoch %d, step %d", self.state["epoch"] + 1, self.state["step"])
+
+    def _load_best(self) -> None:
+        tensors, _ = checkpoint.load_state(self._best_path)
+        self.ranker.load_state_dict(tensors)
+
+
+def new_state() -> dict[str, Any]:
+    """Numbers of a run that has not begun."""
+    return {
+        "epoch": 0,
+        "step": 0,
+        "global_step": 0,
+        "examples": 0,
+        "loss_sum": 0.0,
+        "seconds": 0.0,
+        "eval_seconds": 0.0,
+        "best_score": None,
+        "best_epoch": 0,
+        "strikes": 0,
+        "done": False,
+        "history": [],
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _parameter_groups(ranker: nn.Module, l2: float) -> list[dict[str, Any]]:
+    """Numeric embeddings take the table's L2, as in BARS; the table itself has its own optimiser."""
+    embedding = list(getattr(getattr(ranker, "network", None), "embedding_parameters", list)())
+    known = {id(parameter) for parameter in embedding}
+    others = [p for p in ranker.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": embedding, "weight_decay": l2}]
+    return [group for group in groups if group["params"]]
