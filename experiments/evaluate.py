@@ -115,9 +115,9 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
             num_rows += len(chunk)
     result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
     result["ok"] = bool(num_rows and ids_equal and worst <= tolerance)
-    run_id = run.facts()["mlflow_run_id"]
-    if run_id is not None:
-        tracker = Tracker(run_id, experiment="", name="", tags={})
+    facts = run.facts()
+    if facts["mlflow_run_id"] is not None:
+        tracker = Tracker.resume(facts["mlflow_tracking_uri"], facts["mlflow_run_id"])
         tracker.log_metrics({"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal})
         tracker.finish()
     return result

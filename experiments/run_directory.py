@@ -41,7 +41,7 @@ class RunDirectory:
         return (self.path / "metrics.json").is_file()
 
     def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
-        """Raise `InputError`, saying how they differ, where the directory belongs to another run or to anything else."""
+        """Raise `InputError`, saying how they differ, where the directory belongs to another run or to others."""
         if (self.path / "run.json").is_file():
             self._check_same(experiment, info, registry)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -56,6 +56,7 @@ class RunDirectory:
             "dataset_digest": info.digest,
             "registry_fingerprint": registry.fingerprint(),
             "mlflow_run_id": None,
+            "mlflow_tracking_uri": None,
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)

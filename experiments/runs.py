@@ -8,7 +8,7 @@ from functools import partial
 
 from experiments.config import Experiment
 from experiments.frappe import frappe
-from experiments.movielens import movielens_100k, movielens_1m
+from experiments.movielens import movielens_1m, movielens_100k
 from recsys.models import MODELS
 
 

@@ -23,7 +23,7 @@ from recsys.evaluate import predict
 from recsys.export import export_bundle
 from recsys.metrics import evaluate
 from recsys.ranker import Ranker, build_ranker
-from recsys.tracking import Tracker, git_commit
+from recsys.tracking import Tracker, git_commit, tracking_uri
 from recsys.trainer import Trainer, peak_memory_mb
 
 SERVING_PACKAGES = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors")
@@ -71,6 +71,9 @@ def train_run(
 
 
 def _tracker(run: RunDirectory, facts: dict[str, Any], experiment: Experiment, train: Split) -> Tracker:
+    """The MLflow run of a run directory: the one it began with where it was cut off."""
+    if facts["mlflow_run_id"] is not None:
+        return Tracker.resume(facts["mlflow_tracking_uri"], facts["mlflow_run_id"])
     tags = {
         "dataset.name": train.info.name,
         "dataset.digest": train.info.digest,
@@ -80,11 +83,10 @@ def _tracker(run: RunDirectory, facts: dict[str, Any], experiment: Experiment, t
     }
     commit = git_commit(Path(experiments.__path__[0]))
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    is_new = facts["mlflow_run_id"] is None
-    tracker = Tracker(facts["mlflow_run_id"], experiment=train.info.name, name=experiment.name, tags=tags)
-    if is_new:
-        run.write_facts({**facts, "mlflow_run_id": tracker.run_id})
-        tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
+    uri = tracking_uri()
+    tracker = Tracker.start(experiment=train.info.name, name=experiment.name, tags=tags)
+    run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
+    tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
     return tracker
 
 

@@ -70,7 +70,14 @@ class DatasetInfo(DatasetSource):
     @property
     def digest(self) -> str:
         """32 hexadecimal digits over the registry and all parts: the identity of the data."""
-        parts = [part.sha256 for split in sorted(self.splits) for part in self.splits[split].parts]
+        return self._digest_of(sorted(self.splits))
+
+    def digest_of(self, split: str) -> str:
+        """The same over one split's parts."""
+        return self._digest_of([split])
+
+    def _digest_of(self, splits: list[str]) -> str:
+        parts = [part.sha256 for split in splits for part in self.splits[split].parts]
         return hashlib.sha256("\n".join([self.registry_fingerprint, *parts]).encode()).hexdigest()[:32]
 
 

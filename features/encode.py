@@ -6,6 +6,7 @@ UInt64 tokens, or Float32.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import polars as pl
 from features.errors import InputError
 from features.hashing import Tokens
 from features.registry import FeatureRegistry
+from features.spec import AnyFeature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +70,20 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
         if feature.name in raw.columns:
             column = raw[feature.name]
             feature.check(column)
-            expressions.append(feature.lower(column.dtype))
+            expressions.append(_lowering(feature, column.dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
         elif allow_missing:
             # A literal would make one row of a frame without any.
             raw = raw.with_columns(pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name))
-            expressions.append(feature.lower(pl.Null()))
+            expressions.append(_lowering(feature, pl.Null()))  # pyright: ignore[reportArgumentType]
         else:
             raise missing_column(feature.name, raw.columns)
     return raw.select(expressions)
+
+
+@lru_cache(maxsize=8192)
+def _lowering(feature: AnyFeature, dtype: pl.DataType) -> pl.Expr:
+    """Kept, because to build an expression takes as long as to lower a row with it."""
+    return feature.lower(dtype)
 
 
 def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> EncodedBatch:

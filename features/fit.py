@@ -59,12 +59,19 @@ class NumericSummary:
         return float(np.sqrt(self.sum_of_squares / self.count)) if self.low < self.high else 0.0
 
     def boundaries(self, num_buckets: int) -> tuple[float, ...]:
-        """Increasing inner edges of equal-frequency buckets; fewer where values repeat."""
-        if not len(self.sample):
-            return ()
-        edges = np.quantile(self.sample, np.arange(1, num_buckets) / num_buckets, method="lower")
-        unique = np.unique(edges)
-        return tuple(float(edge) for edge in unique if edge > self.low)
+        """Increasing inner edges of equal-frequency buckets; a bucket a value where there are few values.
+
+        >>> summary = NumericSummary(seed=0)
+        >>> summary.add(np.array([0.0] * 99 + [7.0]))
+        >>> summary.boundaries(4)
+        (7.0,)
+        """
+        edges = values = np.unique(self.sample)
+        if len(values) > num_buckets:
+            edges = np.unique(np.quantile(self.sample, np.arange(1, num_buckets) / num_buckets, method="lower"))
+            if edges[-1] == values[0]:
+                edges = values[1:2]  # nearly all are equal: tell at least the others from them
+        return tuple(float(edge) for edge in edges if edge > self.low)
 
 
 def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl.DataFrame]]) -> FeatureRegistry:

@@ -12,6 +12,7 @@ from features.encode import missing_column
 from features.errors import InputError
 from features.infer_rules import LABEL_NAMES, ROW_ID_UNIQUENESS, Guess, guess_feature
 from features.readers import expand, read_chunks
+from features.registry import is_plain_name
 
 GROUP_NAMES = ("user_id", "userid", "user", "uid", "visitor_id", "customer_id", "member_id", "account_id", "msno")
 LEAK_AUC, SUSPICIOUS_AUC = 0.99, 0.95
@@ -67,7 +68,7 @@ def _label_line(facts: Mapping[str, ColumnFacts], given: str | None) -> tuple[st
     """Name of the label's column (None where there is no telling) and its line."""
     by_name = {name.lower(): name for name in facts}
     named = [by_name[name] for name in LABEL_NAMES if name in by_name]
-    binary = [name for name in facts if _outcomes(facts[name]) is not None]
+    binary = [name for name in facts if is_plain_name(name) and _outcomes(facts[name]) is not None]
     if given is not None:
         verdict = _rate(facts[given]) if given in binary else f"BUT it holds {_values(facts[given])}: map it to 0 and 1"
         return given, _Line(f"label: {_scalar(given)}", f"as asked for; {verdict}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import polars as pl
 
 from features.column_facts import ColumnFacts, words_of
-from features.registry import RESERVED_NAMES
+from features.registry import RESERVED_NAMES, is_plain_name
 
 LABEL_NAMES = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y", "conversion", "is_conversion")
 LABEL_NAMES += ("converted", "purchased", "is_purchase", "liked", "is_like", "install")
@@ -68,8 +68,8 @@ def _numeric(transform: str, reason: str) -> Guess:
 
 def _unusable_name(facts: ColumnFacts) -> Guess | None:
     name = facts.name
-    if not name.isprintable() or not name.strip():
-        return _left_out("name that cannot be printed: rename the column", facts)
+    if not is_plain_name(name):
+        return _left_out("name that is not plain: rename the column", facts)
     if name == "weight":
         return _left_out("reserved name: as the example weight write `weight: weight`, else rename the column", facts)
     if name in RESERVED_NAMES:

@@ -50,39 +50,47 @@ def prepare(
     `overwrite` is not set; nothing is left behind then.
     """
     out = Path(out)
-    files = {split: expand(list(patterns)) for split, patterns in splits.items() if patterns}
-    if "train" not in files or not set(files) <= set(SPLITS):
-        raise InputError("expected training files", found=f"splits {sorted(files)}", remedy="give --train GLOB")
     if not 0 < holdout < 0.5:
         raise InputError("holdout must be between 0 and 0.5", found=str(holdout), remedy="0.1 is usual")
     if part_rows < 1:
-        raise InputError("part_rows must be positive", found=str(part_rows))
+        raise InputError("part_rows must be positive", found=str(part_rows), remedy=f"{PART_ROWS} is usual")
+    files = {split: expand(list(patterns)) for split, patterns in splits.items() if patterns}
+    if "train" not in files or not set(files) <= set(SPLITS):
+        raise InputError("expected training files", found=f"splits {sorted(files)}", remedy="give --train GLOB")
     _check_out(out, files, overwrite)
     unknown = _check_files(registry, files)
     shares = _held_out(files, holdout)
     rule = f"{holdout:g} of the training rows each for {', '.join(shares)}, by position" if shares else "as given"
     source = source or DatasetSource(name=out.resolve().name, split_rule=rule)
+    reader = _Reader(registry, shares, progress)
+    with _output(out) as temporary:
+        fitted = fit_registry(registry, lambda: reader.train_rows(files["train"]))
+        info = DatasetInfo(
+            **source.model_dump(),
+            registry_fingerprint=fitted.fingerprint(),
+            unknown_columns=tuple(unknown),
+            splits=_write_splits(fitted, reader, files, temporary, part_rows),
+        )
+        _move_into_place(temporary, out, info, fitted)
+    return info
 
+
+@contextmanager
+def _output(out: Path) -> Iterator[Path]:
+    """A temporary directory inside `out`, which is made for it and goes again if nothing came of it."""
     existed = out.is_dir()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with temporary_directory_beside(out / "parts") as temporary:
-            reader = _Reader(registry, shares, progress)
-            fitted = fit_registry(registry, lambda: reader.train_rows(files["train"]))
-            written = _write_splits(fitted, reader, files, temporary, part_rows)
-            info = DatasetInfo(
-                **source.model_dump(),
-                registry_fingerprint=fitted.fingerprint(),
-                unknown_columns=tuple(unknown),
-                splits=written,
-            )
-            _move_into_place(temporary, out, info, fitted)
+            try:
+                yield temporary
+            except OSError as error:
+                raise cannot_write(out, error) from None
     except OSError as error:
         raise cannot_write(out, error) from None
     finally:
         if not existed and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
-    return info
 
 
 def _check_out(out: Path, files: Mapping[str, Sequence[Path]], overwrite: bool) -> None:

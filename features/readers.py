@@ -72,16 +72,18 @@ def read_chunks(
     if absent:
         raise missing_column(absent[0], names).located(str(path))
     is_text = _kind(path).startswith("csv")
-    # polars fills a short csv row with nulls. The last column then has one, so it is always read and looked at.
-    guard = [names[-1]] if is_text else []
-    frame = _scan(path, numeric).select(list(dict.fromkeys([*wanted, *guard])))
+    # polars sees a csv row that is too long only when it reads all columns, and fills a short one with nulls.
+    frame = _scan(path, numeric)
+    if columns is not None and not is_text:
+        frame = frame.select(wanted)
+    is_checked = not is_text
     first_row = 0
     with _faults(path):
         for chunk in frame.collect_batches(chunk_size=chunk_rows, maintain_order=True):
-            if guard and chunk[guard[0]].null_count():
+            if not is_checked and chunk[names[-1]].null_count():
                 check_fields(path, len(names))
-                guard = []
-            yield _parsed(chunk.select(wanted), numeric, path, first_row) if is_text else chunk
+                is_checked = True
+            yield _parsed(chunk[wanted], numeric, path, first_row) if is_text else chunk
             first_row += chunk.height
 
 

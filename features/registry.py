@@ -16,6 +16,19 @@ from features.spec import FEATURE_TYPES, AnyFeature, Numeric
 RESERVED_NAMES = frozenset({"label", "weight", "group"})
 
 
+def is_plain_name(name: str) -> bool:
+    """True for names that mean themselves everywhere.
+
+    The separators inside salts are not printable, so that no two features are given the same salt; and polars takes
+    `*` and `^...$` for patterns.
+
+    >>> [is_plain_name(name) for name in ("price in $", "a\x1fb", " ", "*", "^a$")]
+    [True, False, False, False, False]
+    """
+    is_pattern = name == "*" or (name.startswith("^") and name.endswith("$"))
+    return name.isprintable() and bool(name.strip()) and not is_pattern
+
+
 class FeatureRegistry(BaseModel):
     """Features in order, the label's column, and the seed of all salts.
 
@@ -51,10 +64,9 @@ class FeatureRegistry(BaseModel):
                 remedy = f"rename the column; reserved are {', '.join(sorted(RESERVED_NAMES))}"
                 raise InputError("a feature needs a name of its own", found=repr(feature.name), remedy=remedy)
             for kind, value in (("name", feature.name), ("key", feature.stable_key)):
-                # The separators inside salts are not printable, so no two features can be given the same salt.
-                if not value.isprintable() or not value.strip():
+                if not is_plain_name(value):
                     remedy = "rename it" if kind == "key" else "rename the column"
-                    raise InputError(f"a feature needs a printable {kind}", found=repr(value), remedy=remedy)
+                    raise InputError(f"a feature needs a plain, printable {kind}", found=repr(value), remedy=remedy)
                 if (kind, value) in seen:
                     found = f"{kind} {value!r} of {feature.name!r} and {seen[kind, value]!r}"
                     raise InputError(f"feature {kind}s must be unique", found=found, remedy="rename one of them")
@@ -63,8 +75,10 @@ class FeatureRegistry(BaseModel):
 
     @model_validator(mode="after")
     def _check_roles(self) -> Self:
-        for role, column in (("label", self.label), ("weight", self.weight)):
-            if any(feature.name == column for feature in self.features):
+        for role, column in (("label", self.label), ("weight", self.weight), ("group", self.group)):
+            if column is not None and not is_plain_name(column):
+                raise InputError(f"the {role} needs a plain name", found=repr(column), remedy="rename the column")
+            if role != "group" and any(feature.name == column for feature in self.features):
                 remedy = "remove it from `features:`, or name another column"
                 raise InputError(f"the {role} cannot be a feature", found=repr(column), remedy=remedy)
         if self.label in (self.weight, self.group):

@@ -48,6 +48,7 @@ class Batch:
             dense_features=self.dense_features.to(device),
             labels=self.labels.to(device),
             weights=None if self.weights is None else self.weights.to(device),
+            groups=None if self.groups is None else self.groups.to(device),
         )
 
 

@@ -4,25 +4,44 @@ Tensors hold weights, optimiser moments and the random generator; the numbers be
 metadata. Nothing is pickled.
 """
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from features.errors import InputError
-from features.files import write_bytes
+from features.files import cannot_write
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Write tensors and JSON-able numbers to `path` atomically; raises `InputError` for a full disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Copied one by one: safetensors refuses tensors that share memory, and moments may be views.
-    content = save({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, _metadata(numbers))
-    write_bytes(path, content)
+    """Write tensors, no two of which share memory, and JSON-able numbers to `path`, whole or not at all.
+
+    The tensors are written from where they are: a large table needs no second copy in memory. Raises `InputError`
+    when the place cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left_behind in path.parent.glob(".tmp*"):  # safetensors' own, of a process that was killed while writing
+            left_behind.unlink()
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, _text(numbers))
+        temporary.chmod(mode)  # safetensors lets the owner alone read its files
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = error if isinstance(error, OSError) else OSError(str(error))
+        raise cannot_write(path, reason) from None
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,9 +51,14 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             numbers = json.loads((file.metadata() or {})["state"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        remedy = "remove it to start the run again"
-        raise InputError(f"{path}: expected a checkpoint", found=str(error), remedy=remedy) from None
+        raise damaged(path, error) from None
     return tensors, numbers
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """The error for a file that holds no state, or that of something else."""
+    found = " ".join(str(error).split())[:160]
+    return InputError(f"{path}: expected a checkpoint", found=found, remedy="remove it to start the run again")
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,5 +95,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _metadata(numbers: dict[str, Any]) -> dict[str, str]:
+def _text(numbers: dict[str, Any]) -> dict[str, str]:
     return {"state": json.dumps(numbers)}

@@ -5,34 +5,38 @@ depends on (seed, epoch) alone; rows are shuffled inside their window. A split t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.dataset_info import DatasetInfo, read_dataset
 from features.encode import EncodedBatch
 from features.errors import InputError
-from features.prepare import ROW_GROUP_ROWS
 from features.registry import FeatureRegistry
 from recsys.batch import Batch
 
 WINDOW_BYTES = 1 << 29
+"""Most bytes of examples in memory at a time; loading a window takes twice that for a moment."""
 
 Indices = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A run of rows of one parquet part."""
+class _Piece(NamedTuple):
+    """One row group of a parquet part."""
 
     path: Path
     offset: int
+    """Its first row in the part."""
     rows: int
+    num_bytes: int
+    """In memory, where every value takes 8 bytes or less."""
 
 
 class Split:
@@ -50,16 +54,15 @@ class Split:
             known = ", ".join(self.info.splits)
             raise InputError(f"{directory} has no split {split!r}", found=known, remedy="name one of those")
         self.num_rows = self.info.splits[split].rows
-        self._window_rows = max(1, window_bytes // (8 * (len(self.registry.features) + 2)))
+        self._window_bytes = window_bytes
         self._pieces = [
-            _Piece(self.directory / part.file, offset, min(ROW_GROUP_ROWS, part.rows - offset))
-            for part in self.info.splits[split].parts
-            for offset in range(0, part.rows, ROW_GROUP_ROWS)
+            piece for part in self.info.splits[split].parts for piece in _row_groups(self.directory / part.file)
         ]
+        self._is_small = sum(piece.num_bytes for piece in self._pieces) <= window_bytes
         self._memory: _Rows | None = None
 
     def num_batches(self, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> int:
-        """Batches of an epoch; windows are cut evenly, so no batch is much smaller than the others."""
+        """Batches of an epoch."""
         windows = self._windows(seed, epoch, shuffle)
         return sum(_num_cuts(sum(piece.rows for piece in window), batch_size) for window in windows)
 
@@ -68,7 +71,9 @@ class Split:
     ) -> Iterator[Batch]:
         """Batches from number `start` of this epoch on: the same ones, bit for bit, as a pass from 0 gives there.
 
-        Each has at most `batch_size` examples; every row comes once an epoch.
+        Every row comes once an epoch. A window is cut evenly, into as few batches of at most `batch_size` as it takes:
+        their sizes differ by at most 1, and none has a single example unless that is all there is, or `batch_size` is
+        below 3.
         """
         if batch_size < 1:
             raise InputError("batch_size must be at least 1", found=str(batch_size))
@@ -81,10 +86,11 @@ class Split:
             rows = self._load(window)
             order = np.arange(num_rows)
             if shuffle:
-                np.random.default_rng([seed, epoch, number]).shuffle(order)
+                np.random.default_rng([seed, epoch, number + 1]).shuffle(order)
             for indices in np.array_split(order, cuts)[start:]:
                 yield rows.batch(indices)
             start = 0
+            del rows  # before the next window is read
 
     def tokens(self) -> Iterator[EncodedBatch]:
         """The split's tokens and floats in file order, a window at a time; for reports."""
@@ -93,30 +99,57 @@ class Split:
 
     def _windows(self, seed: int, epoch: int, shuffle: bool) -> list[list[_Piece]]:
         pieces = self._pieces
-        if shuffle and self.num_rows > self._window_rows:
-            order = np.random.default_rng([seed, epoch]).permutation(len(pieces))
+        if shuffle and not self._is_small:
+            order = np.random.default_rng([seed, epoch, 0]).permutation(len(pieces))
             pieces = [pieces[index] for index in order]
         windows: list[list[_Piece]] = [[]]
-        filled = 0
+        num_rows = num_bytes = 0
         for piece in pieces:
-            if windows[-1] and filled + piece.rows > self._window_rows:
+            is_full = num_bytes + piece.num_bytes > self._window_bytes
+            # A single row is never a window of its own, as batch norm cannot train on one.
+            if is_full and num_rows > 1 and piece.rows > 1:
                 windows.append([])
-                filled = 0
+                num_rows = num_bytes = 0
             windows[-1].append(piece)
-            filled += piece.rows
+            num_rows += piece.rows
+            num_bytes += piece.num_bytes
         return windows
 
     def _read(self, window: list[_Piece]) -> pl.DataFrame:
-        return pl.concat(
-            [pl.scan_parquet(piece.path, glob=False).slice(piece.offset, piece.rows).collect() for piece in window]
-        )
+        frames = [_read_rows(piece) for piece in window]
+        return pl.concat(frames, rechunk=True)  # arrays of one chunk are not copied again
 
     def _load(self, window: list[_Piece]) -> "_Rows":
-        if self.num_rows > self._window_rows:
+        if not self._is_small:
             return _Rows(self._read(window), self.registry)
         if self._memory is None:
             self._memory = _Rows(self._read(window), self.registry)
         return self._memory
+
+
+def _row_groups(path: Path) -> Iterator[_Piece]:
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+    offset = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        num_values = sum(group.column(column).num_values for column in range(group.num_columns))
+        yield _Piece(path, offset, group.num_rows, 8 * num_values)
+        offset += group.num_rows
+
+
+def _read_rows(piece: _Piece) -> pl.DataFrame:
+    try:
+        return pl.scan_parquet(piece.path, glob=False).slice(piece.offset, piece.rows).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _damaged(piece.path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    found = " ".join(str(error).split())[:160]
+    return InputError(f"{path}: expected the part that prepare wrote", found=found, remedy="prepare it again")
 
 
 def _num_cuts(num_rows: int, batch_size: int) -> int:

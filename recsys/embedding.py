@@ -45,8 +45,9 @@ class EmbeddingConfig(BaseModel):
     """`adam`: dense Adam with L2 at the cost of the rows touched; `rowwise_adagrad`: torchrec's fused one."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Of the table alone; the trainer's where not set."""
-    l2: float = Field(default=1e-5, ge=0)
-    """Coupled weight decay of every table row and numeric embedding at every step."""
+    l2: float = Field(default=0.05, ge=0)
+    """Coupled weight decay: under `adam` of every row at every step, under `rowwise_adagrad` of the rows that a step
+    reads; of numeric embeddings at every step."""
 
 
 class Touched(NamedTuple):
@@ -81,7 +82,10 @@ class UnifiedEmbedding(nn.Module):
         check_num_rows(layout.num_rows)
         self.layout = layout
         self.is_fused = fused is not None
-        self.collection: Any = _collection(layout, fused)
+        # torchrec fills the table by rules of its own; so that a seed gives one start under either optimiser, the
+        # numbers that this draws are given back.
+        with torch.random.fork_rng(devices=[]):
+            self.collection: Any = _collection(layout, fused)
         self.table.requires_grad_(False)  # its gradient is that of `touched.block`, or stays inside the fused kernel
         initialise(self.table, init)
         self.touched: Touched | None = None

@@ -22,35 +22,43 @@ from mlflow.tracking import MlflowClient
 
 from features.dataset_info import DatasetInfo
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+DEFAULT_FILE = "mlflow.db"
 MAX_PARAM_LENGTH = 500
 
 
 def tracking_uri() -> str:
-    """Where runs are kept: `MLFLOW_TRACKING_URI`, or a SQLite file in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """Where runs are kept: `MLFLOW_TRACKING_URI`, or a SQLite file in the working directory (its absolute URI)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_FILE).absolute()}"
 
 
 class Tracker:
     """One MLflow run. Metrics are named `train/ val/ test/ perf/ parity/`; params are flattened with dots.
 
-    Raises whatever the store raises when it cannot be reached: a run that nobody can find is not worth training.
+    `start` makes a run, `resume` takes up one that is there. Both raise whatever the store raises when it cannot be
+    reached: a run that nobody can find is not worth training.
     """
 
-    def __init__(self, run_id: str | None, *, experiment: str, name: str, tags: Mapping[str, str]) -> None:
-        _quiet()
-        mlflow.set_tracking_uri(tracking_uri())
-        self.client = MlflowClient()
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-        known = self.client.get_experiment_by_name(experiment)
-        self.experiment_id = known.experiment_id if known else self.client.create_experiment(experiment)
-        if run_id is None:
-            run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
-            self.run_id = run.info.run_id
-        else:
-            self.run_id = run_id
-            self.client.update_run(run_id, status="RUNNING")
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
         self.seconds = 0.0
+        """What tracking has cost so far."""
+
+    @staticmethod
+    def start(*, experiment: str, name: str, tags: Mapping[str, str]) -> "Tracker":
+        """A new run; `MLFLOW_EXPERIMENT_NAME` wins over `experiment`."""
+        client = _client(tracking_uri())
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
+        known = client.get_experiment_by_name(experiment)
+        experiment_id = known.experiment_id if known else client.create_experiment(experiment)
+        return Tracker(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+
+    @staticmethod
+    def resume(uri: str, run_id: str) -> "Tracker":
+        """A run that `start` made in the store at `uri`."""
+        client = _client(uri)
+        client.update_run(run_id, status="RUNNING")
+        return Tracker(client, run_id)
 
     def log_settings(self, params: Mapping[str, Any], info: DatasetInfo, directory: Path) -> None:
         """Params (nested mappings become dots), and each split as a dataset input with its digest."""
@@ -155,7 +163,7 @@ def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> DatasetInp
     rows = info.splits[split].rows
     dataset = Dataset(
         name=info.name,
-        digest=info.digest,
+        digest=info.digest_of(split),
         source_type="local",
         source=f'{{"uri": "{(directory / split).absolute().as_uri()}"}}',
         profile=f'{{"num_rows": {rows}, "label_rate": {info.splits[split].label_rate:.6f}}}',
@@ -163,9 +171,12 @@ def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> DatasetInp
     return DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
 
 
-def _quiet() -> None:
+def _client(uri: str) -> MlflowClient:
     """Keep the store's migrations and MLflow's hints out of the user's terminal; errors still show."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow.*")
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient()

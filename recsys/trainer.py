@@ -7,13 +7,13 @@ better validation score, and a stop after two such epochs in a row, at the best 
 
 import json
 import logging
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,7 +32,9 @@ from recsys.table_optim import TableOptimizer
 logger = logging.getLogger(__name__)
 
 MIN_DELTA = 1e-6
+"""By how much a validation score must beat the best one to be better."""
 MIN_LEARNING_RATE = 1e-6
+"""Below this the schedule does not cut a rate."""
 
 
 class TrainerConfig(BaseModel):
@@ -92,17 +94,20 @@ class Trainer:
         progress: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        """`on_epoch` takes each record of the history once, or twice where a run is cut off right after it did."""
         self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
         self.optimizer = torch.optim.Adam(_parameter_groups(ranker, l2), lr=config.learning_rate, fused=True)
         self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.min_examples = 2 if any(isinstance(part, nn.BatchNorm1d) for part in ranker.modules()) else 1
         self.state = new_state()
 
     def fit(self, train: Batches, valid: Batches) -> dict[str, Any]:
         """Train to the end and return the final state: `history`, one record an epoch, and `best_epoch`."""
         torch.manual_seed(self.seed)
         self._restore()
+        self._log()
         steps = train.num_batches(self.config.batch_size)
         with progress_bar("train", steps * self.config.epochs, enabled=self.progress) as advance:
             advance(self.state["epoch"] * steps + self.state["step"])
@@ -134,23 +139,31 @@ class Trainer:
         state["seconds"] = seconds + time.perf_counter() - began
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; returns the mean loss, detached. Raises `InputError` when it is not finite."""
+        """One optimiser step; returns the mean loss, detached.
+
+        Raises `InputError` for a loss or gradient that is not finite, and for a single example under batch norm.
+        """
+        if batch.num_examples < self.min_examples:
+            remedy = "set trainer.batch_size to 3 or more, or train without batch norm"
+            raise InputError("batch norm needs two examples a step", found=str(batch.num_examples), remedy=remedy)
         logits = self.ranker(batch)
         loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=batch.weights)
         loss.backward()
         gradients = [p.grad for p in self.network_parameters if p.grad is not None]
-        clip_global_norm(gradients + self.table_optimizer.gradients(), self.config.max_gradient_norm)
+        norm = clip_global_norm(gradients + self.table_optimizer.gradients(), self.config.max_gradient_norm)
+        loss = loss.detach()
+        if not math.isfinite(norm + loss.item()):
+            remedy = "lower trainer.learning_rate, or standardize the numeric features"
+            found = f"loss {loss.item()}, gradient norm {norm}"
+            raise InputError("loss and gradients must stay finite", found=found, remedy=remedy)
         self.optimizer.step()
         self.table_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return loss
 
     def _finish_epoch(self, train: Batches, valid: Batches, advance: Callable[..., None]) -> None:
         state, config = self.state, self.config
         loss = state["loss_sum"] / train.num_rows
-        if not np.isfinite(loss):
-            remedy = "lower trainer.learning_rate, or standardize the numeric features"
-            raise InputError("the training loss must stay finite", found=str(loss), remedy=remedy)
         began = time.perf_counter()
         metrics = evaluate(*predict(self.ranker, valid.batches(4 * config.batch_size)))
         state["eval_seconds"] += time.perf_counter() - began
@@ -165,7 +178,7 @@ class Trainer:
         state.update(epoch=state["epoch"] + 1, step=0, loss_sum=0.0, global_step=record["global_step"])
         self._schedule(metrics[config.monitor] * (1 if config.monitor == "auc" else -1))
         self._save()
-        self._log(record)
+        self._log()
         advance(0, note=f"epoch {record['epoch']} loss {loss:.4f} valid auc {metrics['auc']:.4f}")
 
     def _schedule(self, score: float) -> None:
@@ -177,15 +190,18 @@ class Trainer:
         else:
             state["strikes"] += 1
             for group in self.optimizer.param_groups:
-                group["lr"] = max(group["lr"] * config.learning_rate_factor, MIN_LEARNING_RATE)
-            rate = self.table_optimizer.learning_rate
-            self.table_optimizer.learning_rate = max(rate * config.learning_rate_factor, MIN_LEARNING_RATE)
+                group["lr"] = _cut(group["lr"], config.learning_rate_factor)
+            self.table_optimizer.learning_rate = _cut(self.table_optimizer.learning_rate, config.learning_rate_factor)
         state["done"] = state["strikes"] >= config.patience or state["epoch"] >= config.epochs
 
-    def _log(self, record: dict[str, Any]) -> None:
-        lines = "".join(json.dumps(line) + "\n" for line in self.state["history"])
-        write_text(self.directory / "log.jsonl", lines)
-        self.on_epoch(record)
+    def _log(self) -> None:
+        """Hand on the records that `log.jsonl` does not hold yet: also those that a cut-off run saved and no more."""
+        path = self.directory / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and self.state["history"] else []
+        for record in self.state["history"][len(lines) :]:
+            self.on_epoch(record)
+            lines.append(json.dumps(record))
+            write_text(path, "".join(f"{line}\n" for line in lines))
 
     @property
     def _state_path(self) -> Path:
@@ -207,17 +223,21 @@ class Trainer:
 
     def _restore(self) -> None:
         if not self._state_path.exists():
+            (self.directory / "log.jsonl").unlink(missing_ok=True)
             return
         tensors, numbers = checkpoint.load_state(self._state_path)
-        rates = numbers.pop("learning_rates")
-        for group in self.optimizer.param_groups:
-            group["lr"] = rates["network"]
-        self.table_optimizer.learning_rate = rates["table"]  # before the state: setting it may bring rows up to date
-        self.ranker.load_state_dict(checkpoint.unprefixed("ranker", tensors))
-        checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.unprefixed("network_optimizer", tensors))
-        self.table_optimizer.load_state_dict(checkpoint.unprefixed("table_optimizer", tensors))
-        torch.set_rng_state(tensors["random"])
-        self.state = numbers
+        try:
+            rates = numbers.pop("learning_rates")
+            for group in self.optimizer.param_groups:
+                group["lr"] = rates["network"]
+            self.table_optimizer.learning_rate = rates["table"]  # first: setting it may bring rows up to date
+            self.ranker.load_state_dict(checkpoint.unprefixed("ranker", tensors))
+            checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.unprefixed("network_optimizer", tensors))
+            self.table_optimizer.load_state_dict(checkpoint.unprefixed("table_optimizer", tensors))
+            torch.set_rng_state(tensors["random"])
+            self.state = {key: numbers[key] for key in self.state}
+        except (KeyError, RuntimeError, ValueError) as error:  # whole, but of another model
+            raise checkpoint.damaged(self._state_path, error) from None
         logger.info("resumed at epoch %d, step %d", self.state["epoch"] + 1, self.state["step"])
 
     def _load_best(self) -> None:
@@ -241,6 +261,10 @@ def new_state() -> dict[str, Any]:
         "done": False,
         "history": [],
     }
+
+
+def _cut(rate: float, factor: float) -> float:
+    return min(rate, max(rate * factor, MIN_LEARNING_RATE))
 
 
 def peak_memory_mb() -> float:

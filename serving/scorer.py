@@ -113,7 +113,8 @@ class Scorer:
     def verify(self) -> float:
         """Score the golden rows again: the largest difference to the trainer's probability.
 
-        Rounding of a fp16 or int8 table is part of it; for fp32 it is below 1e-6.
+        Rounding of a fp16 or int8 table is part of it. For fp32 only the network's own rounding is left, which is about
+        1e-6 where its inputs and logits are of ordinary size.
         """
         golden = self.bundle.golden
         expected = golden[PROBABILITY].cast(pl.Float64).to_numpy()

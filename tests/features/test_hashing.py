@@ -1,5 +1,8 @@
 """The hash contract: golden vectors, three implementations that agree, uniform and independent rows."""
 
+from itertools import takewhile
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -206,3 +209,25 @@ def test_tokens_know_no_feature_and_no_table():
     frame = pl.DataFrame({"a": ["x"], "b": ["x"]})
     tokens = frame.select([feature.lower(pl.String()) for feature in registry.token_features])
     assert tokens.row(0) == (hash_text("x"), hash_text("x"))
+
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+
+
+def table_rows(header: str) -> list[list[str]]:
+    lines = DOCUMENT.split(f"| {header} |\n")[1].splitlines()[1:]
+    return [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in takewhile(bool, lines)]
+
+
+def test_the_vectors_of_the_document():
+    """docs/formats.md is what somebody would write a second implementation from."""
+    tokens = table_rows("text | token")
+    assert len(tokens) == 8
+    for text, token in tokens:
+        assert hash_text(text) == int(token, 16)
+    rows = table_rows("seed | key | view | probe | salt | text | M | row")
+    assert len(rows) == 9
+    for seed, key, view, probe, slot_salt, text, num_rows, row in rows:
+        assert salt(int(seed), key, view, int(probe)) == int(slot_salt, 16)
+        assert reference_row(hash_text(text), int(slot_salt, 16), int(num_rows)) == int(row)
+    assert f"`{MISSING_TOKEN:016x}`" in DOCUMENT

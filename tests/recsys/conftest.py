@@ -1,12 +1,12 @@
-"""A table layout that is awkward on purpose, random tokens for it, and what the embedding must return, by loops.
-
-S slots, W = S * w output columns, M table rows.
-"""
+"""What the tests of `recsys` share: an awkward table layout with its plain-loop reference, and a small training run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import xxhash
 from torch import Tensor
@@ -14,7 +14,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
-from recsys.embedding import UnifiedEmbedding
+from recsys.dataset import Split
+from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
+from recsys.ranker import Ranker, build_ranker, model_config
+from recsys.table_optim import TableOptimizer
+from recsys.trainer import Trainer, TrainerConfig
+from tests.planted import planted_dataset
 
 Bags = Mapping[str, Sequence[Sequence[int]]]
 """Feature to the tokens of each example."""
@@ -90,3 +95,61 @@ def random_bags(layout: TableLayout, num_examples: int, seed: int = 0, num_value
 def embedding_of(layout: TableLayout, seed: int = 0) -> UnifiedEmbedding:
     torch.manual_seed(seed)
     return UnifiedEmbedding(layout)
+
+
+# Small training runs
+
+FINAL_MLP: dict[str, Any] = {
+    "mlp1_hidden": [16],
+    "mlp2_hidden": [8],
+    "mlp1_dropout": 0.3,
+    "mlp2_dropout": 0.1,
+    "gate_hidden": [8],
+    "fs1_context": ["f00", "x00"],
+    "fs2_context": ["l00"],
+    "num_heads": 2,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A ranker with everything that `fit` takes."""
+
+    ranker: Ranker
+    table_optimizer: TableOptimizer
+    trainer: Trainer
+    train: Split
+    valid: Split
+
+    def fit(self) -> dict[str, Any]:
+        return self.trainer.fit(self.train, self.valid)
+
+
+def training_of(
+    data: Path,
+    directory: Path,
+    *,
+    model: str = "final_mlp",
+    settings: dict[str, Any] | None = None,
+    embedding: dict[str, Any] | None = None,
+    seed: int = 1,
+    on_epoch: Any = None,
+    **trainer: Any,
+) -> Training:
+    """A fresh process's start of a run in `directory`; 640 training rows are read in four windows."""
+    train, valid = Split(data, "train", window_bytes=14_000), Split(data, "valid")
+    table = EmbeddingConfig.model_validate({"num_rows": 64, "l2": 0.01, "probes": 2, **(embedding or {})})
+    config = TrainerConfig.model_validate({"epochs": 3, "batch_size": 64, "learning_rate": 0.01, **trainer})
+    network = model_config(model, settings if settings is not None else FINAL_MLP if model == "final_mlp" else {})
+    ranker, table_optimizer = build_ranker(
+        train.registry, model, network, table, seed=seed, learning_rate=config.learning_rate
+    )
+    loop = Trainer(ranker, table_optimizer, config, directory, seed=seed, l2=table.l2, on_epoch=on_epoch)
+    return Training(ranker=ranker, table_optimizer=table_optimizer, trainer=loop, train=train, valid=valid)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 640 + 80 + 80 planted rows with scalars, a list and a number, its training rows in seven parts."""
+    sizes = {"num_features": 4, "num_distinct": 30, "num_lists": 1, "num_numeric": 1}
+    return planted_dataset(tmp_path_factory.mktemp("planted"), 800, seed=2, part_rows=100, **sizes)

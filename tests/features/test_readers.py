@@ -1,0 +1,278 @@
+"""Readers: the same values from every format, in order, at any chunk size; and one clear line for a bad file."""
+
+import gzip
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from features.encode import encode_frame
+from features.errors import InputError
+from features.readers import columns_of, expand, parse_numbers, read_chunks
+from features.registry import FeatureRegistry
+
+FORMATS = ["parquet", "csv", "csv.gz", "ndjson", "jsonl"]
+REGISTRY = FeatureRegistry.of(
+    features={
+        "user": "categorical",
+        "item": "categorical",
+        "genres": {"type": "categorical_list", "separator": "|"},
+        "price": {"type": "numeric", "transform": "none"},
+        "bucket": {"type": "numeric", "transform": "log_square"},
+    }
+)
+# Values of which the contract promises the same tokens from every format.
+FRAME = pl.DataFrame(
+    {
+        "user": [7, -12, None, 2**62, 0],
+        "item": ["plain", 'quote " and, comma', "line\nbreak", None, "日本 \U0001f600"],
+        "genres": ["Drama", "Drama|Sci-Fi", None, "a||b", " x "],
+        "price": [1.5, None, -3.25, 0.1, 1e-12],
+        "bucket": [3, 0, None, 1000, -1],
+    }
+)
+
+
+def write(directory: Path, kind: str, frame: pl.DataFrame, name: str = "part") -> Path:
+    path = directory / f"{name}.{kind}"
+    if kind == "parquet":
+        frame.write_parquet(path)
+    elif kind == "csv":
+        frame.write_csv(path)
+    elif kind == "csv.gz":
+        path.write_bytes(gzip.compress(frame.write_csv().encode()))
+    else:
+        frame.write_ndjson(path)
+    return path
+
+
+def read(path: Path, **options) -> pl.DataFrame:
+    return pl.concat(read_chunks(path, **options))
+
+
+def refusal(path: Path, **options) -> str:
+    with pytest.raises(InputError) as caught:
+        list(read_chunks(path, **options))
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_same_tokens(tmp_path: Path, kind: str):
+    raw = read(write(tmp_path, kind, FRAME), numeric={"price", "bucket"})
+    assert encode_frame(raw, REGISTRY).equals(encode_frame(FRAME, REGISTRY))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
+def test_chunks_are_of_the_size_asked_for_and_in_order(tmp_path: Path, kind: str, chunk_rows: int):
+    frame = pl.DataFrame({"n": range(60), "text": [f"t{n * 7919 % 61}" for n in range(60)]})
+    path = write(tmp_path, kind, frame)
+    chunks = list(read_chunks(path, numeric={"n"}, chunk_rows=chunk_rows))
+    assert [len(chunk) for chunk in chunks[:-1]] == [chunk_rows] * (len(chunks) - 1)
+    assert 0 < len(chunks[-1]) <= chunk_rows
+    assert pl.concat(chunks).cast({"n": pl.Int64}).equals(frame)
+
+
+def test_row_groups_of_a_parquet_file_do_not_show(tmp_path: Path):
+    frame = pl.DataFrame({"n": range(1000)})
+    frame.write_parquet(tmp_path / "a.parquet", row_group_size=37)
+    chunks = list(read_chunks(tmp_path / "a.parquet", chunk_rows=300))
+    assert [len(chunk) for chunk in chunks] == [300, 300, 300, 100]
+    assert pl.concat(chunks).equals(frame)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_columns_come_in_the_order_asked_for(tmp_path: Path, kind: str):
+    path = write(tmp_path, kind, FRAME)
+    assert columns_of(path) == FRAME.columns
+    assert read(path, columns=["price", "user"], numeric={"price"}).columns == ["price", "user"]
+    message = refusal(path, columns=["user", "nobody"])
+    assert "expected a column 'nobody'; found columns user, item, genres, price, bucket; correct the reg" in message
+
+
+def test_csv_text_is_kept_to_the_letter(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,b\n007, x \n"",1e3\n,NaN\nTrue,null\n')
+    assert read(path).to_dict(as_series=False) == {"a": ["007", "", None, "True"], "b": [" x ", "1e3", "NaN", "null"]}
+
+
+def test_csv_dialects(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbfa,b\r\n"x\r\ny",1\r\n"say ""hi""",2\r\n"p,q",3')
+    assert read(path, numeric={"b"}).to_dict(as_series=False) == {
+        "a": ["x\r\ny", 'say "hi"', "p,q"],
+        "b": [1.0, 2.0, 3.0],
+    }
+
+
+@pytest.mark.parametrize("opener", [lambda data: data, gzip.compress])
+def test_gzip_is_known_by_its_bytes(tmp_path: Path, opener):
+    for name in ("a.csv", "a.csv.gz"):
+        (tmp_path / name).write_bytes(opener(b"a,b\n1,\n"))
+        assert read(tmp_path / name).rows() == [("1", None)]
+
+
+def test_a_column_of_nulls_at_the_end_is_not_ragged(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,b\n1,\n"x,\ny",\n3,"4"\n')
+    assert read(path, columns=["a"])["a"].to_list() == ["1", "x,\ny", "3"]
+    path.write_bytes(b"a\n1\n\n3\n")
+    assert read(path)["a"].to_list() == ["1", None, "3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"a,b,c\n1,2,3\n4,5\n6,7,8\n", "expected 3 fields a row; found 2 in line 3"),
+        (b"a,b,c\n1,2,3\n4,5,6,7\n", "expected 3 fields a row; found 4 in line 3"),
+        (b'a,b,c\n"x\n\ny",2,3\n"z\n",5\n', "expected 3 fields a row; found 2 in line 5"),
+        (b'a,b,c\n"1,1",2,3\n4,5', "expected 3 fields a row; found 2 in line 3"),
+        (b"a,b\n1,2\n\n3,4\n", "expected 2 fields a row; found 1 in line 3"),
+        (b"a,b\n1,2\n\n", "expected 2 fields a row; found 1 in line 3"),
+        (b'a,b\n1,2\n"3,4\n5,6\n', "expected quotes in pairs; found one in the row of line 3 that is never closed"),
+        (b"a,b\n1,\xe9\n", "found invalid utf-8 sequence; save it as UTF-8"),
+        (b"a,b,a\n1,2,3\n", "column names must be unique; found 'a' twice; rename one of them"),
+        (b"\n", "expected a readable csv file; found empty CSV"),
+        (b"", "expected rows; found an empty file; remove it from the input"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "csv.gz"])
+def test_a_bad_csv_file(tmp_path: Path, kind: str, content: bytes, found: str):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(gzip.compress(content) if kind == "csv.gz" and content else content)
+    for columns in (None, ["a"]):  # the fault is seen whichever columns are read
+        assert found.replace("csv file", f"{kind} file") in refusal(path, columns=columns)
+
+
+def test_a_ragged_row_is_found_across_blocks_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("features.csv_check.BLOCK_BYTES", 5)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,b\n"one, \n two",1\n22222222222,\n' * 2 + b"3\n4,5\n")
+    assert "expected 2 fields a row; found 1 in line 9; mend or remove that line" in refusal(path)
+
+
+def test_text_in_a_number_column_is_named_with_its_row(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text("n,t\n" + "".join(f"{n},x\n" for n in range(9)) + " 9 ,x\n,x\nten,x\n")
+    message = refusal(path, numeric={"n"}, chunk_rows=4)
+    assert "column 'n': expected a number; found 'ten' in row 12; declare it `categorical`, or correct" in message
+
+
+def test_parse_numbers():
+    texts = ["1", " -2.5 ", "", None, "1e3", "nan", "+7", "   "]
+    values = parse_numbers(pl.Series("n", texts)).to_list()
+    assert values[:5] == [1.0, -2.5, None, None, 1000.0]
+    assert values[5] != values[5]
+    assert values[6:] == [7.0, None]
+    with pytest.raises(InputError, match="column 'n': expected a number; found '1,5'; declare") as caught:
+        parse_numbers(pl.Series("n", [None, "1", "1,5"]))
+    assert caught.value.row == 2
+
+
+def test_ndjson_types_decided_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Types are guessed from the first lines alone; what comes later must be read or refused, never dropped."""
+    monkeypatch.setattr("features.readers.SCHEMA_LINES", 2)
+    path = tmp_path / "a.ndjson"
+    rows = [{"z": 1, "a": None, "tags": []}] * 3 + [{"z": 2.5, "a": "x", "tags": ["t"]}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    raw = read(path, numeric={"z"})
+    assert raw.columns == ["z", "a", "tags"]
+    assert raw.row(3) == (2.5, "x", ["t"])
+    path.write_text('{"z": 1}\n' * 3 + '{"z": 2.5}\n')
+    assert read(path, numeric={"z"})["z"].to_list() == [1, 1, 1, 2.5]
+    assert "found cannot parse '2.5'" in refusal(path)
+
+
+def test_ndjson_values(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"u": 18446744073709551615, "b": true, "l": ["x", null]}\r\n\n{"b": null, "l": null}\n')
+    assert read(path).rows() == [(2**64 - 1, True, ["x", None]), (None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{"a": 1}\n{"a": 2', "expected a readable ndjson file; found Syntax"),
+        (b'[{"a": 1}]', "expected a readable ndjson file; found"),
+        (b'{"a": true}\n{"a": 1}\n', "with values of one type under each name"),
+        (b'\xef\xbb\xbf{"a": 1}\n', "expected ndjson; found a byte order mark; save it without one"),
+        ('{"a": "é"}\n'.encode("latin-1"), "save it as UTF-8"),
+        (b"hello\n", "expected a readable ndjson file"),
+    ],
+)
+def test_a_bad_ndjson_file(tmp_path: Path, content: bytes, found: str):
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(content)
+    assert found in refusal(path)
+
+
+def test_a_truncated_file(tmp_path: Path):
+    frame = pl.DataFrame({"n": [n * 7919 % 104_729 for n in range(50_000)]})
+    for kind in ("parquet", "csv.gz"):
+        path = write(tmp_path, kind, frame)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert f"expected a readable {kind} file; found" in refusal(path)
+
+
+def test_a_file_of_another_kind(tmp_path: Path):
+    (tmp_path / "a.parquet").write_text("a,b\n1,2\n")
+    assert "expected a readable parquet file" in refusal(tmp_path / "a.parquet")
+    (tmp_path / "a.xlsx").write_text("a,b\n1,2\n")
+    assert "expected a file that ends in .parquet, .csv, .csv.gz, .ndjson, .jsonl" in refusal(tmp_path / "a.xlsx")
+    assert "no such file; check the path" in refusal(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_without_rows(tmp_path: Path, kind: str):
+    path = write(tmp_path, kind, FRAME.clear())
+    if kind in ("ndjson", "jsonl"):
+        assert "found an empty file" in refusal(path)
+    else:
+        assert sum(map(len, read_chunks(path, numeric={"price"}))) == 0
+
+
+def test_a_megabyte_of_text_is_a_value(tmp_path: Path):
+    frame = pl.DataFrame({"a": ["x" * 2**20, "short"], "b": [None, "y"]})
+    for kind in FORMATS:
+        assert read(write(tmp_path, kind, frame)).equals(frame)
+
+
+def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("b.csv", "a.csv", "_SUCCESS", ".a.csv.tmp", "_tmp/x.csv", "deep/c.parquet", "notes.txt", "x[1].csv"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a\n1\n")
+
+    def names(patterns) -> list[str]:
+        return [str(file.relative_to(tmp_path)) for file in expand(patterns)]
+
+    assert names(tmp_path) == ["a.csv", "b.csv", "deep/c.parquet", "x[1].csv"]
+    assert names(str(tmp_path / "*.csv")) == ["a.csv", "b.csv", "x[1].csv"]
+    assert names(str(tmp_path / "**" / "*.parquet")) == ["deep/c.parquet"]
+    assert names([tmp_path / "b.csv", str(tmp_path / "*.csv"), tmp_path]) == [
+        "b.csv",
+        "a.csv",
+        "x[1].csv",
+        "deep/c.parquet",
+    ]
+    assert names(tmp_path / "x[1].csv") == ["x[1].csv"]  # a file that is there is no glob
+    monkeypatch.chdir(tmp_path)
+    assert expand("deep") == [Path("deep/c.parquet")]
+
+
+@pytest.mark.parametrize("pattern", ["none.csv", "*.parquet", "empty"])
+def test_expand_refuses_a_pattern_without_files(tmp_path: Path, pattern: str):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no file matches '.*'; name a file, directory or glob of .parquet, .csv"):
+        expand(tmp_path / pattern)
+
+
+def test_reading_can_stop_early(tmp_path: Path):
+    path = write(tmp_path, "parquet", pl.DataFrame({"n": range(100_000)}))
+    chunks = read_chunks(path, chunk_rows=10)
+    assert next(chunks)["n"].to_list() == list(range(10))
+    chunks.close()
