@@ -20,9 +20,13 @@ class BundleModel(PythonModel):
         """Open and verify the bundle among the model's artifacts."""
         self.scorer = Scorer(context.artifacts["bundle"])
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base promises None)
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """Probabilities of raw rows; an absent column reads as missing."""
-        return pd.DataFrame({"probability": self.scorer.score(model_input)}, index=model_input.index)
+        return pd.DataFrame(
+            {"probability": self.scorer.score(model_input, allow_missing=True)}, index=model_input.index
+        )
 
 
 set_model(BundleModel())

@@ -27,6 +27,7 @@ from recsys.evaluate import predict
 from recsys.export import export_bundle, probabilities
 from recsys.metrics import evaluate
 from recsys.tracking import Tracker
+from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.scorer import Scorer
 
@@ -41,7 +42,7 @@ def evaluate_run(path: Path, split: str, data: Path | None = None) -> tuple[dict
     data = data or Path(run.facts()["dataset"])
     examples = Split(data, split)
     check_registry(run.registry(), examples.registry, str(path))
-    metrics = evaluate(*predict(ranker, examples.batches(16_384)))
+    metrics = evaluate(*predict(ranker, examples.batches(EVALUATION_BATCH_SIZE)))
     report, _ = collision_report(ranker.embedding.layout, distinct_tokens(Split(data, "train").tokens()))
     return metrics, report.model_dump()
 

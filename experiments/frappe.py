@@ -19,6 +19,7 @@ def frappe() -> Experiment:
                 "fs2_context": ["item"],
                 "num_heads": 5,
             },
-            "embedding": {"num_rows": 32_768, "width": 4, "probes": 4},
+            "embedding": {"num_rows": 32_768, "width": 4, "probes": 4, "l2": 0.05},
+            "trainer": {"batch_size": 4096},
         }
     )

@@ -16,7 +16,8 @@ def movielens_100k() -> Experiment:
                 "mlp2_dropout": 0.4,
                 "num_heads": 10,
             },
-            "embedding": {"num_rows": 32_768, "width": 4, "probes": 4},
+            "embedding": {"num_rows": 32_768, "width": 4, "probes": 4, "l2": 0.05},
+            "trainer": {"batch_size": 4096},
         }
     )
 

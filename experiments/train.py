@@ -24,7 +24,7 @@ from recsys.export import export_bundle
 from recsys.metrics import evaluate
 from recsys.ranker import Ranker, build_ranker
 from recsys.tracking import Tracker, git_commit, tracking_uri
-from recsys.trainer import Trainer, peak_memory_mb
+from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer, peak_memory_mb
 
 SERVING_PACKAGES = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors")
 
@@ -111,7 +111,7 @@ def _finish(
     for name in ("valid", "test"):
         if name in train.info.splits:
             split = Split(train.directory, name)
-            predictions[name] = predict(ranker, split.batches(16_384))
+            predictions[name] = predict(ranker, split.batches(EVALUATION_BATCH_SIZE))
             metrics[name] = evaluate(*predictions[name])
     collisions, usage = collision_report(ranker.embedding.layout, distinct_tokens(train.tokens()))
     np.save(run.trained_rows_path, usage > 0)

@@ -1,7 +1,7 @@
 """Who shares rows with whom: load, collisions inside and between features, and each feature's share of the reads.
 
-M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (PAPERS: Unified
-Embedding, section on feature multiplexing): a value's row is shared with one of k other entries with probability
+M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (Coleman et
+al., "Unified Embedding", NeurIPS 2023): a value's row is shared with one of k other entries with probability
 1 - (1 - 1/M)^k.
 """
 
@@ -33,11 +33,11 @@ class FeatureCollisions(BaseModel):
     share_of_reads: float
     """Of all row reads that training examples make, over all views."""
     expected_intra: float
-    """Share of values whose row another value of the same feature reads too."""
+    """Share of values whose row another value of the same feature reads too, by the same probe."""
     measured_intra: float
     """The same, counted."""
     expected_inter: float
-    """Share of values whose row another feature reads."""
+    """Share of values whose row another feature reads, by any probe and in any view."""
     measured_inter: float
     """The same, counted."""
     indistinguishable: int
@@ -91,9 +91,9 @@ def collision_report(
     """
     num_rows = layout.num_rows
     rows = {name: rows_of_tokens(tokens, layout.salts_of(name), num_rows) for name, (tokens, _) in distinct.items()}
-    usage = np.zeros(num_rows, dtype=np.int64)
+    usage, scratch = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
     for found in rows.values():
-        usage += np.bincount(found.ravel(), minlength=num_rows)
+        np.add.at(usage, found.ravel(), 1)
     entries = int(usage.sum())
     all_reads = sum(len(layout.positions_of(name)) * reads for name, (_, reads) in distinct.items())
     report = CollisionReport(
@@ -103,7 +103,7 @@ def collision_report(
         expected_occupied=num_rows * _collides(entries, num_rows),
         occupied=int((usage > 0).sum()),
         features=[
-            _feature(name, len(tokens), reads / max(all_reads, 1), rows[name], layout, usage)
+            _feature(name, len(tokens), reads / max(all_reads, 1), rows[name], layout, usage, scratch)
             for name, (tokens, reads) in distinct.items()
         ],
     )
@@ -111,29 +111,45 @@ def collision_report(
 
 
 def _feature(
-    name: str, distinct: int, reads_share: float, rows: Counts, layout: TableLayout, usage: Counts
+    name: str, distinct: int, reads_share: float, rows: Counts, layout: TableLayout, usage: Counts, scratch: Counts
 ) -> FeatureCollisions:
-    num_probes = layout.views["main"][name]
+    num_rows, num_probes = layout.num_rows, layout.views["main"][name]
     main = rows[:num_probes]  # [probes, n_f]: the slots of `main` come first
-    own = np.bincount(rows.ravel(), minlength=layout.num_rows)
-    intra, inter = [], []
-    for probe in main:
-        same_probe = np.bincount(probe, minlength=layout.num_rows)
-        intra.append(float((same_probe[probe] > 1).mean()))
-        inter.append(float((usage[probe] > own[probe]).mean()))
-    codes = np.unique(main, axis=1, return_counts=True)[1]
-    others = int(usage.sum()) - rows.size
+    is_shared_within = np.array([_multiplicity(probe, scratch) > 1 for probe in main])
+    is_shared_beyond = usage[main] > _multiplicity(rows, scratch)[:num_probes]
     return FeatureCollisions(
         feature=name,
         distinct=distinct,
-        load=distinct * num_probes / layout.num_rows,
+        load=distinct * num_probes / num_rows,
         share_of_reads=reads_share * len(rows),
-        expected_intra=_collides(distinct - 1, layout.num_rows),
-        measured_intra=float(np.mean(intra)),
-        expected_inter=_collides(others, layout.num_rows),
-        measured_inter=float(np.mean(inter)),
-        indistinguishable=int(codes[codes > 1].sum()),
+        expected_intra=_collides(max(distinct - 1, 0), num_rows),
+        measured_intra=_share(is_shared_within),
+        expected_inter=_collides(int(usage.sum()) - rows.size, num_rows) if distinct else 0.0,
+        measured_inter=_share(is_shared_beyond),
+        indistinguishable=_num_repeated(main[:, is_shared_within.all(axis=0)]),  # no other value can be
     )
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> float:
+    return float(flags.mean()) if flags.size else 0.0
+
+
+def _multiplicity(rows: Counts, scratch: Counts) -> Counts:
+    """How often each entry's row stands among all entries, of the shape of `rows`; `scratch` [M] is zeros, and stays so.
+
+    Counts made anew for each feature and probe would cost M each.
+    """
+    np.add.at(scratch, rows.ravel(), 1)
+    found = scratch[rows]
+    scratch[rows] = 0
+    return found
+
+
+def _num_repeated(codes: Counts) -> int:
+    """Columns of [P, N] that are equal to another column."""
+    ordered = codes[:, np.lexsort(codes)]
+    is_equal = (ordered[:, 1:] == ordered[:, :-1]).all(axis=0)  # to the column before
+    return int((np.append(is_equal, False) | np.append(False, is_equal)).sum()) if codes.size else 0
 
 
 def _collides(others: int, num_rows: int) -> float:

@@ -250,8 +250,8 @@ def roc_curve(labels: ArrayLike, probabilities: ArrayLike, max_points: int = 200
         InputError: malformed input, labels of one class, or fewer than two points.
 
     Example:
-        >>> fpr, tpr = roc_curve([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8])
-        >>> fpr.tolist(), tpr.tolist()
+        >>> false_rate, true_rate = roc_curve([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8])
+        >>> false_rate.tolist(), true_rate.tolist()
         ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
     is_positive, scores = _check(labels, probabilities, is_probability=False)
@@ -261,11 +261,11 @@ def roc_curve(labels: ArrayLike, probabilities: ArrayLike, max_points: int = 200
     runs = _tied_runs(is_positive, scores)
     true = np.concatenate([[0], np.cumsum(runs.positives[::-1])])
     false = np.concatenate([[0], np.cumsum((runs.rows - runs.positives)[::-1])])
-    fpr, tpr = false / false[-1], true / true[-1]
-    if len(fpr) > max_points:
-        keep = np.unique(np.searchsorted(fpr + tpr, np.linspace(0, 2, max_points)).clip(max=len(fpr) - 1))
-        fpr, tpr = fpr[keep], tpr[keep]
-    return fpr, tpr
+    false_rate, true_rate = false / false[-1], true / true[-1]
+    if len(false_rate) > max_points:
+        keep = np.unique(np.searchsorted(false_rate + true_rate, np.linspace(0, 2, max_points)))
+        false_rate, true_rate = false_rate[keep], true_rate[keep]
+    return false_rate, true_rate
 
 
 def reliability_curve(labels: ArrayLike, probabilities: ArrayLike, num_bins: int = 20) -> ReliabilityCurve:

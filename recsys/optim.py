@@ -116,7 +116,7 @@ class RowSparseAdam:
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the steps to come. Another value first runs ``catch_up_all``: set it by the epoch, not the step."""
+        """Step size of the steps to come. A new value runs ``catch_up_all`` first: set it by epoch rather than step."""
         return self._learning_rate
 
     @learning_rate.setter

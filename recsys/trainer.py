@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 MIN_DELTA = 1e-6
 """By how much a validation score must beat the best one to be better."""
 MIN_LEARNING_RATE = 1e-6
+EVALUATION_BATCH_SIZE = 16_384
 """Below this the schedule does not cut a rate."""
 
 
@@ -44,8 +45,8 @@ class TrainerConfig(BaseModel):
 
     epochs: int = Field(default=50, ge=1)
     """Most passes over the training rows; early stopping usually ends before."""
-    batch_size: int = Field(default=4096, ge=2)
-    """Most examples a step."""
+    batch_size: int | None = Field(default=None, ge=2)
+    """Most examples a step; a fiftieth of the training rows, between 256 and 4096, where not set."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of Adam, for the network, and for the table unless embedding.learning_rate is set."""
     patience: int = Field(default=2, ge=1)
@@ -58,6 +59,14 @@ class TrainerConfig(BaseModel):
     """Validation score that decides."""
     checkpoint_steps: int = Field(default=2000, ge=1)
     """Steps between checkpoints inside an epoch; there is one after each epoch anyway."""
+
+    def examples_a_step(self, num_rows: int) -> int:
+        """`batch_size`, or one that takes about fifty steps an epoch on `num_rows` training rows.
+
+        >>> TrainerConfig().examples_a_step(8_000), TrainerConfig().examples_a_step(100_000_000)
+        (256, 4096)
+        """
+        return self.batch_size or min(max(num_rows // 50, 256), 4096)
 
 
 class Batches(Protocol):
@@ -108,7 +117,7 @@ class Trainer:
         torch.manual_seed(self.seed)
         self._restore()
         self._log()
-        steps = train.num_batches(self.config.batch_size)
+        steps = train.num_batches(self.config.examples_a_step(train.num_rows))
         with progress_bar("train", steps * self.config.epochs, enabled=self.progress) as advance:
             advance(self.state["epoch"] * steps + self.state["step"])
             while not self.state["done"]:
@@ -122,7 +131,7 @@ class Trainer:
         self.ranker.train()
         began, seconds = time.perf_counter(), state["seconds"]
         batches = train.batches(
-            config.batch_size, shuffle=True, seed=self.seed, epoch=state["epoch"], start=state["step"]
+            config.examples_a_step(train.num_rows), shuffle=True, seed=self.seed, epoch=state["epoch"], start=state["step"]
         )
         losses = torch.tensor(state["loss_sum"], dtype=torch.float64)
         for batch in batches:
@@ -165,7 +174,7 @@ class Trainer:
         state, config = self.state, self.config
         loss = state["loss_sum"] / train.num_rows
         began = time.perf_counter()
-        metrics = evaluate(*predict(self.ranker, valid.batches(4 * config.batch_size)))
+        metrics = evaluate(*predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
         state["eval_seconds"] += time.perf_counter() - began
         record = {
             "epoch": state["epoch"] + 1,

@@ -9,7 +9,7 @@ set -euo pipefail
 
 PYTHON=${PYTHON:-python3}
 TORCH=${TORCH:-cpu}
-EXTRAS=${EXTRAS:-train,server,dev}
+EXTRAS=${EXTRAS-train,server,dev}  # none where it is set and empty
 
 fail() {
   echo "install: $*" >&2
@@ -24,7 +24,7 @@ constraints=${CONSTRAINTS:-constraints.txt}
 [[ -e $constraints ]] || fail "$constraints: no such file; give a path from the root of the checkout"
 
 command -v "$PYTHON" >/dev/null || fail "no interpreter $PYTHON; install Python 3.11 or newer, or set PYTHON"
-version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "$PYTHON does not run"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "muxrec needs Python 3.11 or newer; found $PYTHON, which is $version; say, PYTHON=python3.12 make env"
 
@@ -51,7 +51,8 @@ install_torch() {
   [[ $TORCH == cuda ]] || wanted+=+cpu
   errors=$(pip install -qq -c "$constraints" "$wanted" 2>&1) && return
   if [[ $TORCH == cpu && $errors == *"No matching distribution found for torch"* ]]; then
-    pip install -qq -c "$constraints" --extra-index-url https://download.pytorch.org/whl/cpu "$wanted"
+    pip install -qq -c "$constraints" --extra-index-url https://download.pytorch.org/whl/cpu "$wanted" ||
+      fail "no $wanted in the configured package index, nor on download.pytorch.org"
   else
     echo "$errors" >&2
     return 1

@@ -1,4 +1,4 @@
-"""State files that are whole or not there, and runs that were cut off anywhere and end bit for bit as if they were not."""
+"""State files that are whole or not there; runs that were cut off anywhere end bit for bit as if they were not."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -61,12 +61,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
     save_state(tmp_path / "state", {"a": torch.zeros(1)}, {"step": 1})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", failing(OSError(28, "No space left on device")))
-        with pytest.raises(InputError, match="cannot write .*state; found No space left on device; free space"):
+        with pytest.raises(InputError, match=r"cannot write .*state; found No space left on device; free space"):
             save_state(tmp_path / "state", {"a": torch.ones(1)}, {"step": 2})
     assert load_state(tmp_path / "state")[1] == {"step": 1}
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", failing(checkpoint.SafetensorError("I/O error: (os error 28)")))
-        with pytest.raises(InputError, match="cannot write .*state; found I/O error"):
+        with pytest.raises(InputError, match=r"cannot write .*state; found I/O error"):
             save_state(tmp_path / "state", {"a": torch.ones(1)}, {"step": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
@@ -84,7 +84,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, monkeypatch:
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write .*state; found"):
+    with pytest.raises(InputError, match=r"cannot write .*state; found"):
         save_state(tmp_path / "file" / "state", {"a": torch.zeros(1)}, {})
 
 
@@ -93,7 +93,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path):
 )
 def test_a_damaged_file_is_one_clear_line(tmp_path: Path, content: bytes):
     (tmp_path / "state").write_bytes(content)
-    with pytest.raises(InputError, match="state: expected a checkpoint; found .*; remove it to start the run again"):
+    with pytest.raises(InputError, match=r"state: expected a checkpoint; found .*; remove it to start the run again"):
         load_state(tmp_path / "state")
 
 
@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_stops_the_run(planted: Path, tmp_path: Path):
     training_of(planted, tmp_path, epochs=1).fit()
     state = tmp_path / "checkpoint" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(InputError, match="expected a checkpoint; found .*; remove it to start the run again"):
+    with pytest.raises(InputError, match=r"expected a checkpoint; found .*; remove it to start the run again"):
         training_of(planted, tmp_path, epochs=1).fit()
     state.unlink()
     records: list[Any] = []

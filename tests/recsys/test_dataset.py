@@ -157,7 +157,7 @@ def test_batches_of_a_window_are_of_even_size(train: Split, batch_size: int):
         num_rows = sum(piece.rows for piece in window)
         found = [next(sizes) for _ in range(-(-num_rows // batch_size))]
         assert sum(found) == num_rows
-        assert 2 <= min(found)
+        assert min(found) >= 2
         assert max(found) <= min(batch_size, min(found) + 1)
     assert next(sizes, None) is None
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path, directory: Path):
     part = path / "train" / "part-00000.parquet"
     content = part.read_bytes()
     part.write_bytes(bytes(len(content)))
-    with pytest.raises(InputError, match="expected the part that prepare wrote; found .*; prepare it again"):
+    with pytest.raises(InputError, match=r"expected the part that prepare wrote; found .*; prepare it again"):
         Split(path, "train")
     part.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])  # the footer is whole
     with pytest.raises(InputError, match="expected the part that prepare wrote"):

@@ -260,24 +260,24 @@ class TestRocCurve:
     def test_holds_the_rates_of_every_threshold(self, rows):
         labels, scores, _ = columns(rows)
         assume(both_classes(labels))
-        fpr, tpr = roc_curve(labels, scores)
+        false_rate, true_rate = roc_curve(labels, scores)
         thresholds = [math.inf, *sorted(set(scores.tolist()), reverse=True)]
-        np.testing.assert_allclose(fpr, [(scores[labels == 0] >= t).mean() for t in thresholds])
-        np.testing.assert_allclose(tpr, [(scores[labels == 1] >= t).mean() for t in thresholds])
-        assert np.trapezoid(tpr, fpr) == pytest.approx(auc(labels, scores))
+        np.testing.assert_allclose(false_rate, [(scores[labels == 0] >= t).mean() for t in thresholds])
+        np.testing.assert_allclose(true_rate, [(scores[labels == 1] >= t).mean() for t in thresholds])
+        assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(labels, scores))
 
     @pytest.mark.parametrize("max_points", [2, 3, 200])
     def test_thins_to_points_of_the_full_curve(self, max_points):
         rng = np.random.default_rng(1)
         scores = rng.random(5000)
         labels = rng.random(5000) < scores**4
-        fpr, tpr = roc_curve(labels, scores, max_points)
+        false_rate, true_rate = roc_curve(labels, scores, max_points)
         full = set(zip(*roc_curve(labels, scores, 10_000), strict=True))
-        assert 2 <= len(fpr) <= max_points
-        assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
-        assert set(zip(fpr, tpr, strict=True)) <= full
+        assert 2 <= len(false_rate) <= max_points
+        assert (false_rate[0], true_rate[0], false_rate[-1], true_rate[-1]) == (0, 0, 1, 1)
+        assert set(zip(false_rate, true_rate, strict=True)) <= full
         if max_points == 200:
-            assert np.trapezoid(tpr, fpr) == pytest.approx(auc(labels, scores), abs=1e-3)
+            assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(labels, scores), abs=1e-3)
 
     def test_refuses_one_point(self):
         with pytest.raises(InputError, match="max_points must be at least 2; found 1"):

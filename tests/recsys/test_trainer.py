@@ -1,4 +1,4 @@
-"""The loop: what a step does, the schedule, the best weights, repeatability; and planted data with a known best score."""
+"""The loop: a step, the schedule, the best weights, repeatability; and planted data with a known best score."""
 
 import json
 import math
@@ -196,8 +196,8 @@ def test_history_is_what_the_log_holds(planted: Path, tmp_path: Path, capsys: py
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert {"global_step", "learning_rate", "train_loss", "valid_auc", "valid_logloss"} <= records[0].keys()
     assert state["examples"] == 3 * training.train.num_rows
-    assert 0 < state["seconds"]
-    assert 0 < state["eval_seconds"]
+    assert state["seconds"] > 0
+    assert state["eval_seconds"] > 0
     assert "train" in capsys.readouterr().err
 
 
