@@ -135,9 +135,9 @@ def _share(flags: npt.NDArray[np.bool_]) -> float:
 
 
 def _multiplicity(rows: Counts, scratch: Counts) -> Counts:
-    """How often each entry's row stands among all entries, of the shape of `rows`; `scratch` [M] is zeros, and stays so.
+    """How often each entry's row stands among all entries; of the shape of `rows`.
 
-    Counts made anew for each feature and probe would cost M each.
+    `scratch` [M] is all zeros, before and after: counts made anew for each feature and probe would cost M each.
     """
     np.add.at(scratch, rows.ravel(), 1)
     found = scratch[rows]

@@ -17,10 +17,12 @@ from typing import Any
 import mlflow
 import polars as pl
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.tracking import MlflowClient
 
 from features.dataset_info import DatasetInfo
+from features.errors import InputError
 
 DEFAULT_FILE = "mlflow.db"
 MAX_PARAM_LENGTH = 500
@@ -55,9 +57,16 @@ class Tracker:
 
     @staticmethod
     def resume(uri: str, run_id: str) -> "Tracker":
-        """A run that `start` made in the store at `uri`."""
+        """A run that `start` made in the store at `uri`; raises `InputError` where there is no such run any more."""
         client = _client(uri)
-        client.update_run(run_id, status="RUNNING")
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            # The address is not shown: it may hold a password.
+            found, remedy = "no such run in its store", "bring the store back, or train into another directory"
+            raise InputError(f"expected the MLflow run {run_id}", found=found, remedy=remedy) from None
         return Tracker(client, run_id)
 
     def log_settings(self, params: Mapping[str, Any], info: DatasetInfo, directory: Path) -> None:

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 MIN_DELTA = 1e-6
 """By how much a validation score must beat the best one to be better."""
 MIN_LEARNING_RATE = 1e-6
-EVALUATION_BATCH_SIZE = 16_384
 """Below this the schedule does not cut a rate."""
+EVALUATION_BATCH_SIZE = 16_384
+"""Examples a forward pass of an evaluation."""
 
 
 class TrainerConfig(BaseModel):
@@ -130,9 +131,8 @@ class Trainer:
         state, config = self.state, self.config
         self.ranker.train()
         began, seconds = time.perf_counter(), state["seconds"]
-        batches = train.batches(
-            config.examples_a_step(train.num_rows), shuffle=True, seed=self.seed, epoch=state["epoch"], start=state["step"]
-        )
+        batch_size, epoch, start = config.examples_a_step(train.num_rows), state["epoch"], state["step"]
+        batches = train.batches(batch_size, shuffle=True, seed=self.seed, epoch=epoch, start=start)
         losses = torch.tensor(state["loss_sum"], dtype=torch.float64)
         for batch in batches:
             losses += self.step(batch) * batch.num_examples

@@ -59,12 +59,25 @@ install_torch() {
   fi
 }
 
-echo "install: Python $version, torch for $TORCH, muxrec[$EXTRAS] into $1; a few minutes the first time, 2.5 GB"
+# Make the environment, or leave one that works as it is; pip from ensurepip, else by the interpreter's own pip.
+make_environment() {
+  if ! "$venv/bin/python" -c '' 2>/dev/null; then
+    if [[ -e $venv && ! -e $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
+      fail "$1 holds something else than an environment; give another place"
+    fi
+    "$PYTHON" -m venv --clear --without-pip "$venv"
+  fi
+  "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null 2>&1 ||
+    "$PYTHON" -m pip --python "$venv/bin/python" install -qq pip 2>/dev/null ||
+    fail "$PYTHON has no pip for a new environment; on Debian, apt-get install python3-venv"
+}
+
+packages=.${EXTRAS:+[$EXTRAS]}
+if $train; then amount="torch for $TORCH; 2.5 GB, and some minutes the first time"; else amount="half a GB"; fi
+echo "install: muxrec${packages#.} into $1 with Python $version, $amount"
 SECONDS=0
-if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-  "$PYTHON" -m venv --clear "$venv" || fail "$PYTHON cannot make environments; on Debian, apt-get install python3-venv"
-fi
+make_environment "$1"
 if $train; then install_torch; fi
-pip install -qq -c "$constraints" -e ".${EXTRAS:+[$EXTRAS]}"
+pip install -qq -c "$constraints" -e "$packages"
 problems=$(pip check) || fail "the packages do not fit together: $problems"
 echo "install: done in $SECONDS s"

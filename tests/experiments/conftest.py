@@ -104,5 +104,3 @@ SMALL = (
 def read_scores(directory: Path) -> pl.DataFrame:
     """All scored parts."""
     return pl.read_parquet(sorted(directory.glob("part-*.parquet")))
-
-

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from tests.experiments.conftest import SMALL, read_scores
 
 from recsys.models import MODELS
+from tests.experiments.conftest import SMALL, read_scores
 
 
 def test_train_writes_the_run_directory(run):

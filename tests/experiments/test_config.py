@@ -53,7 +53,7 @@ def test_overrides_change_what_they_name_and_nothing_else():
     ],
 )
 def test_a_wrong_override_is_one_line_that_helps(override, message):
-    with pytest.raises(InputError, match=".") as error:
+    with pytest.raises(InputError) as error:
         with_overrides(RUNS["final_mlp"](), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -70,7 +70,7 @@ def test_a_wrong_override_is_one_line_that_helps(override, message):
     ],
 )
 def test_a_wrong_document_is_one_line_that_helps(document, message):
-    with pytest.raises(InputError, match=".") as error:
+    with pytest.raises(InputError) as error:
         validated(document, "file.yaml")
     assert message in str(error.value)
 
