@@ -62,7 +62,7 @@ def prepare(
     shares = _held_out(files, holdout)
     rule = f"{holdout:g} of the training rows each for {', '.join(shares)}, by position" if shares else "as given"
     source = source or DatasetSource(name=out.resolve().name)
-    if shares or source.split_rule == "as given":
+    if source.split_rule == "as given":
         source = source.model_copy(update={"split_rule": rule})
     reader = _Reader(registry, shares, progress)
     with _output(out) as temporary:

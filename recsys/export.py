@@ -103,7 +103,16 @@ def dense_graph(network: nn.Module, embedded_width: int, num_dense: int) -> byte
     finally:
         torch_logger.setLevel(level)
     assert program is not None
-    return program.model_proto.SerializeToString()
+    return _stripped(program.model_proto).SerializeToString()
+
+
+def _stripped(model: Any) -> Any:
+    """Without the exporter's notes, which hold source lines and paths of the machine that trained the model."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model
 
 
 class _TokensOnly(nn.Module):

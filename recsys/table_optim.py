@@ -6,6 +6,7 @@ one that also runs sharded over processes.
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from features.errors import InputError
@@ -71,8 +72,10 @@ class AdamTable:
     def step(self) -> None:
         """One step on the touched rows."""
         touched = self.embedding.touched
-        if touched is not None and touched.block.grad is not None:
-            self.adam.step(touched.rows, touched.block.grad)
+        if touched is not None:
+            # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
+            gradient = touched.block.grad
+            self.adam.step(touched.rows, torch.zeros_like(touched.block) if gradient is None else gradient)
         self.embedding.touched = None
 
     def flush(self) -> None:

@@ -240,6 +240,13 @@ def test_a_given_validation_split_holds_nothing_out(tmp_path: Path, raw: Path):
     assert info.split_rule == "as given"
 
 
+def test_a_source_without_a_split_rule_gets_the_one_that_was_used(tmp_path: Path, raw: Path):
+    info = prepare(REGISTRY, {"train": [raw]}, tmp_path / "out", source=DatasetSource(name="shop"))
+    assert (info.name, info.split_rule) == ("shop", "0.1 of the training rows each for valid, test, by position")
+    source = DatasetSource(name="shop", split_rule="mine")
+    assert prepare(REGISTRY, {"train": [raw]}, tmp_path / "other", source=source).split_rule == "mine"
+
+
 def test_tokens_know_no_seed(tmp_path: Path, raw: Path):
     """Prepare once, then vary the table: seeds, sizes and probes are no part of the data."""
     for seed in (1, 2):
