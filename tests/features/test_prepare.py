@@ -1,7 +1,6 @@
 """Preparing a dataset: what the parts hold, what they do not depend on, and that failures leave nothing half done."""
 
 import errno
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -374,53 +373,3 @@ def test_polars_reports_a_full_disk_as_everybody_does():
     with pytest.raises(OSError, match="No space left on device") as caught:
         features.files.write_parquet(pl.DataFrame({"a": [1, 2]}), Path("/dev/full"))
     assert caught.value.errno == errno.ENOSPC
-
-
-class TestReading:
-    """`read_dataset` on directories that are not what `prepare` left."""
-
-    @pytest.fixture
-    def out(self, tmp_path: Path, raw: Path) -> Path:
-        prepare(REGISTRY, {"train": [raw]}, tmp_path / "out")
-        return tmp_path / "out"
-
-    def refusal(self, out: Path, **options) -> str:
-        with pytest.raises(InputError) as caught:
-            read_dataset(out, **options)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    def test_no_dataset(self, tmp_path: Path):
-        assert "expected a dataset; found no such directory; make one with" in self.refusal(tmp_path / "none")
-        assert "found no readable dataset.json there" in self.refusal(tmp_path)
-
-    def test_a_missing_registry(self, out: Path):
-        (out / "registry.json").unlink()
-        assert "found no readable registry.json there" in self.refusal(out)
-
-    @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-    def test_damaged_json(self, out: Path, text: str):
-        (out / "dataset.json").write_text(text)
-        assert "dataset.json: expected what prepare writes; found" in self.refusal(out)
-
-    def test_a_newer_format(self, out: Path):
-        document = json.loads((out / "dataset.json").read_text()) | {"format_version": 2, "new key": 1}
-        (out / "dataset.json").write_text(json.dumps(document))
-        assert "dataset.json: expected dataset format 1; found 2; upgrade muxrec" in self.refusal(out)
-
-    def test_another_registry(self, out: Path):
-        (out / "registry.json").write_text(REGISTRY.to_json())
-        assert "expected the registry that the parts were made with; found another" in self.refusal(out)
-
-    def test_parts(self, out: Path):
-        part = out / "valid" / "part-00000.parquet"
-        content = part.read_bytes()
-        part.write_bytes(content[:-1] + b"X")
-        read_dataset(out)
-        assert "part-00000.parquet: expected the part that prepare wrote; found another ch" in self.refusal(
-            out, verify=True
-        )
-        part.write_bytes(content[:-1])
-        assert f"found {len(content) - 1} bytes instead of {len(content)}; prepare it again" in self.refusal(out)
-        part.unlink()
-        assert "found no such file" in self.refusal(out)

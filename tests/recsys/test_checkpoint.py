@@ -213,8 +213,14 @@ def test_cut_at_the_end_of_an_epoch(
     assert_same_outcome(tmp_path, directory)
 
 
-@pytest.mark.parametrize("number", [0, 1, 4, 5, 6, 7, 12])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Cut()], ids=["full disk", "killed"])
+KILLED, FULL_DISK = Cut(), OSError(28, "No space left on device")
+RENAMES = [(0, KILLED), (4, FULL_DISK), (5, KILLED), (6, KILLED)]
+MORE_RENAMES = [(1, KILLED), (4, KILLED), (7, KILLED), (12, KILLED), (0, FULL_DISK), (6, FULL_DISK), (12, FULL_DISK)]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [*RENAMES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_RENAMES)]
+)
 def test_cut_while_saving(
     whole: tuple[str, Path],
     planted: Path,

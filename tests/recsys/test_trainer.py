@@ -280,6 +280,7 @@ def test_a_linear_model_provably_does_not(interaction: Path, tmp_path: Path):
     assert abs(final_auc(interaction, tmp_path, model="logistic_regression", embedding=embedding) - 0.5) < 0.04
 
 
+@pytest.mark.slow
 def test_all_kinds_of_features_come_close_to_the_truth(tmp_path: Path):
     sizes = {"num_features": 3, "num_distinct": 20, "num_lists": 1, "num_numeric": 1}
     data = planted_dataset(tmp_path, 60_000, seed=5, **sizes)
