@@ -46,5 +46,6 @@ lock:
 	work/lock/bin/pip freeze --exclude-editable | grep -viE '^(#|torch=|fbgemm)' >> work/constraints.txt
 	mv work/constraints.txt constraints.txt
 
+# Datasets and runs below work/ stay.
 clean:
-	rm -rf $(VENV) work build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

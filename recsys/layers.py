@@ -143,7 +143,7 @@ class MLP(nn.Module):
                 layers.append(nn.BatchNorm1d(width))
             layers.append(nn.ReLU())
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             in_width = width
         self.layers = nn.Sequential(*layers)
 
@@ -162,6 +162,39 @@ class MLP(nn.Module):
                 layer = fuse_linear_bn_eval(linear.double(), layer.double().eval()).float()
             folded.append(layer)
         self.layers = nn.Sequential(*folded)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout that draws 16 random bits an activation, four from each number of the generator.
+
+    On a CPU the generator is what `nn.Dropout` spends its time on: it draws one number an activation there. The
+    probability is met to 1 part in 65,536 (Srivastava et al. 2014).
+
+    Args:
+        probability: of a zero, in (0, 1).
+
+    >>> dropout = Dropout(0.5)
+    >>> sorted(set(dropout(torch.ones(100, 100)).flatten().tolist()))
+    [0.0, 2.0]
+    >>> dropout.eval()(torch.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape in, the same shape out; the identity in evaluation mode."""
+        if not self.training:
+            return x
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.probability * 2**16) - 2**15
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.probability))
+
+    def extra_repr(self) -> str:
+        """Shown by `print(module)`."""
+        return f"{self.probability}"
 
 
 class FeatureGate(nn.Module):

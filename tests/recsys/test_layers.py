@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from features.errors import InputError
-from recsys.layers import MLP, BilinearFusion, FeatureGate, ModelInputs, NumericEmbedding, fold_batch_norm
+from recsys.layers import MLP, BilinearFusion, Dropout, FeatureGate, ModelInputs, NumericEmbedding, fold_batch_norm
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,29 @@ def test_mlp_order_of_layers():
     layers = MLP(5, (4, 3), dropout=0.2, batch_norm=True).layers
     block = ["Linear", "BatchNorm1d", "ReLU", "Dropout"]
     assert [type(layer).__name__ for layer in layers] == block + block
-    assert {layer.p for layer in layers if isinstance(layer, nn.Dropout)} == {0.2}
+    assert {layer.probability for layer in layers if isinstance(layer, Dropout)} == {0.2}
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.4, 0.9])
+def test_dropout_keeps_the_expectation_and_treats_cells_independently(probability):
+    torch.manual_seed(0)
+    dropped = Dropout(probability)(torch.ones(400, 1001))  # an odd number of cells, so that the last draw is cut
+    assert set(dropped.flatten().tolist()) == {0.0, torch.tensor(1 / (1 - probability)).item()}
+    rates = (dropped == 0).float()
+    deviation = math.sqrt(probability * (1 - probability) / 400)
+    assert rates.mean().item() == pytest.approx(probability, abs=5 * deviation / math.sqrt(1001))
+    assert rates.mean(0).std().item() == pytest.approx(deviation, rel=0.1)
+    # Four neighbours share one draw of the generator: they must not know of each other.
+    neighbours = torch.corrcoef(rates.flatten()[:400_000].view(-1, 4).t())
+    assert (neighbours - torch.eye(4)).abs().max() < 5 / math.sqrt(100_000)
+
+
+def test_dropout_gradient_passes_where_the_value_passed():
+    x = torch.ones(50, 30, requires_grad=True)
+    y = Dropout(0.3)(x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
 
 
 def test_mlp_leaves_out_what_is_off_and_may_be_empty():
