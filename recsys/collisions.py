@@ -72,7 +72,11 @@ def distinct_tokens(batches: Iterable[EncodedBatch]) -> dict[str, tuple[npt.NDAr
     reads: dict[str, int] = {}
     for batch in batches:
         for name, values in batch.tokens.items():
-            tokens.setdefault(name, []).append(pl.Series(values).unique())
+            parts = tokens.setdefault(name, [])
+            parts.append(pl.Series(values).unique())
+            # Merged when they have doubled: memory stays near that of the distinct tokens, however long the data.
+            if sum(map(len, parts[1:])) > len(parts[0]):
+                tokens[name] = [pl.concat(parts).unique()]
             reads[name] = reads.get(name, 0) + len(values)
     return {name: (pl.concat(parts).unique().sort().to_numpy(), reads[name]) for name, parts in tokens.items()}
 

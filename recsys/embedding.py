@@ -128,8 +128,8 @@ def _collection(layout: TableLayout, fused: dict[str, Any] | None) -> nn.Module:
     from torchrec.optim import RowWiseAdagrad
 
     settings = {**fused, "weight_decay_mode": WeightDecayMode.L2}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return FusedEmbeddingBagCollection([table_config(layout)], RowWiseAdagrad, settings, device=device)
+    # Where the network and the batches are: on the CPU, also beside a GPU.
+    return FusedEmbeddingBagCollection([table_config(layout)], RowWiseAdagrad, settings, device=torch.device("cpu"))
 
 
 def table_config(layout: TableLayout) -> EmbeddingBagConfig:

@@ -182,6 +182,15 @@ def test_the_readme_names_every_verb():
     assert {words[0] for words in commands_of(ROOT / "README.md")} >= set(VERBS)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_layout_names_every_module(package):
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = re.search(rf"^### {package}:.*?(?=^##)", text, flags=re.MULTILINE | re.DOTALL)
+    assert section is not None
+    modules = {path.stem for path in (ROOT / package).rglob("*.py")} - {"__init__"}
+    assert set(re.findall(r"(\w+)\.py", section[0])) == modules
+
+
 def test_constraints_fit_the_requirements():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("==") for line in lines if not line.startswith("#")]

@@ -140,6 +140,13 @@ def test_order_depends_on_seed_and_epoch_alone(train: Split, directory: Path):
     assert same_place < 0.02
 
 
+def test_windows_hold_other_rows_in_another_epoch(directory: Path):
+    split = Split(directory, "train", window_bytes=24_000)
+    windows = [{frozenset(window) for window in split._windows(1, epoch, shuffle=True)} for epoch in range(4)]
+    assert all(one != other for one in windows for other in windows if one is not other)
+    assert split._windows(1, 2, shuffle=False) == split._windows(9, 3, shuffle=False)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_start_is_an_exact_position(train: Split, shuffle: bool):
     batches = list(train.batches(90, shuffle=shuffle, seed=4, epoch=1))

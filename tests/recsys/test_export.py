@@ -147,6 +147,10 @@ def test_the_graph_takes_any_number_of_rows(pair: tuple[Ranker, Scorer]):
     assert shapes["dense"][1].dim_value == 2
 
 
+def test_the_graph_holds_no_path_of_the_machine_that_made_it(pair: tuple[Ranker, Scorer]):
+    assert b".py" not in pair[1].bundle.dense_onnx
+
+
 def test_batch_norm_is_folded(pair: tuple[Ranker, Scorer]):
     ranker, scorer = pair
     operators = {node.op_type for node in onnx.load_from_string(scorer.bundle.dense_onnx).graph.node}

@@ -220,6 +220,30 @@ def test_predictions_do_not_depend_on_the_batches(planted: Path, tmp_path: Path)
     assert np.abs(probabilities - others).max() < 1e-6
 
 
+def test_every_row_is_up_to_date_when_it_is_evaluated(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rows that no batch read for a while have caught up; those of the best weights too."""
+    training = training_of(planted, tmp_path, embedding={"num_rows": 500, "l2": 0.1}, epochs=2)
+    table, num_epochs = training.ranker.embedding.table, 0
+
+    def checked(*predictions: Any) -> dict[str, float]:
+        nonlocal num_epochs
+        num_epochs += 1
+        found = table.clone()
+        training.table_optimizer.flush()
+        assert torch.equal(table, found)
+        return evaluate(*predictions)
+
+    monkeypatch.setattr(trainer_module, "evaluate", checked)
+    training.fit()
+    assert num_epochs == 2
+
+
+def test_a_ranker_in_evaluation_mode_is_trained_all_the_same(planted: Path, tmp_path: Path):
+    one, other = (training_of(planted, tmp_path / name, epochs=1) for name in "ab")
+    other.ranker.eval()
+    assert one.fit()["history"] == other.fit()["history"]
+
+
 @every_optimizer
 def test_a_seed_repeats_a_run_bit_for_bit(planted: Path, tmp_path: Path, optimizer: str):
     runs = []
