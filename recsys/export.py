@@ -3,6 +3,7 @@
 B examples, M table rows, w row width, W embedding columns, N float columns.
 """
 
+import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ def export_bundle(
     be written.
     """
     golden = golden_frame(registry)
+    exact = probabilities(ranker, registry, golden, exact=True)
+    rounding = float(np.abs(probabilities(ranker, registry, golden) - exact).max())
     return write_bundle(
         out,
         model=model,
@@ -53,8 +56,8 @@ def export_bundle(
         layout=ranker.embedding.layout,
         table=ranker.embedding.table.detach().cpu().numpy(),
         dense_onnx=dense_graph(ranker.network, ranker.embedding.layout.embedded_width, len(registry.dense_features)),
-        golden=golden.with_columns(pl.Series("probability", probabilities(ranker, registry, golden))),
-        profile=profile_of(info),
+        golden=golden.with_columns(pl.Series("probability", exact)),
+        profile={**profile_of(info), "float32_rounding": rounding},
         table_dtype=table_dtype,
         trained_rows=trained_rows,
         metrics=metrics,
@@ -63,11 +66,22 @@ def export_bundle(
     )
 
 
-def probabilities(ranker: Ranker, registry: FeatureRegistry, raw: pl.DataFrame) -> npt.NDArray[np.float64]:
-    """The trainer's own probabilities [B] of raw rows; what golden rows and the parity check compare with."""
+def probabilities(
+    ranker: Ranker, registry: FeatureRegistry, raw: pl.DataFrame, *, exact: bool = False
+) -> npt.NDArray[np.float64]:
+    """The trainer's own probabilities [B] of raw rows; what golden rows and the parity check compare with.
+
+    `exact` takes the network in float64: the distance between the two is what float32 rounds away, for the trainer as
+    for any other implementation.
+    """
     batch = batch_of(encode(raw, registry), registry)
     with evaluating(ranker):
-        return torch.sigmoid(ranker(batch).double()).cpu().numpy()
+        embedded, dense = ranker.embedding(batch.sparse_features), batch.dense_features
+        if exact:
+            logits = copy.deepcopy(ranker.network).double()(embedded.double(), dense.double())
+        else:
+            logits = ranker.network(embedded, dense).double()
+        return torch.sigmoid(logits).cpu().numpy()
 
 
 def dense_graph(network: nn.Module, embedded_width: int, num_dense: int) -> bytes:

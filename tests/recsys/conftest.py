@@ -21,6 +21,9 @@ from recsys.table_optim import TableOptimizer
 from recsys.trainer import Trainer, TrainerConfig
 from tests.planted import planted_dataset
 
+# The tensors of these tests are tiny: on two busy cores threads make the tests ten times slower.
+torch.set_num_threads(1)
+
 Bags = Mapping[str, Sequence[Sequence[int]]]
 """Feature to the tokens of each example."""
 
