@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,7 @@ def train(
         raise InputError("unknown run", found=repr(name), remedy=f"use one of {', '.join(RUNS)}")
     else:
         experiment = RUNS[name]()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the tracked run does not stay RUNNING
     metrics = train_run(with_overrides(experiment, changes), data, out, track=track, progress=not as_json)
     _show(as_json, {"run": str(out), **metrics})
 

@@ -26,7 +26,7 @@ from recsys.embedding import rows_of_tokens as torch_rows_of_tokens
 from recsys.evaluate import predict
 from recsys.export import export_bundle, probabilities
 from recsys.metrics import evaluate
-from recsys.tracking import Tracker
+from recsys.tracking import Tracker, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.scorer import Scorer
@@ -129,7 +129,7 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
     facts = run.facts()
     if facts["mlflow_run_id"] is not None:
-        tracker = Tracker.resume(facts["mlflow_tracking_uri"], facts["mlflow_run_id"])
+        tracker = Tracker.resume(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
         tracker.log_metrics({"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal})
         tracker.finish()
     return result

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from experiments.config import Experiment, read_experiment
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
-from features.files import cannot_write, write_text
+from features.files import temporary_directory_beside, write_text
 from features.registry import FeatureRegistry
 from recsys import checkpoint
 from recsys.ranker import Ranker, build_ranker
@@ -58,13 +58,12 @@ class RunDirectory:
             "mlflow_run_id": None,
             "mlflow_tracking_uri": None,
         }
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
-        write_text(self.path / "experiment.yaml", experiment.to_yaml())
-        write_text(self.path / "registry.json", registry.to_json())
-        self.write_facts(facts)
+        # Made whole beside and renamed: a process that dies here leaves a directory that is free, or one to resume.
+        with temporary_directory_beside(self.path.absolute()) as temporary:
+            write_text(temporary / "experiment.yaml", experiment.to_yaml())
+            write_text(temporary / "registry.json", registry.to_json())
+            write_text(temporary / "run.json", json.dumps(facts, indent=1))
+            temporary.rename(self.path)
         return facts
 
     def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ def train_run(
 def _tracker(run: RunDirectory, facts: dict[str, Any], experiment: Experiment, train: Split) -> Tracker:
     """The MLflow run of a run directory: the one it began with where it was cut off."""
     if facts["mlflow_run_id"] is not None:
-        return Tracker.resume(facts["mlflow_tracking_uri"], facts["mlflow_run_id"])
+        return Tracker.resume(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
     tags = {
         "dataset.name": train.info.name,
         "dataset.digest": train.info.digest,
@@ -83,7 +84,8 @@ def _tracker(run: RunDirectory, facts: dict[str, Any], experiment: Experiment, t
     }
     commit = git_commit(Path(experiments.__path__[0]))
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
-    uri = tracking_uri()
+    # A store of the user's is not written down: its address may hold a password.
+    uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
     tracker = Tracker.start(experiment=train.info.name, name=experiment.name, tags=tags)
     run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
     tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
