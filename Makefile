@@ -22,7 +22,7 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/codespell
+	$(BIN)/codespell $$(git ls-files --cached --others --exclude-standard)
 	$(BIN)/python -m pip check
 
 format: env
