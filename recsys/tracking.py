@@ -18,8 +18,10 @@ import mlflow
 import polars as pl
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import infer_signature
+from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType
 
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
@@ -114,7 +116,12 @@ class Tracker:
         No weights are pickled: the artifact is the bundle itself.
         """
         inputs = raw.drop("probability").to_pandas()
-        outputs = raw.select("probability").to_pandas()
+        # A category may be text, an integer or a boolean, a number of any width, a column absent: it then reads as
+        # missing. The scorer checks values itself, so the signature names the columns and leaves their types open.
+        signature = ModelSignature(
+            Schema([ColSpec(AnyType(), name, required=False) for name in inputs.columns]),
+            Schema([ColSpec(DataType.double, "probability")]),
+        )
         with self._timed(), mlflow.start_run(run_id=self.run_id):
             mlflow.pyfunc.log_model(
                 name="bundle",
@@ -122,7 +129,7 @@ class Tracker:
                 artifacts={"bundle": str(bundle)},
                 code_paths=[str(path) for path in code],
                 pip_requirements=requirements,
-                signature=infer_signature(inputs, outputs),
+                signature=signature,
                 input_example=inputs.head(3),
             )
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -144,6 +145,11 @@ def test_a_tracked_run_can_be_found_loaded_and_scored_in_mlflow(run, dataset, pr
     arguments = ("--input", project / "test.parquet", "--out", tmp_path / "s", "--json")
     assert muxrec("score", out / "bundle", *arguments).code == 0
     np.testing.assert_allclose(predicted["probability"], read_scores(tmp_path / "s")["score"].head(20), atol=1e-9)
+
+    numbers = pd.DataFrame({"f00": [7, 8], "x00": [1, 2]})  # integers as categories, an integer number, absent columns
+    texts = pd.DataFrame({"f00": ["7", "8"], "x00": [1.0, 2.0]})
+    model = mlflow.pyfunc.load_model(model.model_uri)
+    pd.testing.assert_frame_equal(model.predict(numbers), model.predict(texts))
 
 
 def model_columns(uri: str):
