@@ -117,7 +117,7 @@ def _finish(
             metrics[name] = evaluate(*predictions[name])
     collisions, usage = collision_report(ranker.embedding.layout, distinct_tokens(train.tokens()))
     np.save(run.trained_rows_path, usage > 0)
-    metrics["perf"] = _performance(state, tracker)
+    metrics["perf"] = _performance(state)
     write_report(run.report, state["history"], predictions, collisions, usage)
     run_id = tracker.run_id if tracker else None
     bundle = export_bundle(
@@ -137,13 +137,12 @@ def _finish(
     return metrics
 
 
-def _performance(state: dict[str, Any], tracker: Tracker | None) -> dict[str, float]:
+def _performance(state: dict[str, Any]) -> dict[str, float]:
     return {
         "samples_per_s": state["examples"] / max(state["seconds"], 1e-9),
         "samples_per_s_with_evaluation": state["examples"] / max(state["seconds"] + state["eval_seconds"], 1e-9),
         "train_seconds": state["seconds"],
         "eval_seconds": state["eval_seconds"],
-        "tracking_seconds": tracker.seconds if tracker else 0.0,
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
         "peak_memory_mb": peak_memory_mb(),
@@ -164,3 +163,5 @@ def _log_results(
     requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVING_PACKAGES]
     loader = Path(experiments.__path__[0]) / "bundle_pyfunc.py"
     tracker.log_bundle(run.bundle, loader, code, requirements, golden)
+    metrics["perf"]["tracking_seconds"] = tracker.seconds
+    tracker.log_metrics({"perf/tracking_seconds": tracker.seconds}, step=step)

@@ -51,11 +51,14 @@ class Tracker:
     @staticmethod
     def start(*, experiment: str, name: str, tags: Mapping[str, str]) -> "Tracker":
         """A new run; `MLFLOW_EXPERIMENT_NAME` wins over `experiment`."""
+        began = time.perf_counter()
         client = _client(tracking_uri())
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
         known = client.get_experiment_by_name(experiment)
         experiment_id = known.experiment_id if known else client.create_experiment(experiment)
-        return Tracker(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        tracker = Tracker(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        tracker.seconds = time.perf_counter() - began
+        return tracker
 
     @staticmethod
     def resume(uri: str, run_id: str) -> "Tracker":
