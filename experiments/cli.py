@@ -1,5 +1,6 @@
 """The `muxrec` command. Heavy imports stand inside the verbs, so that scoring starts without torch."""
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console(highlight=False)
+
+MAX_ROUNDING = 1e-4  # a bundle that claims more is not believed
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
@@ -136,8 +139,9 @@ def verify(bundle: BundlePath, as_json: Json = False) -> None:
     scorer = Scorer(bundle)
     difference = scorer.verify()
     # What float32 rounded away where the model was trained; another processor may round otherwise, not much worse.
-    rounding = float(scorer.bundle.profile.get("float32_rounding", 0.0))
-    tolerance = max(1e-6, 8 * rounding) if scorer.bundle.manifest.table_dtype == "fp32" else 0.05
+    rounding = scorer.bundle.profile.get("float32_rounding")
+    rounding = min(rounding, MAX_ROUNDING) if isinstance(rounding, float) and rounding >= 0 else 0.0
+    tolerance = max(1e-6, 8 * rounding)
     ok = difference <= tolerance
     _show(
         as_json,
@@ -241,10 +245,15 @@ def main() -> None:
         sys.stderr.write(f"muxrec: {line}\n")
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader of our output has left: no complaint
+        # The reader of our output has left: no complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        line = f"cannot write {error.filename or ''}; found {error.strerror}; free space, or permit it"
+        sys.stderr.write(f"muxrec: {line}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Experiment(BaseModel):
 
     name: str
     """Name of the run; also the MLflow run's."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     """Of the initial weights, the order of the examples and the dropout."""
     model: dict[str, Any]
     """`name`, one of MODELS, beside that model's own settings, all of them once resolved."""

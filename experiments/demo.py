@@ -4,6 +4,7 @@ A second call finds each step done and only shows the results.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -32,8 +33,9 @@ def main() -> None:
         _run(["-m", "data.movielens", "--out", str(DATASET)])
     if not (RUN / "metrics.json").is_file():
         _muxrec("train", "movielens_100k", "--data", str(DATASET), "--out", str(RUN))
-    if not (BUNDLE / "manifest.json").is_file():
-        _muxrec("export", str(RUN), "--out", str(BUNDLE))
+    if not _is_bundle_of_run():
+        _muxrec("export", str(RUN), "--out", str(BUNDLE), "--overwrite")
+        shutil.rmtree(SCORES, ignore_errors=True)  # those of another model
     verified = _muxrec("verify", str(BUNDLE), "--json")
     parity = _muxrec("parity", str(RUN), str(BUNDLE), "--input", str(TEST_FILE), "--json")
     scored = _muxrec(
@@ -43,6 +45,14 @@ def main() -> None:
     assert parity is not None
     assert scored is not None
     console.print(_summary(verified, parity, scored, time.perf_counter() - began))
+
+
+def _is_bundle_of_run() -> bool:
+    manifest = BUNDLE / "manifest.json"
+    if not manifest.is_file():
+        return False
+    run_id = json.loads((RUN / "run.json").read_text(encoding="utf-8"))["mlflow_run_id"]
+    return json.loads(manifest.read_text(encoding="utf-8"))["run_id"] == run_id
 
 
 def _muxrec(*arguments: str) -> dict[str, Any] | None:
@@ -56,6 +66,7 @@ def _run(arguments: list[str], shown: str | None = None) -> str:
     keep_output = "--json" in arguments
     done = subprocess.run([sys.executable, *arguments], text=True, stdout=subprocess.PIPE if keep_output else None)
     if done.returncode:
+        console.print(done.stdout or "")
         sys.exit(done.returncode)
     return done.stdout or ""
 

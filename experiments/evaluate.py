@@ -1,5 +1,6 @@
 """What is done with a trained run: metrics, export, and the parity of trainer and scorer from raw rows."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.scorer import Scorer
 
+logger = logging.getLogger(__name__)
+
 # Two float32 programs that add in another order differ in their rounding, by a small factor and not more.
 ROUNDING_FACTOR = 4.0
 
@@ -42,9 +45,13 @@ def evaluate_run(path: Path, split: str, data: Path | None = None) -> tuple[dict
     """
     run = RunDirectory(path)
     ranker = run.ranker()
+    is_other = data is not None
     data = data or Path(run.facts()["dataset"])
     examples = Split(data, split)
     check_registry(run.registry(), examples.registry, str(path))
+    if examples.info.digest != run.facts()["dataset_digest"] and not is_other:
+        remedy = "bring it back, or name the data to evaluate on with --data"
+        raise InputError(f"{data}: expected the data of training", found="prepared again since", remedy=remedy)
     metrics = evaluate(*predict(ranker, examples.batches(EVALUATION_BATCH_SIZE)))
     report, _ = collision_report(ranker.embedding.layout, distinct_tokens(Split(data, "train").tokens()))
     return metrics, report.model_dump()
@@ -86,6 +93,8 @@ def export_run(path: Path, out: Path, *, table_dtype: str = "fp32", overwrite: b
         info, _ = read_dataset(facts["dataset"])
     except InputError:
         info = None  # a run may outlive its dataset; the bundle then has no profile of it
+    if info is not None and info.digest != facts["dataset_digest"]:
+        info = None
     return export_bundle(
         run.ranker(),
         run.registry(),
@@ -119,9 +128,10 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
         for chunk in read_chunks(file, names, numeric=numeric, chunk_rows=16_384):
             trained, served = probabilities(ranker, registry, chunk), scorer.score(chunk)
             exact = probabilities(ranker, registry, chunk, exact=True)
-            worst = max(worst, float(np.abs(trained - served).max(initial=0.0)))
-            rounding = max(rounding, float(np.abs(trained - exact).max(initial=0.0)))
-            error = max(error, float(np.abs(served - exact).max(initial=0.0)))
+            # np.maximum keeps a NaN, which then passes no comparison.
+            worst = float(np.maximum(worst, np.abs(trained - served).max(initial=0.0)))
+            rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
+            error = float(np.maximum(error, np.abs(served - exact).max(initial=0.0)))
             ids_equal &= _ids_equal(chunk, registry, ranker.embedding.layout, scorer.bundle.layout)
             num_rows += len(chunk)
     result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
@@ -129,9 +139,14 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
     facts = run.facts()
     if facts["mlflow_run_id"] is not None:
-        tracker = Tracker.resume(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
-        tracker.log_metrics({"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal})
-        tracker.finish()
+        figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
+        try:
+            tracker = Tracker.attach(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
+            tracker.log_metrics(figures)
+        except (
+            Exception
+        ) as error:  # the store's own errors have no common base; the result matters more than its record
+            logger.warning("parity was not logged to MLflow: %s", type(error).__name__)
     return result
 
 

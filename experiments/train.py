@@ -56,6 +56,9 @@ def train_run(
     facts = run.begin(experiment, train.info, train.registry, data)
     tracker = _tracker(run, facts, experiment, train) if track else None
     with _ending(tracker):
+        if tracker:
+            # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
+            tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
         trainer = Trainer(
             ranker,
             table_optimizer,
@@ -88,7 +91,6 @@ def _tracker(run: RunDirectory, facts: dict[str, Any], experiment: Experiment, t
     uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
     tracker = Tracker.start(experiment=train.info.name, name=experiment.name, tags=tags)
     run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
-    tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
     return tracker
 
 

@@ -6,7 +6,7 @@ of its own: `main` feeds the network, FinalMLP's gates add `fs1` and `fs2`.
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from features.errors import InputError
 from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
+from features.spec import Probes
 
 
 class Slot(NamedTuple):
@@ -44,7 +45,7 @@ class TableLayout(BaseModel):
     """w: floats a row."""
     seed: int
     """The registry's seed, which all salts contain."""
-    views: dict[str, dict[str, int]]
+    views: Annotated[dict[str, dict[str, Probes]], Field(max_length=16)]
     """View to {feature: probes}, features in registry order."""
     keys: dict[str, str]
     """Feature to the stable key that its salts contain."""

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from features.errors import InputError
 from features.spec import FEATURE_TYPES, AnyFeature, Numeric
 
-RESERVED_NAMES = frozenset({"label", "weight", "group"})
+RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
+"""Columns of dataset parts and of golden rows."""
 
 
 def is_plain_name(name: str) -> bool:

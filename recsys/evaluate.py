@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from features.hashing import MISSING_TOKEN
 from recsys.batch import Batch, evaluating
 
 Floats = npt.NDArray[np.float64]
@@ -29,4 +30,10 @@ def predict(
             if batch.groups is not None:
                 groups.append(batch.groups)
     probabilities = torch.sigmoid(torch.cat(logits).double()).numpy()
-    return torch.cat(labels).numpy(), probabilities, torch.cat(groups).numpy() if groups else None
+    return torch.cat(labels).numpy(), probabilities, _own_groups(torch.cat(groups).numpy()) if groups else None
+
+
+def _own_groups(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Each row without a group becomes a group of its own: together they are nobody's ranking, and gAUC skips them."""
+    missing = groups == np.uint64(MISSING_TOKEN).astype(np.int64)
+    return np.where(missing, np.arange(len(groups)), groups)

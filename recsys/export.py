@@ -22,9 +22,10 @@ from features.golden import golden_frame
 from features.registry import FeatureRegistry
 from recsys.batch import evaluating
 from recsys.dataset import batch_of
+from recsys.embedding import UnifiedEmbedding
 from recsys.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle import Bundle, TableDtype, write_bundle
+from serving.bundle import Bundle, TableDtype, dequantize, quantize_rows, write_bundle
 
 
 def export_bundle(
@@ -46,8 +47,9 @@ def export_bundle(
     be written.
     """
     golden = golden_frame(registry)
-    exact = probabilities(ranker, registry, golden, exact=True)
-    rounding = float(np.abs(probabilities(ranker, registry, golden) - exact).max())
+    served = _with_served_table(ranker, table_dtype)
+    exact = probabilities(served, registry, golden, exact=True)
+    rounding = float(np.abs(probabilities(served, registry, golden) - exact).max())
     return write_bundle(
         out,
         model=model,
@@ -64,6 +66,17 @@ def export_bundle(
         run_id=run_id,
         overwrite=overwrite,
     )
+
+
+def _with_served_table(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
+    """The ranker as it will be served: its table rounded to the bundle's type, so that golden rows hold for that."""
+    if table_dtype == "fp32":
+        return ranker
+    served = copy.copy(ranker)  # the network is shared; only the table becomes another
+    served._modules = {**ranker._modules, "embedding": UnifiedEmbedding(ranker.embedding.layout)}
+    stored = quantize_rows(ranker.embedding.table.detach().cpu().numpy(), table_dtype)
+    served.embedding.table.data.copy_(torch.from_numpy(dequantize(*stored)))
+    return served
 
 
 def probabilities(

@@ -140,6 +140,16 @@ def build_table(
     Raises `InputError` for a width that the fused kernel cannot take.
     """
     rate = config.learning_rate or learning_rate
+    try:
+        return _build(layout, config, rate)
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        found = f"{layout.num_rows:,} rows of {layout.width}"
+        raise InputError("the table must fit in memory", found=found, remedy="lower embedding.num_rows") from None
+
+
+def _build(layout: TableLayout, config: EmbeddingConfig, rate: float) -> tuple[UnifiedEmbedding, TableOptimizer]:
     if config.optimizer == "adam":
         embedding = UnifiedEmbedding(layout, config.init)
         return embedding, AdamTable(embedding, rate, config.l2)

@@ -38,8 +38,8 @@ def tracking_uri() -> str:
 class Tracker:
     """One MLflow run. Metrics are named `train/ val/ test/ perf/ parity/`; params are flattened with dots.
 
-    `start` makes a run, `resume` takes up one that is there. Both raise whatever the store raises when it cannot be
-    reached: a run that nobody can find is not worth training.
+    `start` makes a run, `resume` takes up one that was cut off, `attach` adds to one that has ended. The first two
+    raise when the store cannot be used: a run that nobody can find is not worth training.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
@@ -52,13 +52,25 @@ class Tracker:
     def start(*, experiment: str, name: str, tags: Mapping[str, str]) -> "Tracker":
         """A new run; `MLFLOW_EXPERIMENT_NAME` wins over `experiment`."""
         began = time.perf_counter()
-        client = _client(tracking_uri())
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-        known = client.get_experiment_by_name(experiment)
-        experiment_id = known.experiment_id if known else client.create_experiment(experiment)
-        tracker = Tracker(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        try:
+            client = _client(tracking_uri())
+            known = client.get_experiment_by_name(experiment)
+            experiment_id = known.experiment_id if known else client.create_experiment(experiment)
+            tracker = Tracker(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        except MlflowException as error:
+            # The store's address is not shown: it may hold a password.
+            found = " ".join(str(error.message).split())[:200]
+            remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
+            expected = f"cannot start an MLflow run in experiment {experiment!r}"
+            raise InputError(expected, found=found, remedy=remedy) from None
         tracker.seconds = time.perf_counter() - began
         return tracker
+
+    @staticmethod
+    def attach(uri: str, run_id: str) -> "Tracker":
+        """A run that has ended, to add figures to; its status and its end stay as they are."""
+        return Tracker(_client(uri), run_id)
 
     @staticmethod
     def resume(uri: str, run_id: str) -> "Tracker":

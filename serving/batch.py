@@ -357,7 +357,7 @@ def _score_part(
             metadata={LINEAGE_PREFIX + key: value for key, value in lineage.items()},
             row_group_size=ROW_GROUP_ROWS,
         )
-        rows_out = pl.scan_parquet(temporary).select(pl.len()).collect().item()
+        rows_out = pl.scan_parquet(temporary, glob=False).select(pl.len()).collect().item()
         if rows_out != rows_in:
             raise RuntimeError(f"{part.file}: read {rows_in} rows and wrote {rows_out}")
         _publish(temporary, target)

@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 PROBABILITY = "probability"
+MAX_GOLDEN_ROWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,7 +235,10 @@ def _check_graph(path: Path, dense_onnx: bytes, manifest: Manifest) -> None:
 
 def _read_golden(path: Path, registry: FeatureRegistry) -> pl.DataFrame:
     try:
-        golden = pl.read_parquet(path)
+        rows = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
+        if rows > MAX_GOLDEN_ROWS:  # a small file may unpack to any size
+            raise InputError(f"{path}: expected at most {MAX_GOLDEN_ROWS} rows", found=str(rows), remedy=REMEDY)
+        golden = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
         raise InputError(f"{path}: expected parquet", found=" ".join(str(error).split())[:160], remedy=REMEDY) from None
     absent = [name for name in (*(feature.name for feature in registry.features), PROBABILITY) if name not in golden]

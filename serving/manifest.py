@@ -81,9 +81,11 @@ class Manifest(_Strict):
 
     @property
     def model_id(self) -> str:
-        """16 hexadecimal digits that change with any byte of the model; the lineage of every score."""
-        text = "\n".join(f"{name} {self.files[name].sha256}" for name in sorted(self.files))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """16 hexadecimal digits that change with whatever a score depends on, and with nothing else: its lineage."""
+        parts = [self.files[name].sha256 for name in (TABLE, DENSE, GOLDEN)]
+        parts += [self.registry_fingerprint, self.layout.model_dump_json(), self.table_dtype]
+        parts += [self.prior_correction.model_dump_json() if self.prior_correction else ""]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -245,3 +245,29 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch):
     monkeypatch.setattr("serving.scorer.Scorer.__init__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_data_that_were_prepared_again_are_not_taken_for_those_of_training(muxrec, project, tmp_path):
+    """Held-out rows of another split rule were training rows before: a score on them would flatter."""
+    lines = (project / "registry.yaml").read_text().splitlines()
+    (tmp_path / "registry.yaml").write_text("\n".join(line for line in lines if "standardize" not in line))
+    files = ("--registry", tmp_path / "registry.yaml", "--train", project / "train.parquet", "--out", tmp_path / "d")
+    assert muxrec("prepare", *files, "--json").code == 0
+    small = ("trainer.epochs=1", "model.hidden=[4]", "embedding.num_rows=50", "--no-track", "--json")
+    assert muxrec("train", "mlp", "--data", tmp_path / "d", "--out", tmp_path / "r", *small).code == 0
+    assert muxrec("prepare", *files, "--holdout", "0.2", "--overwrite", "--json").code == 0
+    assert_refused(muxrec("evaluate", tmp_path / "r"), "prepared again", "--data")
+    assert muxrec("evaluate", tmp_path / "r", "--data", tmp_path / "d").code == 0
+
+
+def test_an_impossible_table_and_seed(muxrec, dataset, tmp_path):
+    arguments = ("--data", dataset, "--out", tmp_path / "run", "--no-track")
+    assert_refused(muxrec("train", "mlp", *arguments, "embedding.num_rows=2000000000"), "memory", "num_rows")
+    assert_refused(muxrec("train", "mlp", *arguments, "seed=99999999999999999999"), "seed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_used(muxrec, dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://user:secret@host")
+    result = muxrec("train", "mlp", "--data", dataset, "--out", tmp_path / "run")
+    assert_refused(result, "MLflow", "--no-track")

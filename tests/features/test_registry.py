@@ -135,7 +135,10 @@ def test_merge_keys_work(tmp_path: Path):
     [
         ("features: {a: categorical, b: numeric, a: numeric}", "found 'a' twice, again in line 1; remove one"),
         ("label: x\nlabel: y\nfeatures: {a: numeric}", "found 'label' twice, again in line 2"),
-        ("features: {label: categorical}", "found 'label'; rename the column; reserved are group, label, weight"),
+        (
+            "features: {label: categorical}",
+            "found 'label'; rename the column; reserved are group, label, probability, weight",
+        ),
         ("features: {group: numeric}", "found 'group'"),
         ("features: {weight: numeric}", "found 'weight'"),
         ("label: click\nfeatures: {click: categorical}", "the label cannot be a feature; found 'click'; remove it"),

@@ -23,7 +23,7 @@ def scorer() -> Scorer:
 
 
 def test_it_opens_with_its_identity():
-    assert Bundle.open(BUNDLE).model_id == "3acfacf353eca69b"
+    assert Bundle.open(BUNDLE).model_id == "0849542c2b4c64bc"
 
 
 def test_its_golden_rows_score_as_the_trainer_scored_them(scorer):
