@@ -60,20 +60,13 @@ def evaluate_run(path: Path, split: str, data: Path | None = None) -> tuple[dict
 def collision_table(report: Mapping[str, Any]) -> Table:
     """The collision report for a terminal."""
     title = (
-        f"table of {report['num_rows']:,} rows: {report['entries']:,} entries, load {report['load_factor']:.2f}, "
-        f"{report['occupied']:,} rows read ({report['expected_occupied']:,.0f} expected)"
+        f"table of {report['num_rows']:,} rows: {report['entries']:,} entries, load {report['load_factor']:.2f}\n"
+        f"{report['occupied']:,} rows read, {report['expected_occupied']:,.0f} expected; shares as counted (expected)"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("\nfeature", no_wrap=True)
-    for heading in (
-        "distinct\nvalues",
-        "\nload",
-        "% of\nreads",
-        "% sharing within\n(expected)",
-        "% with others\n(expected)",
-    ):
+    for heading in ("\ndistinct", "\nload", "% of\nreads", "% shared\ninside", "% shared\noutside", "same in\nprobes"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("same in\nall probes", justify="right", no_wrap=True)
     for row in report["features"]:
         shares = [
             f"{100 * row[f'measured_{kind}']:.1f} ({100 * row[f'expected_{kind}']:.1f})" for kind in ("intra", "inter")

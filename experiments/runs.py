@@ -19,9 +19,15 @@ def default_run(model: str) -> Experiment:
     'final_mlp'
     """
     if model == "logistic_regression":
-        # One weight a value, and as many floats as the other models' tables.
+        # One weight a value, and as many floats as the other models' tables. A linear weight has to grow to the size of
+        # a logit, which the decay that suits embeddings would not let it do.
         return Experiment.model_validate(
-            {"name": model, "model": {"name": model}, "embedding": {"num_rows": 131_072, "width": 1, "probes": 1}}
+            {
+                "name": model,
+                "model": {"name": model},
+                "embedding": {"num_rows": 131_072, "width": 1, "probes": 1, "l2": 1e-5},
+                "trainer": {"learning_rate": 0.01},
+            }
         )
     return Experiment(name=model, model={"name": model})
 
