@@ -75,7 +75,7 @@ def test_evaluate_prints_metrics_and_collisions(run, muxrec):
     assert [row["feature"] for row in values["collisions"]["features"]] == ["f00", "f01", "f02", "f03", "l00"]
     text = muxrec("evaluate", run).out
     assert "f03" in text
-    assert "sharing" in text
+    assert "% shared" in text
 
 
 @pytest.mark.parametrize("table_dtype", ["fp32", "fp16", "int8"])
