@@ -1,5 +1,6 @@
 """The `muxrec` command. Heavy imports stand inside the verbs, so that scoring starts without torch."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -22,8 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 console = Console(highlight=False)
-
-MAX_ROUNDING = 1e-4  # a bundle that claims more is not believed
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
@@ -138,10 +137,7 @@ def verify(bundle: BundlePath, as_json: Json = False) -> None:
 
     scorer = Scorer(bundle)
     difference = scorer.verify()
-    # What float32 rounded away where the model was trained; another processor may round otherwise, not much worse.
-    rounding = scorer.bundle.profile.get("float32_rounding")
-    rounding = min(rounding, MAX_ROUNDING) if isinstance(rounding, float) and rounding >= 0 else 0.0
-    tolerance = max(1e-6, 8 * rounding)
+    tolerance = scorer.bundle.golden_tolerance
     ok = difference <= tolerance
     _show(
         as_json,
@@ -193,7 +189,7 @@ def score(
         bundle, inputs, out, keep=columns, allow_missing=allow_missing, overwrite=overwrite, progress=not as_json
     )
     heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
-    _show(as_json, {**_plain(report), "heavy_modules": heavy})
+    _show(as_json, {**dataclasses.asdict(report), "heavy_modules": heavy})
 
 
 @app.command()
@@ -218,13 +214,6 @@ def _show(as_json: bool, values: Mapping[str, Any]) -> None:
     from experiments.text import result_table
 
     console.print(result_table(values))
-
-
-def _plain(report: Any) -> dict[str, Any]:
-    """A dataclass or pydantic report as a dictionary."""
-    import dataclasses
-
-    return dataclasses.asdict(report) if dataclasses.is_dataclass(report) else report.model_dump(mode="json")  # pyright: ignore[reportArgumentType]
 
 
 def _require_training() -> None:

@@ -45,15 +45,16 @@ def evaluate_run(path: Path, split: str, data: Path | None = None) -> tuple[dict
     """
     run = RunDirectory(path)
     ranker = run.ranker()
-    is_other = data is not None
-    data = data or Path(run.facts()["dataset"])
-    examples = Split(data, split)
+    facts = run.facts()
+    examples = Split(data or facts["dataset"], split)
     check_registry(run.registry(), examples.registry, str(path))
-    if examples.info.digest != run.facts()["dataset_digest"] and not is_other:
+    if data is None and examples.info.digest != facts["dataset_digest"]:
         remedy = "bring it back, or name the data to evaluate on with --data"
-        raise InputError(f"{data}: expected the data of training", found="prepared again since", remedy=remedy)
+        raise InputError(
+            f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
+        )
     metrics = evaluate(*predict(ranker, examples.batches(EVALUATION_BATCH_SIZE)))
-    report, _ = collision_report(ranker.embedding.layout, distinct_tokens(Split(data, "train").tokens()))
+    report, _ = collision_report(ranker.embedding.layout, distinct_tokens(Split(examples.directory, "train").tokens()))
     return metrics, report.model_dump()
 
 

@@ -69,8 +69,9 @@ def train_run(
             progress=progress,
             on_epoch=tracker.log_epoch if tracker else None,
         )
-        state = trainer.fit(train, Split(data, "valid"))
-        metrics = _finish(run, ranker, train, state, tracker)
+        valid = Split(data, "valid")
+        state = trainer.fit(train, valid)
+        metrics = _finish(run, ranker, train, valid, state, tracker)
     return metrics
 
 
@@ -108,15 +109,13 @@ def _ending(tracker: Tracker | None) -> Iterator[None]:
 
 
 def _finish(
-    run: RunDirectory, ranker: Ranker, train: Split, state: dict[str, Any], tracker: Tracker | None
+    run: RunDirectory, ranker: Ranker, train: Split, valid: Split, state: dict[str, Any], tracker: Tracker | None
 ) -> dict[str, dict[str, float]]:
     metrics: dict[str, dict[str, float]] = {}
     predictions: dict[str, Any] = {}
-    for name in ("valid", "test"):
-        if name in train.info.splits:
-            split = Split(train.directory, name)
-            predictions[name] = predict(ranker, split.batches(EVALUATION_BATCH_SIZE))
-            metrics[name] = evaluate(*predictions[name])
+    for split in [valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]:
+        predictions[split.name] = predict(ranker, split.batches(EVALUATION_BATCH_SIZE))
+        metrics[split.name] = evaluate(*predictions[split.name])
     collisions, usage = collision_report(ranker.embedding.layout, distinct_tokens(train.tokens()))
     np.save(run.trained_rows_path, usage > 0)
     metrics["perf"] = _performance(state)

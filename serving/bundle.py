@@ -65,6 +65,7 @@ __all__ = [
 
 PROBABILITY = "probability"
 MAX_GOLDEN_ROWS = 10_000
+MAX_ROUNDING = 1e-4  # a bundle that claims more is not believed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,6 +97,14 @@ class Bundle:
     def model_id(self) -> str:
         """`Manifest.model_id`."""
         return self.manifest.model_id
+
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest difference of two probabilities that rounding explains, on this processor or another one."""
+        # What float32 rounded away where the model was trained; another processor may round otherwise, not much worse.
+        rounding = self.profile.get("float32_rounding")
+        rounding = min(rounding, MAX_ROUNDING) if isinstance(rounding, float) and rounding >= 0 else 0.0
+        return max(1e-6, 8 * rounding)
 
     @cached_property
     def num_bytes(self) -> int:
