@@ -23,10 +23,10 @@ from features.registry import FeatureRegistry
 from features.spec import Numeric
 from recsys.collisions import collision_report, distinct_tokens
 from recsys.dataset import Split
-from recsys.embedding import rows_of_tokens as torch_rows_of_tokens
 from recsys.evaluate import predict
 from recsys.export import export_bundle, probabilities
 from recsys.metrics import evaluate
+from recsys.slots import rows_of_tokens as torch_rows_of_tokens
 from recsys.tracking import Tracker, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle

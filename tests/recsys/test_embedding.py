@@ -23,7 +23,8 @@ from features.hashing import rows_of_tokens as numpy_rows_of_tokens
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.dataset import batch_of
-from recsys.embedding import EmbeddingConfig, UnifiedEmbedding, initialise, rows_of_tokens
+from recsys.embedding import EmbeddingConfig, UnifiedEmbedding, initialise
+from recsys.slots import rows_of_tokens
 from recsys.table_optim import AdamTable, build_table
 from tests.recsys.conftest import FEATURES, LAYOUT, REGISTRY, embedding_of, jagged, looked_up, random_bags, row
 

@@ -1,0 +1,148 @@
+"""Slots: tokens to rows of the table, and rows to output columns.
+
+B examples, M table rows, w row width, S slots (one per view, feature and probe), W = S * w output columns, N tokens,
+L list tokens of a feature in a batch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from features.layout import TableLayout
+
+TABLE = "unified"
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64  # the bit patterns of features.hashing, as int64
+_MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+
+
+def table_config(layout: TableLayout) -> EmbeddingBagConfig:
+    """torchrec's description of the table: one torchrec feature a slot."""
+    names = [f"{slot.view}/{slot.feature}/{slot.probe}" for slot in layout.slots]
+    return EmbeddingBagConfig(
+        name=TABLE, embedding_dim=layout.width, num_embeddings=layout.num_rows, feature_names=names
+    )
+
+
+def mix64(values: Tensor) -> Tensor:
+    """`features.hashing.mix64` on int64 bit patterns of any shape.
+
+    >>> mix64(torch.tensor([1])).item() == 0x5692161D100B05E5
+    True
+    """
+    values = (values ^ _shifted(values, 30)) * _MULTIPLIER_1
+    values = (values ^ _shifted(values, 27)) * _MULTIPLIER_2
+    return values ^ _shifted(values, 31)
+
+
+def rows_of_tokens(tokens: Tensor, salts: Tensor, num_rows: int) -> Tensor:
+    """`features.hashing.rows_of_tokens` in torch: tokens [N] under salts [S] to rows [S, N], int64.
+
+    >>> rows_of_tokens(torch.tensor([7, 7]), torch.tensor([1, 2]), 1).tolist()
+    [[0, 0], [0, 0]]
+    """
+    return _reduced(mix64(tokens[None, :] ^ salts[:, None]), num_rows)
+
+
+def _reduced(mixed: Tensor, num_rows: int) -> Tensor:
+    return (_shifted(mixed, 32) * num_rows) >> 32
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """Logical shift right: torch's own copies the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class ListRows(NamedTuple):
+    """Rows that one list feature reads."""
+
+    rows: Tensor  # [slots of the feature, L]
+    lengths: Tensor  # [B]
+
+
+class Lookups(NamedTuple):
+    """Rows that a batch reads."""
+
+    scalars: Tensor  # [scalar slots, B]
+    lists: dict[str, ListRows]
+
+
+class Slots:
+    """Tokens to rows, and rows to output columns; scalars are looked up together, list features one by one."""
+
+    def __init__(self, layout: TableLayout) -> None:
+        self.layout = layout
+        features = list(dict.fromkeys(slot.feature for slot in layout.slots))
+        self.lists = {name: layout.positions_of(name) for name in features if name in layout.pooling}
+        self.scalars = [p for p, slot in enumerate(layout.slots) if slot.feature not in layout.pooling]
+        salts = np.array([slot.salt for slot in layout.slots], dtype=np.uint64).view(np.int64)
+        self.salts = torch.from_numpy(salts.copy())
+        stacked = self.scalars + [position for positions in self.lists.values() for position in positions]
+        # Where each slot stands in the stack "scalars, then list after list".
+        self.order = torch.argsort(torch.tensor(stacked, dtype=torch.int64)) if self.lists else None
+
+    def lookups(self, sparse: KeyedJaggedTensor) -> Lookups:
+        """Rows that every slot reads."""
+        keys, num_examples, num_rows = sparse.keys(), sparse.stride(), self.layout.num_rows
+        salts = self.salts.to(sparse.values().device)
+        if self.lists:
+            parts = sparse.to_dict()
+            columns = {name: parts[name].values() for name in keys}
+        else:
+            # Every bag holds one token, so that the values are [F, B] as they stand.
+            columns = dict(zip(keys, sparse.values().view(len(keys), num_examples), strict=True))
+        scalars = torch.zeros(0, num_examples, dtype=torch.int64, device=salts.device)
+        if self.scalars:
+            tokens = torch.stack([columns[self.layout.slots[p].feature] for p in self.scalars])  # [scalar slots, B]
+            scalars = _reduced(mix64(tokens ^ salts[self.scalars][:, None]), num_rows)
+        lists = {
+            name: ListRows(rows_of_tokens(columns[name], salts[positions], num_rows), sparse[name].lengths())
+            for name, positions in self.lists.items()
+        }
+        return Lookups(scalars, lists)
+
+    def sum(self, block: Tensor, places: Tensor, lookups: Lookups) -> Tensor:
+        """Rows of `block` at `places` (scalars, then list after list), summed over each bag: [B, W]."""
+        num_examples, start = lookups.scalars.shape[1], lookups.scalars.numel()
+        index = places[:start].view(-1, num_examples).t()  # [B, scalar slots]
+        parts = [F.embedding(index, block)]  # [B, scalar slots, w]
+        for rows, lengths in lookups.lists.values():
+            num_slots, num_tokens = rows.shape
+            index = places[start : start + rows.numel()]
+            start += rows.numel()
+            begins = lengths.cumsum(0) - lengths
+            offsets = begins + num_tokens * torch.arange(num_slots, device=begins.device)[:, None]
+            pooled = F.embedding_bag(index, block, offsets.flatten(), mode="sum")  # [slots * B, w]
+            parts.append(pooled.view(num_slots, num_examples, -1).transpose(0, 1))  # [B, slots, w]
+        stacked = parts[0] if self.order is None else torch.cat(parts, dim=1)[:, self.order.to(block.device)]
+        return stacked.reshape(num_examples, -1)  # [B, S, w] -> [B, W]
+
+    def scale(self, summed: Tensor, lookups: Lookups) -> Tensor:
+        """Sums [B, W] to means where a list feature asks for them."""
+        means = [name for name in lookups.lists if self.layout.pooling[name] == "mean"]
+        if not means:
+            return summed
+        counts = summed.new_ones(len(summed), len(self.layout.slots))
+        for name in means:
+            counts[:, self.lists[name]] = lookups.lists[name].lengths.clamp(min=1).to(counts.dtype)[:, None]
+        return summed / counts.repeat_interleave(self.layout.width, dim=1)
+
+    def jagged_rows(self, lookups: Lookups) -> KeyedJaggedTensor:
+        """Rows as torchrec takes them: one key a slot, in slot order."""
+        num_examples = lookups.scalars.shape[1]
+        ones = torch.ones(num_examples, dtype=torch.int64, device=lookups.scalars.device)
+        bags = {p: (rows, ones) for p, rows in zip(self.scalars, lookups.scalars, strict=True)}
+        for name, positions in self.lists.items():
+            part = lookups.lists[name]
+            bags |= {p: (rows, part.lengths) for p, rows in zip(positions, part.rows, strict=True)}
+        ordered = [bags[position] for position in range(len(self.layout.slots))]
+        return KeyedJaggedTensor(
+            keys=table_config(self.layout).feature_names,
+            values=torch.cat([rows for rows, _ in ordered]),
+            lengths=torch.cat([lengths for _, lengths in ordered]),
+            stride=num_examples,
+        )
