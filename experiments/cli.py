@@ -47,7 +47,8 @@ def prepare(
     if infer is not None:
         from features.infer import infer_registry
 
-        sys.stdout.write(infer_registry(infer))
+        draft = infer_registry(infer)
+        sys.stdout.write(json.dumps({"registry": draft}) + "\n" if as_json else draft)
         return
     from features.prepare import prepare as run
     from features.registry import FeatureRegistry
@@ -102,16 +103,25 @@ def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     data: Annotated[Path | None, typer.Option(help="Dataset directory; else the one of training.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Categorical feature: also by how often training saw its value.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Metrics of a trained run on a split, and how its features share the table."""
     _require_training()
-    from experiments.evaluate import collision_table, evaluate_run
+    from experiments.evaluate import collision_table, evaluate_run, segment_table
 
-    metrics, collisions = evaluate_run(run, split, data)
-    _show(as_json, {"run": str(run), "split": split, **metrics, **({"collisions": collisions} if as_json else {})})
-    if not as_json:
-        console.print(collision_table(collisions))
+    found = evaluate_run(run, split, data, by)
+    values = {"run": str(run), "split": split, **found.metrics}
+    if as_json:
+        segments = {} if by is None else {"segments": [segment._asdict() for segment in found.segments]}
+        _show(True, {**values, **segments, "collisions": found.collisions})
+        return
+    _show(False, values)
+    if found.segments:
+        console.print(segment_table(found.segments))
+    console.print(collision_table(found.collisions))
 
 
 @app.command()
@@ -119,6 +129,9 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Bundle directory to write.")],
     table_dtype: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    negative_rate: Annotated[
+        float | None, typer.Option(help="Share of the negatives that the data kept; else the run's negative_rate.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -126,8 +139,10 @@ def export(
     _require_training()
     from experiments.evaluate import export_run
 
-    bundle = export_run(run, out, table_dtype=table_dtype, overwrite=overwrite)
-    _show(as_json, {"bundle": str(out), "model_id": bundle.model_id, "bytes": bundle.num_bytes, "table": table_dtype})
+    bundle = export_run(run, out, table_dtype=table_dtype, negative_rate=negative_rate, overwrite=overwrite)
+    correction = bundle.manifest.prior_correction
+    values = {"bundle": str(out), "model_id": bundle.model_id, "bytes": bundle.num_bytes, "table": table_dtype}
+    _show(as_json, {**values, "negative_rate": correction.negative_rate if correction else 1.0})
 
 
 @app.command()

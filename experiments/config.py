@@ -36,6 +36,8 @@ class Experiment(BaseModel):
     """The one table."""
     trainer: TrainerConfig = TrainerConfig()
     """The loop."""
+    negative_rate: float = Field(default=1.0, gt=0, le=1)
+    """Share of the negatives that the data kept; below 1 the bundle gives probabilities at their original share."""
 
     @model_validator(mode="before")
     @classmethod
@@ -84,10 +86,10 @@ def validated(document: Any, where: str) -> Experiment:
     if not isinstance(document, dict):
         raise InputError(f"{where}: expected a mapping", found=type(document).__name__)
     try:
-        known = {"name": "", "model": {}, "seed": 0, "embedding": EmbeddingConfig(), "trainer": TrainerConfig()}
+        known = list(Experiment.model_fields)
         for key in document:
             if key not in known:
-                raise unknown_key(key, list(known))
+                raise unknown_key(key, known)
         return Experiment.model_validate(document)
     except ValidationError as error:
         raise InputError(f"{where}: {_describe(error)}") from None
@@ -117,6 +119,20 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
         except yaml.YAMLError:
             raise InputError(f"{key}: expected a YAML value", found=repr(text)) from None
     return validated(document, "experiment")
+
+
+def variant(parent: Experiment, name: str, **sections: Mapping[str, Any]) -> Experiment:
+    """The parent under another name, with some settings changed; a `model` that gives its `name` replaces the whole.
+
+    >>> parent = Experiment(name="x", model={"name": "mlp", "hidden": [8]})
+    >>> variant(parent, "y", model={"dropout": 0.5}, trainer={"epochs": 3}).model["hidden"]
+    [8]
+    """
+    document = parent.model_dump(mode="json")
+    for section, changes in sections.items():
+        is_another_model = section == "model" and "name" in changes
+        document[section] = dict(changes) if is_another_model else {**document[section], **changes}
+    return Experiment.model_validate({**document, "name": name})
 
 
 def unknown_key(key: str, known: Sequence[str]) -> InputError:

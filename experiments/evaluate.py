@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,20 +13,20 @@ from rich.table import Table
 
 from experiments.run_directory import RunDirectory, check_registry
 from experiments.text import text_of
+from features.addressing import rows_of
 from features.dataset_info import read_dataset
 from features.encode import encode
 from features.errors import InputError
-from features.hashing import rows_of_tokens
-from features.layout import TableLayout
 from features.readers import expand, read_chunks
 from features.registry import FeatureRegistry
 from features.spec import Numeric
 from recsys.collisions import collision_report, distinct_tokens
 from recsys.dataset import Split
 from recsys.evaluate import predict
-from recsys.export import export_bundle, probabilities
-from recsys.metrics import evaluate
-from recsys.slots import rows_of_tokens as torch_rows_of_tokens
+from recsys.export import correction_of, export_bundle, probabilities
+from recsys.metrics import Predictions, calibration_ratio, evaluate
+from recsys.segments import Segment, segment_report, token_counts
+from recsys.slots import Slots
 from recsys.tracking import Tracker, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
@@ -34,14 +34,27 @@ from serving.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
+CORRECTED = "calibration_ratio_corrected"
+"""Name of the calibration ratio after the prior correction, which the other metrics go without."""
+
 # Two float32 programs that add in another order differ in their rounding, by a small factor and not more.
 ROUNDING_FACTOR = 4.0
 
 
-def evaluate_run(path: Path, split: str, data: Path | None = None) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of a run on a split, and the collision report of its training data as plain values.
+class Evaluation(NamedTuple):
+    """What `evaluate_run` finds."""
 
-    Raises `InputError` for an unfinished run, an unknown split, or a dataset of another registry.
+    metrics: dict[str, float]
+    collisions: dict[str, Any]
+    """The collision report of the training data, as plain values."""
+    segments: list[Segment]
+    """By how often training saw the value of the feature that was asked for; else none."""
+
+
+def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | None = None) -> Evaluation:
+    """Metrics of a run on a split, and for the feature `by` also by segment.
+
+    Raises `InputError` for an unfinished run, an unknown split or feature, or a dataset of another registry.
     """
     run = RunDirectory(path)
     ranker = run.ranker()
@@ -53,9 +66,68 @@ def evaluate_run(path: Path, split: str, data: Path | None = None) -> tuple[dict
         raise InputError(
             f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
         )
-    metrics = evaluate(*predict(ranker, examples.batches(EVALUATION_BATCH_SIZE)))
-    report, _ = collision_report(ranker.embedding.layout, distinct_tokens(Split(examples.directory, "train").tokens()))
-    return metrics, report.model_dump()
+    features = [] if by is None else [_token_feature(run.registry(), by)]
+    counts = token_counts(_training_split(facts, examples).tokens(), features) if features else {}
+    predictions = predict(ranker, examples.batches(EVALUATION_BATCH_SIZE))
+    segments = segment_report(predictions, examples.tokens(), counts) if counts else []
+    metrics = metrics_of(predictions, run.experiment().negative_rate)
+    distinct = distinct_tokens(Split(examples.directory, "train").tokens())
+    report, _ = collision_report(ranker.embedding.layout, distinct, ranker.embedding.vocabulary)
+    return Evaluation(metrics, report.model_dump(), segments)
+
+
+def _token_feature(registry: FeatureRegistry, name: str) -> str:
+    known = [feature.name for feature in registry.token_features]
+    if name not in known:
+        raise InputError("unknown categorical feature", found=repr(name), remedy=f"use one of {', '.join(known)}")
+    return name
+
+
+def _training_split(facts: Mapping[str, Any], examples: Split) -> Split:
+    """The rows that the run was trained on, whichever ones it is evaluated on."""
+    train = Split(examples.directory, "train")
+    if train.info.digest != facts["dataset_digest"]:
+        train = Split(facts["dataset"], "train")
+    if train.info.digest != facts["dataset_digest"]:
+        remedy = "bring it back, or evaluate without --by"
+        raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
+    return train
+
+
+def metrics_of(predictions: Predictions, negative_rate: float) -> dict[str, float]:
+    """Every metric of a split as it is, so before the prior correction, and `calibration_ratio_corrected` where one is.
+
+    The latter takes the split's negatives for a share `negative_rate` of all, like the training data's: after the
+    correction, each of them counts for 1 / negative_rate.
+    """
+    metrics = evaluate(*predictions)
+    correction = correction_of(negative_rate)
+    if correction is not None:
+        labels, probabilities, _, weights = predictions
+        amounts = np.where(labels == 1, 1.0, 1.0 / negative_rate) * (1.0 if weights is None else weights)
+        metrics[CORRECTED] = calibration_ratio(labels, correction.apply(probabilities), weights=amounts)
+    return metrics
+
+
+def segment_table(segments: Sequence[Segment]) -> Table:
+    """Metrics by segment for a terminal."""
+    title = f"{segments[0].feature}: rows by how often training saw their value"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in (
+        "seen in\ntrain",
+        "\nrows",
+        "label\nrate",
+        "\nAUC",
+        "\ngAUC",
+        "log\nloss",
+        "\nECE",
+        "calibration\nratio",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for segment in segments:
+        figures = ["" if value is None else f"{value:.4f}" for value in segment[3:]]
+        table.add_row(segment.seen_in_train, text_of(segment.rows), *figures)
+    return table
 
 
 def collision_table(report: Mapping[str, Any]) -> Table:
@@ -77,12 +149,22 @@ def collision_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def export_run(path: Path, out: Path, *, table_dtype: str = "fp32", overwrite: bool = False) -> Bundle:
-    """Write a finished run as a bundle; raises `InputError` for an unknown table type or an `out` that is taken."""
+def export_run(
+    path: Path,
+    out: Path,
+    *,
+    table_dtype: str = "fp32",
+    negative_rate: float | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a finished run as a bundle; `negative_rate` None: that of the run.
+
+    Raises `InputError` for an unknown table type, an impossible rate, or an `out` that is taken.
+    """
     if table_dtype not in ("fp32", "fp16", "int8"):
         raise InputError("unknown table type", found=repr(table_dtype), remedy="use fp32, fp16 or int8")
     run = RunDirectory(path)
-    facts = run.facts()
+    facts, experiment = run.facts(), run.experiment()
     try:
         info, _ = read_dataset(facts["dataset"])
     except InputError:
@@ -93,12 +175,13 @@ def export_run(path: Path, out: Path, *, table_dtype: str = "fp32", overwrite: b
         run.ranker(),
         run.registry(),
         out,
-        model=run.experiment().model_name,
+        model=experiment.model_name,
         table_dtype=table_dtype,
         metrics={name: values for name, values in run.metrics().items() if name != "perf"},
         info=info,
         trained_rows=run.trained_rows(),
         run_id=facts["mlflow_run_id"],
+        negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
         overwrite=overwrite,
     )
 
@@ -106,27 +189,31 @@ def export_run(path: Path, out: Path, *, table_dtype: str = "fp32", overwrite: b
 def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6) -> dict[str, Any]:
     """Score raw rows by the trainer's model and by the bundle; logged to the run's MLflow run as `parity/`.
 
-    The scorer passes when its ids are the trainer's bit for bit, and its probabilities either lie within `tolerance`
-    of the trainer's or come as close to the same network in float64 as `ROUNDING_FACTOR` times the trainer does.
+    Both correct for the bundle's share of negatives. The scorer passes when its ids are the trainer's bit for bit, and
+    its probabilities either lie within `tolerance` of the trainer's or come as close to the same network in float64 as
+    `ROUNDING_FACTOR` times the trainer does.
 
     Raises `InputError` for files that cannot be read and for a bundle of another registry.
     """
     run, scorer = RunDirectory(path), Scorer(bundle)
     ranker, registry = run.ranker(), run.registry()
     check_registry(registry, scorer.bundle.registry, str(bundle))
+    correction = scorer.bundle.manifest.prior_correction
     numeric = [feature.name for feature in registry.features if isinstance(feature, Numeric)]
     names = [feature.name for feature in registry.features]
+    slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
     num_rows, ids_equal = 0, True
     worst, rounding, error = 0.0, 0.0, 0.0
     for file in expand(inputs):
         for chunk in read_chunks(file, names, numeric=numeric, chunk_rows=16_384):
-            trained, served = probabilities(ranker, registry, chunk), scorer.score(chunk)
-            exact = probabilities(ranker, registry, chunk, exact=True)
+            trained = probabilities(ranker, registry, chunk, correction=correction)
+            exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
+            served = scorer.score(chunk)
             # np.maximum keeps a NaN, which then passes no comparison.
             worst = float(np.maximum(worst, np.abs(trained - served).max(initial=0.0)))
             rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
             error = float(np.maximum(error, np.abs(served - exact).max(initial=0.0)))
-            ids_equal &= _ids_equal(chunk, registry, ranker.embedding.layout, scorer.bundle.layout)
+            ids_equal &= _ids_equal(chunk, registry, slots, scorer.bundle)
             num_rows += len(chunk)
     result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
     result |= {"trainer_rounding": rounding, "scorer_rounding": error}
@@ -144,11 +231,10 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
     return result
 
 
-def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: TableLayout, served: TableLayout) -> bool:
+def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, served: Bundle) -> bool:
     """Whether torch, under the trainer's layout, and numpy, under the bundle's, read the same rows."""
     for name, tokens in encode(raw, registry).tokens.items():
-        salts = torch.from_numpy(trained.salts_of(name).view(np.int64).copy())
-        ours = torch_rows_of_tokens(torch.from_numpy(tokens.view(np.int64).copy()), salts, trained.num_rows).numpy()
-        if not np.array_equal(ours, rows_of_tokens(tokens, served.salts_of(name), served.num_rows)):
+        ours = trained.rows(torch.from_numpy(tokens.view(np.int64).copy())[None], trained.layout.positions_of(name))
+        if not np.array_equal(ours.numpy(), rows_of(served.layout, served.vocabulary, name, tokens)):
             return False
     return True

@@ -1,10 +1,10 @@
-"""Tuned runs on Frappe (BARS `Frappe_x1`)."""
+"""Tuned runs on Frappe (BARS `Frappe_x1`), all on 131,072 floats: 32,768 rows of 4, eight probes."""
 
-from experiments.config import Experiment
+from experiments.config import Experiment, variant
 
 
 def frappe() -> Experiment:
-    """FinalMLP on 131,072 floats: 32,768 rows of 4, four probes."""
+    """FinalMLP as BARS tuned it."""
     return Experiment.model_validate(
         {
             "name": "frappe",
@@ -19,7 +19,24 @@ def frappe() -> Experiment:
                 "fs2_context": ["item"],
                 "num_heads": 5,
             },
-            "embedding": {"num_rows": 32_768, "width": 4, "probes": 4, "l2": 0.05},
+            "embedding": {"num_rows": 32_768, "width": 4, "probes": 8, "l2": 0.05},
             "trainer": {"batch_size": 4096},
         }
     )
+
+
+def frappe_final_net() -> Experiment:
+    """FinalNet of two blocks, whose defaults are BARS's for Frappe."""
+    return variant(frappe(), "frappe_final_net", model={"name": "final_net"}, embedding={"l2": 0.1})
+
+
+def frappe_dcn_v2() -> Experiment:
+    """DCN V2, parallel, as BARS tuned it."""
+    model = {"name": "dcn_v2", "num_cross_layers": 4, "hidden": [400, 400, 400], "dropout": 0.4}
+    return variant(frappe(), "frappe_dcn_v2", model=model)
+
+
+def frappe_deep_fm() -> Experiment:
+    """DeepFM as BARS tuned it."""
+    model = {"name": "deep_fm", "hidden": [400, 400, 400], "dropout": 0.2}
+    return variant(frappe(), "frappe_deep_fm", model=model)

@@ -1,8 +1,9 @@
 """RunDirectory: the files of one training run, and what is read back from them.
 
 experiment.yaml    resolved settings; `muxrec train --config experiment.yaml` repeats the run
-run.json           dataset, its digest, registry fingerprint, MLflow run
+run.json           a key of its own, dataset, its digest, registry fingerprint, MLflow run
 registry.json      the registry with its fitted statistics
+vocabulary.safetensors  the distinct tokens of train, where the kind of table depends on them
 log.jsonl          one line an epoch
 checkpoint/        state.safetensors (to resume), best.safetensors, trained_rows.npy
 metrics.json       {"valid": {...}, "test": {...}, "perf": {...}}; written last: with it the run is finished
@@ -11,6 +12,8 @@ bundle/            the model as served
 """
 
 import json
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.config import Experiment, read_experiment
+from features.addressing import Vocabulary
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
 from features.files import temporary_directory_beside, write_text
 from features.registry import FeatureRegistry
 from recsys import checkpoint
 from recsys.ranker import Ranker, build_ranker
+from serving.vocabulary import read_vocabulary, write_vocabulary
 
 
 class RunDirectory:
@@ -34,6 +39,7 @@ class RunDirectory:
         self.bundle = self.path / "bundle"
         self.report = self.path / "report"
         self.trained_rows_path = self.path / "checkpoint" / "trained_rows.npy"
+        self.vocabulary_path = self.path / "vocabulary.safetensors"
 
     @property
     def is_finished(self) -> bool:
@@ -47,11 +53,20 @@ class RunDirectory:
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
 
-    def begin(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry, data: Path) -> dict[str, Any]:
+    def begin(
+        self,
+        experiment: Experiment,
+        info: DatasetInfo,
+        registry: FeatureRegistry,
+        data: Path,
+        vocabulary: Vocabulary | None = None,
+    ) -> dict[str, Any]:
         """Make the (checked) directory unless it is there; returns run.json."""
         if (self.path / "run.json").is_file():
+            self._clear()
             return self.facts()
         facts = {
+            "key": uuid.uuid4().hex,
             "dataset": str(data.absolute()),
             "dataset_digest": info.digest,
             "registry_fingerprint": registry.fingerprint(),
@@ -62,9 +77,17 @@ class RunDirectory:
         with temporary_directory_beside(self.path.absolute()) as temporary:
             write_text(temporary / "experiment.yaml", experiment.to_yaml())
             write_text(temporary / "registry.json", registry.to_json())
+            if vocabulary is not None:
+                write_vocabulary(temporary / self.vocabulary_path.name, vocabulary)
             write_text(temporary / "run.json", json.dumps(facts, indent=1))
             temporary.rename(self.path)
         return facts
+
+    def _clear(self) -> None:
+        """Remove what a killed process was about to write; everything has a hidden name until it is whole."""
+        for path in self.path.glob(".*"):
+            if path.suffix in (".tmp", ".old"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         remedy = "choose another --out, or remove this one"
@@ -110,6 +133,15 @@ class RunDirectory:
         """Flags [M] of the rows that training examples read; None where the run ended before they were counted."""
         return np.load(self.trained_rows_path, allow_pickle=False) if self.trained_rows_path.is_file() else None
 
+    def vocabulary(self) -> Vocabulary | None:
+        """The distinct tokens of train; None for a unified table, which does not depend on them."""
+        if self.experiment().embedding.kind == "unified":
+            return None
+        try:
+            return read_vocabulary(self.vocabulary_path)
+        except InputError as error:
+            raise InputError(error.expected, found=error.found, remedy="bring the file back, or train again") from None
+
     def ranker(self) -> Ranker:
         """The trained model at its best weights."""
         self.metrics()
@@ -121,6 +153,7 @@ class RunDirectory:
             experiment.embedding.model_copy(update={"optimizer": "adam"}),  # the weights are the same under either
             seed=experiment.seed,
             learning_rate=experiment.trainer.learning_rate,
+            vocabulary=self.vocabulary(),
         )
         tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
         ranker.load_state_dict(tensors)

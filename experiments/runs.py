@@ -6,10 +6,16 @@ Every model has a run of its own name with general defaults; a variant calls its
 from collections.abc import Callable
 from functools import partial
 
+from experiments import avazu, criteo, frappe, movielens
 from experiments.config import Experiment
-from experiments.frappe import frappe
-from experiments.movielens import movielens_1m, movielens_100k
 from recsys.models import MODELS
+
+SHALLOW = {
+    # One weight a value, and as many floats as the other models' tables.
+    "logistic_regression": {"num_rows": 131_072, "width": 1, "probes": 1},
+    "fm": {},
+}
+"""Models whose logit is a sum of what the table holds, and the shape of their table."""
 
 
 def default_run(model: str) -> Experiment:
@@ -18,14 +24,14 @@ def default_run(model: str) -> Experiment:
     >>> default_run("final_mlp").model_name
     'final_mlp'
     """
-    if model == "logistic_regression":
-        # One weight a value, and as many floats as the other models' tables. A linear weight has to grow to the size of
-        # a logit, which the decay that suits embeddings would not let it do.
+    if model in SHALLOW:
+        # What the table holds has to grow to the size of a logit, which the decay that suits the embeddings of a
+        # network would not let it do.
         return Experiment.model_validate(
             {
                 "name": model,
                 "model": {"name": model},
-                "embedding": {"num_rows": 131_072, "width": 1, "probes": 1, "l2": 1e-5},
+                "embedding": {**SHALLOW[model], "l2": 1e-5},
                 "trainer": {"learning_rate": 0.01},
             }
         )
@@ -34,7 +40,20 @@ def default_run(model: str) -> Experiment:
 
 RUNS: dict[str, Callable[[], Experiment]] = {
     **{model: partial(default_run, model) for model in MODELS},
-    "frappe": frappe,
-    "movielens_100k": movielens_100k,
-    "movielens_1m": movielens_1m,
+    "frappe": frappe.frappe,
+    "frappe_final_net": frappe.frappe_final_net,
+    "frappe_dcn_v2": frappe.frappe_dcn_v2,
+    "frappe_deep_fm": frappe.frappe_deep_fm,
+    "movielens_100k": movielens.movielens_100k,
+    "movielens_1m": movielens.movielens_1m,
+    "movielens_1m_final_net": movielens.movielens_1m_final_net,
+    "movielens_1m_dcn_v2": movielens.movielens_1m_dcn_v2,
+    "movielens_latest": movielens.movielens_latest,
+    "movielens_latest_final_net": movielens.movielens_latest_final_net,
+    "criteo_x1": criteo.criteo_x1,
+    "criteo_x1_final_net": criteo.criteo_x1_final_net,
+    "criteo_x4": criteo.criteo_x4,
+    "avazu_x1": avazu.avazu_x1,
+    "avazu_x1_final_net": avazu.avazu_x1_final_net,
+    "avazu_x4": avazu.avazu_x4,
 }

@@ -14,16 +14,17 @@ import experiments
 import features
 import serving
 from experiments.config import Experiment
-from experiments.report import write_report
+from experiments.evaluate import metrics_of
+from experiments.report import Judged, write_report
 from experiments.run_directory import RunDirectory
 from features.errors import InputError
 from features.files import write_text
-from recsys.collisions import collision_report, distinct_tokens
+from recsys.collisions import Distinct, collision_report, distinct_tokens, vocabulary_of
 from recsys.dataset import Split
 from recsys.evaluate import predict
 from recsys.export import export_bundle
-from recsys.metrics import evaluate
 from recsys.ranker import Ranker, build_ranker
+from recsys.segments import segment_report, token_counts
 from recsys.tracking import Tracker, git_commit, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer, peak_memory_mb
 
@@ -44,6 +45,9 @@ def train_run(
     run.check(experiment, train.info, train.registry)
     if run.is_finished:
         return run.metrics()
+    # All of train is read for it: only where the table depends on it already, else when the run is reported.
+    distinct = None if experiment.embedding.kind == "unified" else distinct_tokens(train.tokens())
+    vocabulary = None if distinct is None else vocabulary_of(distinct)
     # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
     ranker, table_optimizer = build_ranker(
         train.registry,
@@ -52,8 +56,9 @@ def train_run(
         experiment.embedding,
         seed=experiment.seed,
         learning_rate=experiment.trainer.learning_rate,
+        vocabulary=vocabulary,
     )
-    facts = run.begin(experiment, train.info, train.registry, data)
+    facts = run.begin(experiment, train.info, train.registry, data, vocabulary)
     tracker = _tracker(run, facts, experiment, train) if track else None
     with _ending(tracker):
         if tracker:
@@ -71,7 +76,7 @@ def train_run(
         )
         valid = Split(data, "valid")
         state = trainer.fit(train, valid)
-        metrics = _finish(run, ranker, train, valid, state, tracker)
+        metrics = _finish(run, ranker, train, valid, distinct, state, tracker)
     return metrics
 
 
@@ -90,7 +95,7 @@ def _tracker(run: RunDirectory, facts: dict[str, Any], experiment: Experiment, t
     tags |= {"mlflow.source.git.commit": commit} if commit else {}
     # A store of the user's is not written down: its address may hold a password.
     uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
-    tracker = Tracker.start(experiment=train.info.name, name=experiment.name, tags=tags)
+    tracker = Tracker.start(experiment=train.info.name, name=experiment.name, tags=tags, key=facts["key"])
     run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
     return tracker
 
@@ -109,27 +114,39 @@ def _ending(tracker: Tracker | None) -> Iterator[None]:
 
 
 def _finish(
-    run: RunDirectory, ranker: Ranker, train: Split, valid: Split, state: dict[str, Any], tracker: Tracker | None
+    run: RunDirectory,
+    ranker: Ranker,
+    train: Split,
+    valid: Split,
+    distinct: Distinct | None,
+    state: dict[str, Any],
+    tracker: Tracker | None,
 ) -> dict[str, dict[str, float]]:
-    metrics: dict[str, dict[str, float]] = {}
-    predictions: dict[str, Any] = {}
-    for split in [valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]:
-        predictions[split.name] = predict(ranker, split.batches(EVALUATION_BATCH_SIZE))
-        metrics[split.name] = evaluate(*predictions[split.name])
-    collisions, usage = collision_report(ranker.embedding.layout, distinct_tokens(train.tokens()))
+    experiment, embedding = run.experiment(), ranker.embedding
+    splits = [valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]
+    predictions = {split.name: predict(ranker, split.batches(EVALUATION_BATCH_SIZE)) for split in splits}
+    metrics = {name: metrics_of(values, experiment.negative_rate) for name, values in predictions.items()}
+    last = splits[-1].name
+    counts = token_counts(train.tokens(), [feature.name for feature in train.registry.token_features])
+    segments = segment_report(predictions[last], splits[-1].tokens(), counts)
+    collisions, usage = collision_report(
+        embedding.layout, distinct or distinct_tokens(train.tokens()), embedding.vocabulary
+    )
     np.save(run.trained_rows_path, usage > 0)
     metrics["perf"] = _performance(state)
-    write_report(run.report, state["history"], predictions, collisions, usage)
+    judged = Judged(last, predictions[last], metrics[last], segments)
+    write_report(run.report, state["history"], judged, collisions, usage)
     run_id = tracker.run_id if tracker else None
     bundle = export_bundle(
         ranker,
         train.registry,
         run.bundle,
-        model=run.experiment().model_name,
+        model=experiment.model_name,
         metrics={name: values for name, values in metrics.items() if name != "perf"},
         info=train.info,
         trained_rows=usage > 0,
         run_id=run_id,
+        negative_rate=experiment.negative_rate,
         overwrite=True,
     )
     if tracker:

@@ -78,17 +78,18 @@ def mix64(values: Tokens) -> Tokens:
     return values ^ (values >> np.uint64(31))
 
 
-def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int) -> Rows:
-    """Table rows (int64, [S, N]) of tokens [N] under salts [S]: ((mix64(token ^ salt) >> 32) * M) >> 32.
+def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int | Tokens) -> Rows:
+    """Rows (int64) of tokens under salts among so many: ((mix64(token ^ salt) >> 32) * R) >> 32; shapes broadcast.
 
-    Raises `InputError` when `num_rows` is outside [1, 2**31].
+    Raises `InputError` when one number of rows for all is outside [1, 2**31].
 
-    >>> rows_of_tokens(np.array([7, 7], dtype=np.uint64), np.array([1, 2], dtype=np.uint64), 1).tolist()
+    >>> rows_of_tokens(np.array([7, 8], dtype=np.uint64), np.array([[1], [2]], dtype=np.uint64), 1).tolist()
     [[0, 0], [0, 0]]
     """
-    check_num_rows(num_rows)
-    mixed = mix64(tokens[None, :] ^ salts[:, None])
-    return (((mixed >> np.uint64(32)) * np.uint64(num_rows)) >> np.uint64(32)).astype(np.int64)
+    if isinstance(num_rows, int):
+        check_num_rows(num_rows)
+    mixed = mix64(tokens ^ salts)
+    return (((mixed >> np.uint64(32)) * num_rows) >> np.uint64(32)).astype(np.int64)
 
 
 def row_expression(tokens: pl.Expr, slot_salt: int, num_rows: int) -> pl.Expr:

@@ -1,20 +1,25 @@
 """TableLayout: which rows of the one table an example reads, and where they stand in the network's input.
 
-S slots (one per view, feature and probe), w row width, M table rows. A view is one reading of the table under salts
-of its own: `main` feeds the network, FinalMLP's gates add `fs1` and `fs2`.
+S slots (one per view, feature and probe), w row width, M table rows, n_f distinct values of a feature in train. A
+view is one reading of the table under salts of its own: `main` feeds the network, FinalMLP's gates add `fs1` and `fs2`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, NamedTuple
+from itertools import accumulate
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from features.errors import InputError
 from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
 from features.spec import Probes
+
+Kind = Literal["unified", "hashed", "collisionless"]
+"""Who reads which rows: all features the same ones by hash, each (view, feature) a range of its own by hash, or each
+value seen in train a row of its own."""
 
 
 class Slot(NamedTuple):
@@ -24,6 +29,10 @@ class Slot(NamedTuple):
     feature: str
     probe: int
     salt: int
+    first_row: int
+    """Of the rows that it may read."""
+    num_rows: int
+    """How many those are."""
 
 
 class TableLayout(BaseModel):
@@ -51,14 +60,26 @@ class TableLayout(BaseModel):
     """Feature to the stable key that its salts contain."""
     pooling: dict[str, str]
     """List feature to `mean` or `sum`; scalars are left out."""
+    kind: Kind = "unified"
+    num_values: dict[str, Annotated[int, Field(ge=0, le=MAX_NUM_ROWS)]] = {}
+    """Feature to n_f, the missing value not counted; none for `unified`, which does not depend on them."""
 
     @staticmethod
     def of(
-        registry: FeatureRegistry, *, num_rows: int, width: int, probes: int, views: Mapping[str, tuple[str, ...]]
+        registry: FeatureRegistry,
+        *,
+        num_rows: int,
+        width: int,
+        probes: int,
+        views: Mapping[str, tuple[str, ...]],
+        kind: Kind = "unified",
+        num_values: Mapping[str, int] | None = None,
     ) -> "TableLayout":
         """Layout of a registry's token features; `probes` counts where a feature does not set its own.
 
-        Raises `InputError` for sizes that no table has and for a view of features that are not in the registry.
+        `num_values` is n_f of every token feature, for the kinds that need it; `collisionless` takes its number of rows
+        from it, and does not read `num_rows`. Raises `InputError` for sizes that no table of this kind has and for a
+        view of features that are not in the registry.
         """
         check_num_rows(num_rows)
         if width < 1 or probes < 1:
@@ -70,25 +91,55 @@ class TableLayout(BaseModel):
             found, remedy = f"{unknown[0]!r}", f"use some of {', '.join(features)}"
             raise InputError("a view reads token features of the registry", found=found, remedy=remedy)
         num_probes = {name: feature.probes or probes for name, feature in features.items()}
+        slots = {view: {name: num_probes[name] for name in features if name in set(views[view])} for view in views}
+        given = {} if kind == "unified" or num_values is None else num_values
+        counts = {name: given[name] for name in features if name in given}
+        if kind == "collisionless":
+            num_rows = _rows_of_values(slots, counts)
+            check_num_rows(num_rows)
+        _check_kind(kind, num_rows, slots, counts, set(features))
         settings: dict[str, Any] = {
             "num_rows": num_rows,
             "width": width,
             "seed": registry.seed,
-            "views": {
-                view: {name: num_probes[name] for name in features if name in set(views[view])} for view in views
-            },
+            "views": slots,
             "keys": {name: feature.stable_key for name, feature in features.items()},
             "pooling": {
                 name: getattr(feature, "pooling", "mean") for name, feature in features.items() if feature.is_list
             },
+            "kind": kind,
+            "num_values": counts,
         }
         return TableLayout(**settings)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_kind(self.kind, self.num_rows, self.views, self.num_values, set(self.keys))
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A unified layout is written as it was before there were other kinds: its bundles keep their identity."""
+        document = write(self)
+        if self.kind == "unified":
+            del document["kind"], document["num_values"]
+        return document
+
+    @cached_property
+    def ranges(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(view, feature) to the rows that it may read: the first one, and how many; in output order."""
+        readers = [(view, feature) for view, probes in self.views.items() for feature in probes]
+        if self.kind == "unified":
+            return dict.fromkeys(readers, (0, self.num_rows))
+        counts = [self.num_values[feature] for _, feature in readers]
+        sizes = split_rows(self.num_rows, counts) if self.kind == "hashed" else [count + 2 for count in counts]
+        return dict(zip(readers, zip(accumulate(sizes, initial=0), sizes, strict=False), strict=True))
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All S slots in output order."""
         return tuple(
-            Slot(view, feature, probe, salt(self.seed, self.keys[feature], view, probe))
+            Slot(view, feature, probe, salt(self.seed, self.keys[feature], view, probe), *self.ranges[view, feature])
             for view, probes in self.views.items()
             for feature, num_probes in probes.items()
             for probe in range(num_probes)
@@ -111,3 +162,58 @@ class TableLayout(BaseModel):
     def positions_of(self, feature: str) -> list[int]:
         """Positions of a feature's slots among all slots, in output order."""
         return [position for position, slot in enumerate(self.slots) if slot.feature == feature]
+
+
+def split_rows(num_rows: int, counts: Sequence[int]) -> list[int]:
+    """`num_rows` in proportion to `counts`, by the largest remainders, no part below 1; a count of 0 weighs as 1.
+
+    >>> split_rows(10, [600, 300, 99, 1])
+    [5, 3, 1, 1]
+    """
+    assert num_rows >= len(counts)
+    sizes, rows = [1] * len(counts), num_rows
+    weights = [max(1, count) for count in counts]
+    total = sum(weights)
+    ascending = sorted(range(len(counts)), key=lambda part: weights[part])
+    # Whoever is due less than a row gets one, and the others share the rest: from the lightest on, as each such row
+    # makes the rest smaller.
+    while ascending and rows * weights[ascending[0]] < total:
+        rows, total = rows - 1, total - weights[ascending.pop(0)]
+    for part in ascending:
+        sizes[part] = rows * weights[part] // total
+    by_remainder = sorted(ascending, key=lambda part: (-(rows * weights[part] % total), part))
+    for part in by_remainder[: num_rows - sum(sizes)]:
+        sizes[part] += 1
+    return sizes
+
+
+def _rows_of_values(views: Mapping[str, Mapping[str, int]], counts: Mapping[str, int]) -> int:
+    """M of a collisionless table: one row a value and two more for each (view, feature); a table has one at least."""
+    return max(1, sum(counts.get(name, 0) + 2 for names in views.values() for name in names))
+
+
+def _check_kind(
+    kind: Kind, num_rows: int, views: Mapping[str, Mapping[str, int]], counts: Mapping[str, int], features: set[str]
+) -> None:
+    """Raise `InputError` unless a table of this kind can have these sizes."""
+    if set(counts) != (set() if kind == "unified" else features):
+        found = ", ".join(sorted(counts)) or "none"
+        remedy = "count the values of the training data"
+        raise InputError(f"a {kind} table needs num_values of its features", found=found, remedy=remedy)
+    num_readers = sum(len(names) for names in views.values())
+    if kind == "hashed" and num_rows < num_readers:
+        remedy = f"set embedding.num_rows to {num_readers} or more"
+        raise InputError("a hashed table needs a row for each feature and view", found=str(num_rows), remedy=remedy)
+    if kind != "collisionless":
+        return
+    for names in views.values():
+        for name, probes in names.items():
+            if probes != 1:
+                remedy = "set embedding.probes=1 and embedding.width=16, say, and no other `probes:` in the registry"
+                raise InputError(
+                    "a collisionless table is read by one probe", found=f"{probes} of {name!r}", remedy=remedy
+                )
+    if num_rows != _rows_of_values(views, counts):
+        raise InputError(
+            f"expected {_rows_of_values(views, counts)} rows of a collisionless table", found=str(num_rows)
+        )

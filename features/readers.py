@@ -135,18 +135,19 @@ def _scan(path: Path, numeric: Collection[str] = ()) -> pl.LazyFrame:
 
 
 def _scan_ndjson(path: Path, numeric: Collection[str]) -> pl.LazyFrame:
+    source = glob.escape(str(path))  # polars takes a path for a pattern here, and has no switch for it
     with path.open("rb") as file:
         if file.read(3) == b"\xef\xbb\xbf":
             raise InputError(f"{path}: expected ndjson", found="a byte order mark", remedy="save it without one")
-    schema = pl.scan_ndjson(path, infer_schema_length=SCHEMA_LINES).collect_schema()
+    schema = pl.scan_ndjson(source, infer_schema_length=SCHEMA_LINES).collect_schema()
     if any(_is_undecided(dtype) for dtype in schema.values()):
         # Later values of a column without a type yet would be refused, or, inside lists, dropped without a word.
-        schema = pl.scan_ndjson(path, infer_schema_length=None).collect_schema()
+        schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
     # polars lists the keys in another order each time.
     schema = {name: schema[name] for name in [*_first_keys(path), *sorted(schema)] if name in schema}
     # A number column may be integers for long and then hold a fraction.
     types = {name: pl.Float64() if name in numeric and dtype.is_integer() else dtype for name, dtype in schema.items()}
-    return pl.scan_ndjson(path, schema=types)
+    return pl.scan_ndjson(source, schema=types)
 
 
 def _first_keys(path: Path) -> list[str]:

@@ -1,11 +1,12 @@
 """Who shares rows with whom: load, collisions inside and between features, and each feature's share of the reads.
 
 M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (Coleman et
-al., "Unified Embedding", NeurIPS 2023): a value's row is shared with one of k other entries with probability
-1 - (1 - 1/M)^k.
+al., "Unified Embedding", NeurIPS 2023): of k + 1 entries that may read the same R rows, one shares its row with
+another with probability 1 - (1 - 1/R)^k. R is M in a unified table, a range of it in a hashed one; in a collisionless
+table the values of train share none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from features.addressing import Vocabulary, rows_of
 from features.encode import EncodedBatch
-from features.hashing import rows_of_tokens
+from features.hashing import MISSING_TOKEN, Tokens
 from features.layout import TableLayout
 
 Counts = npt.NDArray[np.int64]
+Distinct = Mapping[str, tuple[Tokens, int]]
+"""Feature to its distinct tokens, increasing, and the number of its reads."""
 
 
 class FeatureCollisions(BaseModel):
@@ -29,7 +33,7 @@ class FeatureCollisions(BaseModel):
     distinct: int
     """Distinct values in train."""
     load: float
-    """Distinct values times probes, over the table's rows."""
+    """Distinct values times probes, over the rows that they may read."""
     share_of_reads: float
     """Of all row reads that training examples make, over all views."""
     expected_intra: float
@@ -66,7 +70,7 @@ class CollisionReport(BaseModel):
         return [feature.model_dump() for feature in self.features]
 
 
-def distinct_tokens(batches: Iterable[EncodedBatch]) -> dict[str, tuple[npt.NDArray[np.uint64], int]]:
+def distinct_tokens(batches: Iterable[EncodedBatch]) -> dict[str, tuple[Tokens, int]]:
     """Feature to (distinct tokens, increasing; number of reads) over all batches."""
     tokens: dict[str, list[pl.Series]] = {}
     reads: dict[str, int] = {}
@@ -81,10 +85,15 @@ def distinct_tokens(batches: Iterable[EncodedBatch]) -> dict[str, tuple[npt.NDAr
     return {name: (pl.concat(parts).unique().sort().to_numpy(), reads[name]) for name, parts in tokens.items()}
 
 
+def vocabulary_of(distinct: Distinct) -> dict[str, Tokens]:
+    """The tokens of train that are values: all but the missing one."""
+    return {name: tokens[tokens != np.uint64(MISSING_TOKEN)] for name, (tokens, _) in distinct.items()}
+
+
 def collision_report(
-    layout: TableLayout, distinct: dict[str, tuple[npt.NDArray[np.uint64], int]]
+    layout: TableLayout, distinct: Distinct, vocabulary: Vocabulary | None = None
 ) -> tuple[CollisionReport, Counts]:
-    """The report, and how many entries read each table row [M].
+    """The report, and how many entries read each table row [M]; `vocabulary` is the one that a model was trained with.
 
     >>> from features.registry import FeatureRegistry
     >>> registry = FeatureRegistry.of(features={"a": "categorical"})
@@ -94,7 +103,7 @@ def collision_report(
     (1.0, 2, [2])
     """
     num_rows = layout.num_rows
-    rows = {name: rows_of_tokens(tokens, layout.salts_of(name), num_rows) for name, (tokens, _) in distinct.items()}
+    rows = {name: rows_of(layout, vocabulary, name, tokens) for name, (tokens, _) in distinct.items()}
     usage, scratch = np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
     for found in rows.values():
         np.add.at(usage, found.ravel(), 1)
@@ -104,7 +113,7 @@ def collision_report(
         num_rows=num_rows,
         entries=entries,
         load_factor=entries / num_rows,
-        expected_occupied=num_rows * _collides(entries, num_rows),
+        expected_occupied=_expected_occupied(layout, usage),
         occupied=int((usage > 0).sum()),
         features=[
             _feature(name, len(tokens), reads / max(all_reads, 1), rows[name], layout, usage, scratch)
@@ -117,8 +126,9 @@ def collision_report(
 def _feature(
     name: str, distinct: int, reads_share: float, rows: Counts, layout: TableLayout, usage: Counts, scratch: Counts
 ) -> FeatureCollisions:
-    num_rows, num_probes = layout.num_rows, layout.views["main"][name]
+    (_, num_rows), num_probes = layout.ranges["main", name], layout.views["main"][name]
     main = rows[:num_probes]  # [probes, n_f]: the slots of `main` come first
+    others = int(usage.sum()) - rows.size if layout.kind == "unified" else 0  # else nobody reads one's own range
     is_shared_within = np.array([_multiplicity(probe, scratch) > 1 for probe in main])
     is_shared_beyond = usage[main] > _multiplicity(rows, scratch)[:num_probes]
     return FeatureCollisions(
@@ -126,12 +136,19 @@ def _feature(
         distinct=distinct,
         load=distinct * num_probes / num_rows,
         share_of_reads=reads_share * len(rows),
-        expected_intra=_collides(max(distinct - 1, 0), num_rows),
+        expected_intra=0.0 if layout.kind == "collisionless" else _collides(max(distinct - 1, 0), num_rows),
         measured_intra=_share(is_shared_within),
-        expected_inter=_collides(int(usage.sum()) - rows.size, num_rows) if distinct else 0.0,
+        expected_inter=_collides(others, num_rows) if distinct else 0.0,
         measured_inter=_share(is_shared_beyond),
         indistinguishable=_num_repeated(main[:, is_shared_within.all(axis=0)]),  # no other value can be
     )
+
+
+def _expected_occupied(layout: TableLayout, usage: Counts) -> float:
+    if layout.kind == "collisionless":
+        return float(usage.sum())
+    ranges = dict.fromkeys(layout.ranges.values())  # all readers of a unified table have the same one
+    return sum(num * _collides(int(usage[first : first + num].sum()), num) for first, num in ranges)
 
 
 def _share(flags: npt.NDArray[np.bool_]) -> float:

@@ -8,17 +8,19 @@ B examples, M table rows, w row width, S slots (one per view, feature and probe)
 that a batch touches, L list tokens of a feature in a batch.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.addressing import Vocabulary
 from features.hashing import check_num_rows
-from features.layout import TableLayout
+from features.layout import Kind, TableLayout
+from recsys.reads import Fetch, Touched, gather
 from recsys.slots import TABLE, Slots, table_config
 
 
@@ -27,30 +29,25 @@ class EmbeddingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Kind = "unified"
+    """`unified`: every feature and view reads all rows by hash; `hashed`: each a range of its own, in proportion to its
+    distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe."""
     num_rows: int = Field(default=32_768, ge=1, le=2**31)
-    """M: rows that all features and views share."""
+    """M: rows of the table; under `collisionless` they follow from the data, and this is not read."""
     width: int = Field(default=4, ge=1, le=4096)
     """w: floats a row."""
     probes: int = Field(default=4, ge=1, le=64)
     """Rows that are read and concatenated per value, where a feature does not set its own number."""
     init: Literal["uniform", "normal"] = "uniform"
     """`uniform`: U(-0.05, 0.05), as for multiplexed tables; `normal`: N(0, 1e-4), as BARS."""
-    optimizer: Literal["adam", "rowwise_adagrad"] = "adam"
-    """`adam`: dense Adam with L2 at the cost of the rows touched; `rowwise_adagrad`: torchrec's fused one."""
+    optimizer: Literal["adam", "rowwise_adagrad", "dense_adam"] = "adam"
+    """`adam`: dense Adam with L2 at the cost of the rows touched; `rowwise_adagrad`: torchrec's fused one;
+    `dense_adam`: torch's own over the whole table at every step, to compare with."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Of the table alone; the trainer's where not set."""
     l2: float = Field(default=0.05, ge=0)
-    """Coupled weight decay: under `adam` of every row at every step, under `rowwise_adagrad` of the rows that a step
-    reads; of numeric embeddings at every step."""
-
-
-class Touched(NamedTuple):
-    """Rows that the last training forward read, and the leaf that collects their gradient."""
-
-    rows: Tensor
-    """Distinct rows [U], int64, increasing."""
-    block: Tensor
-    """Their values [U, w]; `block.grad` is there after backward."""
+    """Coupled weight decay: under both Adams of every row at every step, under `rowwise_adagrad` of the rows that a
+    step reads; of numeric embeddings at every step."""
 
 
 class UnifiedEmbedding(nn.Module):
@@ -71,10 +68,18 @@ class UnifiedEmbedding(nn.Module):
     torch.Size([3, 16])
     """
 
-    def __init__(self, layout: TableLayout, init: str = "uniform", *, fused: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        layout: TableLayout,
+        init: str = "uniform",
+        *,
+        fused: dict[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         super().__init__()
         check_num_rows(layout.num_rows)
         self.layout = layout
+        self.vocabulary = vocabulary
         self.is_fused = fused is not None
         # torchrec fills the table by rules of its own; so that a seed gives one start under either optimiser, the
         # numbers that this draws are given back.
@@ -83,9 +88,9 @@ class UnifiedEmbedding(nn.Module):
         self.table.requires_grad_(False)  # its gradient is that of `touched.block`, or stays inside the fused kernel
         initialise(self.table, init)
         self.touched: Touched | None = None
-        self.catch_up: Callable[[Tensor], None] | None = None
-        """Brings rows [U] up to date before they are read in training; set by the row optimiser."""
-        self._slots = Slots(layout)
+        self.fetch: Fetch = lambda rows: self.table.detach().index_select(0, rows)
+        """Values of distinct rows, up to date, when training reads them; the row optimiser sets its own."""
+        self._slots = Slots(layout, vocabulary)
 
     @property
     def table(self) -> Tensor:
@@ -101,16 +106,12 @@ class UnifiedEmbedding(nn.Module):
         is_training = self.training and torch.is_grad_enabled()
         if is_training and self.is_fused:
             return self._slots.scale(self.collection(self._slots.jagged_rows(lookups)).values(), lookups)
-        rows = torch.cat([lookups.scalars.flatten(), *(part.rows.flatten() for part in lookups.lists.values())])
+        rows = lookups.in_reading_order()
         if is_training:
-            touched, places = torch.unique(rows, return_inverse=True)
-            if self.catch_up is not None:
-                self.catch_up(touched)
-            block = self.table.detach()[touched].requires_grad_()
-            self.touched = Touched(touched, block)
+            self.touched, values = gather(rows, self.layout.num_rows, self.fetch)
         else:
-            block, places = self.table, rows
-        return self._slots.scale(self._slots.sum(block, places, lookups), lookups)
+            values = F.embedding(rows, self.table)
+        return self._slots.scale(self._slots.sum(values, lookups), lookups)
 
 
 def _collection(layout: TableLayout, fused: dict[str, Any] | None) -> nn.Module:

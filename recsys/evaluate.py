@@ -8,29 +8,33 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from features.hashing import MISSING_TOKEN
 from recsys.batch import Batch, evaluating
+from recsys.metrics import Predictions
 
-Floats = npt.NDArray[np.float64]
 
-
-def predict(
-    ranker: nn.Module, batches: Iterable[Batch]
-) -> tuple[npt.NDArray[np.float32], Floats, npt.NDArray[np.int64] | None]:
-    """Labels [n], probabilities [n] (sigmoid in float64) and groups [n] or None, in the order of the batches."""
-    labels: list[torch.Tensor] = []
-    logits: list[torch.Tensor] = []
-    groups: list[torch.Tensor] = []
+def predict(ranker: nn.Module, batches: Iterable[Batch]) -> Predictions:
+    """Labels, probabilities (sigmoid in float64), groups and weights [n], in the order of the batches."""
+    labels: list[Tensor] = []
+    logits: list[Tensor] = []
+    groups: list[Tensor] = []
+    weights: list[Tensor] = []
     with evaluating(ranker):
         for batch in batches:
             labels.append(batch.labels)
             logits.append(ranker(batch).detach().cpu())
             if batch.groups is not None:
                 groups.append(batch.groups)
-    probabilities = torch.sigmoid(torch.cat(logits).double()).numpy()
-    return torch.cat(labels).numpy(), probabilities, _own_groups(torch.cat(groups).numpy()) if groups else None
+            if batch.weights is not None:
+                weights.append(batch.weights)
+    return Predictions(
+        labels=torch.cat(labels).numpy(),
+        probabilities=torch.sigmoid(torch.cat(logits).double()).numpy(),
+        groups=_own_groups(torch.cat(groups).numpy()) if groups else None,
+        weights=torch.cat(weights).numpy() if weights else None,
+    )
 
 
 def _own_groups(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from features.dataset_info import DatasetInfo
 from features.encode import encode
+from features.errors import InputError
 from features.golden import golden_frame
 from features.registry import FeatureRegistry
 from recsys.batch import evaluating
@@ -25,7 +26,7 @@ from recsys.dataset import batch_of
 from recsys.embedding import UnifiedEmbedding
 from recsys.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle import Bundle, TableDtype, dequantize, quantize_rows, write_bundle
+from serving.bundle import Bundle, PriorCorrection, TableDtype, dequantize, quantize_rows, write_bundle
 
 
 def export_bundle(
@@ -39,17 +40,19 @@ def export_bundle(
     info: DatasetInfo | None = None,
     trained_rows: npt.NDArray[np.bool_] | None = None,
     run_id: str | None = None,
+    negative_rate: float = 1.0,
     overwrite: bool = False,
 ) -> Bundle:
     """Write what `serving` needs to reproduce the ranker's probabilities on raw rows, and read it back checked.
 
-    `trained_rows` [M] flags the rows that a training example read. Raises `InputError` when `out` is taken or cannot
-    be written.
+    `trained_rows` [M] flags the rows that a training example read; `negative_rate` is the share of the negatives that
+    the training data kept. Raises `InputError` when `out` is taken or cannot be written, and for an impossible rate.
     """
+    correction = correction_of(negative_rate)
     golden = golden_frame(registry)
     served = _with_served_table(ranker, table_dtype)
-    exact = probabilities(served, registry, golden, exact=True)
-    rounding = float(np.abs(probabilities(served, registry, golden) - exact).max())
+    exact = probabilities(served, registry, golden, exact=True, correction=correction)
+    rounding = float(np.abs(probabilities(served, registry, golden, correction=correction) - exact).max())
     return write_bundle(
         out,
         model=model,
@@ -62,6 +65,8 @@ def export_bundle(
         profile={**profile_of(info), "float32_rounding": rounding},
         table_dtype=table_dtype,
         trained_rows=trained_rows,
+        vocabulary=ranker.embedding.vocabulary,
+        prior_correction=correction,
         metrics=metrics,
         run_id=run_id,
         overwrite=overwrite,
@@ -72,20 +77,38 @@ def _with_served_table(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
     """The ranker as it will be served: its table rounded to the bundle's type, so that golden rows hold for that."""
     if table_dtype == "fp32":
         return ranker
+    layout = ranker.embedding.layout
     served = copy.copy(ranker)  # the network is shared; only the table becomes another
-    served._modules = {**ranker._modules, "embedding": UnifiedEmbedding(ranker.embedding.layout)}
+    served._modules = {**ranker._modules, "embedding": UnifiedEmbedding(layout, vocabulary=ranker.embedding.vocabulary)}
     stored = quantize_rows(ranker.embedding.table.detach().cpu().numpy(), table_dtype)
     served.embedding.table.data.copy_(torch.from_numpy(dequantize(*stored)))
     return served
 
 
+def correction_of(negative_rate: float) -> PriorCorrection | None:
+    """What undoes the down-sampling of negatives; None where all were kept. Raises `InputError` outside (0, 1].
+
+    >>> correction_of(0.1), correction_of(1.0)
+    (PriorCorrection(negative_rate=0.1), None)
+    """
+    if not 0 < negative_rate <= 1:
+        remedy = "give the share of the negatives that the training data kept"
+        raise InputError("negative_rate must be above 0 and at most 1", found=str(negative_rate), remedy=remedy)
+    return PriorCorrection(negative_rate=negative_rate) if negative_rate < 1 else None
+
+
 def probabilities(
-    ranker: Ranker, registry: FeatureRegistry, raw: pl.DataFrame, *, exact: bool = False
+    ranker: Ranker,
+    registry: FeatureRegistry,
+    raw: pl.DataFrame,
+    *,
+    exact: bool = False,
+    correction: PriorCorrection | None = None,
 ) -> npt.NDArray[np.float64]:
     """The trainer's own probabilities [B] of raw rows; what golden rows and the parity check compare with.
 
     `exact` takes the network in float64: the distance between the two is what float32 rounds away, for the trainer as
-    for any other implementation.
+    for any other implementation. `correction` is that of the bundle which they are compared with.
     """
     batch = batch_of(encode(raw, registry), registry)
     with evaluating(ranker):
@@ -94,7 +117,8 @@ def probabilities(
             logits = copy.deepcopy(ranker.network).double()(embedded.double(), dense.double())
         else:
             logits = ranker.network(embedded, dense).double()
-        return torch.sigmoid(logits).cpu().numpy()
+        uncorrected = torch.sigmoid(logits).cpu().numpy()
+    return uncorrected if correction is None else correction.apply(uncorrected)
 
 
 def dense_graph(network: nn.Module, embedded_width: int, num_dense: int) -> bytes:

@@ -1,24 +1,12 @@
 """Dense Adam with coupled L2 for an embedding table at the cost of the rows that a batch reads; gradient clipping.
 
-Shapes: ``M`` rows of the table, ``w`` their width, ``U`` distinct rows of a batch, ``n`` rows that are being caught up.
+Shapes: ``M`` rows of the table, ``w`` their width, ``U`` distinct rows of a batch.
 
-Under Adam with coupled L2 (``gradient + weight_decay * w``) a row that nobody reads still moves at every step: its
-momentum rolls out, then decay alone pulls it to zero by about ``learning_rate`` a step. The best published results and
-the pruning of unread rows live on that motion, but densely it costs O(M) a step. Here a row sleeps until it is read,
-and then the steps that it missed are applied at once. Asleep its gradient is ``weight_decay * w``, so with
-``a = rate / (sqrt(v) + eps)`` held still a step is linear::
-
-    m' = b1 m + (1 - b1) weight_decay w          with u = a m and c = a (1 - b1) weight_decay:
-    w' = w - a m'                                (w', u') = A (w, u),   A = [[1 - c, -b1], [c, b1]]
-
-and s missed steps are a power of A, log2(s) multiplications away. Momentum roll-out, decay and the damped swing through
-zero are all in A^s; only the drift of ``a`` inside a stride is approximated, by its value in the stride's middle. The
-first strides are single steps, which makes them Adam itself; later ones grow with the distance already walked.
+How the steps that a row missed are applied at once stands in ``recsys.catch_up``. On a CPU the loops over rows are
+compiled (``recsys.kernels``, ``recsys.catch_up_kernel``); for other devices the same is written in torch.
 """
 
 import math
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,36 +14,26 @@ import torch
 from torch import Tensor
 
 from features.errors import InputError
-
-EXACT_STEPS = 4
-"""Missed steps that are replayed one by one."""
-
-_GROWTH = 3
-"""Each later stride makes the way walked so many times as long: strides of 8, 24, 72, ... steps."""
-
-_BLOCK_VALUES = 1 << 16
-"""Table values that are caught up together, so that a dozen temporaries of that size stay in the cache."""
+from recsys import catch_up_kernel, kernels
+from recsys.catch_up import Settings, adam_step, catch_up
 
 _CHUNK_ROWS = 1 << 16
 """Rows that ``catch_up_all`` takes at a time, to bound memory."""
 
-_TINY_WEIGHT, _TINY_MOMENT = 1e-15, 1e-30
-"""Written as zero below this: long sleep ends in denormals, at 100 times the cost of an operation."""
 
+class Loan(NamedTuple):
+    """Rows on their way through a step: taken out of the table, up to date, to be given to ``step`` with a gradient."""
 
-class _Sleepers(NamedTuple):
-    """Rows in order of falling number of strides, so that those still walking are always the first ones."""
-
-    rows: Tensor  # [n] int64
-    missed: Tensor  # [n] int32, steps
-    walking: list[int]  # walking[k] = how many rows need more than k strides
-
-    def blocks(self, size: int) -> Iterator["_Sleepers"]:
-        for start in range(0, len(self.rows), size):
-            part = slice(start, start + size)
-            rows = self.rows[part]
-            walking = [min(num_walking - start, len(rows)) for num_walking in self.walking if num_walking > start]
-            yield _Sleepers(rows, self.missed[part], walking)
+    rows: Tensor
+    """[U] int64."""
+    w: Tensor
+    """Their weights [U, w], as dense Adam would have them now."""
+    m: Tensor
+    """Their first moments [U, w]."""
+    v: Tensor
+    """Their second moments [U, w]."""
+    num_steps: int
+    """Steps before this one."""
 
 
 class RowSparseAdam:
@@ -65,7 +43,7 @@ class RowSparseAdam:
     ``EXACT_STEPS`` steps at a time; within 1.5 learning rates beyond, on average within 1.5% of the way that a row
     went in the first 100 steps and 0.4% later (``tests/recsys/test_optim.py``).
 
-    Each step: ``catch_up(rows)``, read the rows, compute, ``step(rows, grad)``. Unread rows are stale until
+    Each step: ``borrow(rows)``, compute with ``loan.w``, ``step(loan, grad)``. The table itself is stale until
     ``catch_up_all()``, which evaluation and export need first. ``rows`` must not repeat a row; that is not checked,
     as the check costs as much as the step. Strides suit a second beta near 0.999: they outgrow a shorter memory.
 
@@ -83,8 +61,8 @@ class RowSparseAdam:
         >>> table = torch.tensor([[1.0], [0.5]])
         >>> optimizer = RowSparseAdam(table, learning_rate=0.1, weight_decay=0.01)
         >>> for _ in range(2):
-        ...     optimizer.catch_up(torch.tensor([0]))
-        ...     optimizer.step(torch.tensor([0]), torch.tensor([[1.0]]))
+        ...     loan = optimizer.borrow(torch.tensor([0]))
+        ...     optimizer.step(loan, torch.tensor([[1.0]]))
         >>> [round(value, 2) for value in table.flatten().tolist()]  # row 1 sleeps,
         [0.8, 0.5]
         >>> optimizer.catch_up_all()
@@ -108,66 +86,97 @@ class RowSparseAdam:
         self.v = torch.zeros_like(table)
         self.last_step = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         self.num_steps = 0
-        self._learning_rate = float(learning_rate)
-        self._weight_decay = float(weight_decay)
-        self._beta1, self._beta2 = map(float, betas)
-        self._log_betas = tuple(math.log(beta) if beta else -math.inf for beta in betas)
-        self._eps = float(eps)
+        self._settings = Settings(
+            float(learning_rate), float(weight_decay), float(betas[0]), float(betas[1]), float(eps)
+        )
+        self._is_compiled = _is_on_cpu(table)
+        self._memory = catch_up_kernel.memory_of(*betas) if self._is_compiled else None
 
     @property
     def learning_rate(self) -> float:
         """Step size of the steps to come. A new value runs ``catch_up_all`` first: set it by epoch rather than step."""
-        return self._learning_rate
+        return self._settings.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         _check_learning_rate(value)
         # An equal value must not flush: a resumed run assigns it again and has to stay bit-equal.
-        if value != self._learning_rate:
+        if value != self.learning_rate:
             self.catch_up_all()  # each missed step at its own rate
-            self._learning_rate = float(value)
+            self._settings = self._settings._replace(learning_rate=float(value))
 
     @torch.no_grad()
-    def catch_up(self, rows: Tensor) -> None:
-        """Apply the steps that ``rows`` missed, so that they read as dense Adam would have them now.
+    def borrow(self, rows: Tensor) -> Loan:
+        """Copies of rows with the steps that they missed applied; the table stays as it is.
 
         Args:
-            rows: [U] int64, no row twice.
+            rows: [U] int64, no row twice, increasing where speed matters.
         """
-        if rows.numel() == 0:
-            return
-        sleepers = _sort_by_strides(rows, self.num_steps - self.last_step.index_select(0, rows))
-        for block in sleepers.blocks(max(1, _BLOCK_VALUES // self.table.shape[1])):
-            (self._walk if len(block.walking) > EXACT_STEPS else self._replay)(block)
-        self.last_step.index_fill_(0, sleepers.rows, self.num_steps)
+        if self._is_compiled:
+            block = torch.empty(3, len(rows), self.table.shape[1])
+            kernel = catch_up_kernel.take_out(self.table.shape[1])
+            kernels.in_pieces(
+                kernel, len(rows), rows.numpy(), *self._arrays(), self.num_steps, *block.numpy(), *self._numbers()
+            )
+            return Loan(rows, block[0], block[1], block[2], self.num_steps)
+        w, m, v = (values.index_select(0, rows) for values in (self.table, self.m, self.v))
+        missed = self.num_steps - self.last_step.index_select(0, rows)
+        catch_up((w, m, v), missed, self.num_steps, self._settings)
+        return Loan(rows, w, m, v, self.num_steps)
 
     @torch.no_grad()
-    def step(self, rows: Tensor, grad: Tensor) -> None:
-        """Take one global step; ``rows`` move by their gradient and decay now, all others when they are next caught up.
+    def step(self, loan: Loan, grad: Tensor) -> None:
+        """Take one global step; the loan's rows move by their gradient and decay, all others when they are read next.
 
         Args:
-            rows: [U] int64, no row twice, caught up.
+            loan: what ``borrow`` gave since the last step; used up.
             grad: [U, w] float32, the loss gradient summed over the reads of each row, without decay.
 
         Raises:
-            AssertionError: ``rows`` were not caught up.
+            AssertionError: the loan is from before another step.
         """
-        assert bool((self.last_step.index_select(0, rows) == self.num_steps).all()), (
-            "rows must be caught up before step; found rows that missed steps; call catch_up(rows) first"
+        assert loan.num_steps == self.num_steps, (
+            f"expected a loan of step {self.num_steps}; found one of step {loan.num_steps}; borrow the rows again"
         )
         self.num_steps += 1
-        w, m, v = self._gather(rows)
-        if self._weight_decay:
-            grad = torch.add(grad, w, alpha=self._weight_decay)
-        self._adam(w, m, v, grad, *self._pace_at(self.num_steps))
-        self._scatter(rows, w, m, v)
-        self.last_step.index_fill_(0, rows, self.num_steps)
+        adam = self._settings
+        rate, floor = adam.pace_at(self.num_steps)
+        if self._is_compiled:
+            numbers = (adam.weight_decay, 1 - adam.beta1, 1 - adam.beta2, rate, floor)
+            arrays = [values.detach().numpy() for values in (grad.contiguous(), loan.w, loan.m, loan.v)]
+            kernel = kernels.adam_step(self.table.shape[1])
+            kernels.in_pieces(kernel, len(loan.rows), *arrays, *map(np.float32, numbers))
+        else:
+            grad = torch.add(grad, loan.w, alpha=adam.weight_decay)
+            adam_step(loan.w, loan.m, loan.v, grad, rate, floor, adam)
+        self._put_back(loan)
 
     @torch.no_grad()
     def catch_up_all(self) -> None:
         """Bring every row up to date: before an evaluation, an export, or a table that others read."""
         for start in range(0, len(self.table), _CHUNK_ROWS):
-            self.catch_up(torch.arange(start, min(start + _CHUNK_ROWS, len(self.table)), device=self.table.device))
+            rows = torch.arange(start, min(start + _CHUNK_ROWS, len(self.table)), device=self.table.device)
+            self._put_back(self.borrow(rows))
+
+    def _put_back(self, loan: Loan) -> None:
+        if self._is_compiled:
+            block = [values.detach().numpy() for values in (loan.w, loan.m, loan.v)]
+            kernel = kernels.put_back(self.table.shape[1])
+            now = np.int32(self.num_steps)
+            kernels.in_pieces(kernel, len(loan.rows), loan.rows.numpy(), now, *block, *self._arrays())
+            return
+        self.table.index_copy_(0, loan.rows, torch.hardshrink(loan.w, float(kernels.TINY_WEIGHT)))
+        self.m.index_copy_(0, loan.rows, torch.hardshrink(loan.m, float(kernels.TINY_MOMENT)))
+        self.v.index_copy_(0, loan.rows, loan.v)
+        self.last_step.index_fill_(0, loan.rows, self.num_steps)
+
+    def _arrays(self) -> list[Any]:
+        return [tensor.numpy() for tensor in (self.table, self.m, self.v, self.last_step)]
+
+    def _numbers(self) -> tuple[Any, ...]:
+        adam, number = self._settings, np.float32
+        betas = (number(adam.beta1), number(1 - adam.beta1), number(1 - adam.beta2))
+        return self._memory, number(adam.learning_rate), number(adam.weight_decay), betas, number(adam.eps)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state beside the table, as it is: sleeping rows stay asleep. The large tensors are not copied.
@@ -181,8 +190,8 @@ class RowSparseAdam:
             "v": self.v,
             "last_step": self.last_step,
             "num_steps": torch.tensor(self.num_steps, dtype=torch.int64),
-            "learning_rate": torch.tensor(self._learning_rate, dtype=torch.float64),
-            "settings": torch.tensor([self._weight_decay, self._beta1, self._beta2, self._eps], dtype=torch.float64),
+            "learning_rate": torch.tensor(self.learning_rate, dtype=torch.float64),
+            "settings": torch.tensor(self._settings[1:], dtype=torch.float64),
         }
 
     @torch.no_grad()
@@ -204,151 +213,7 @@ class RowSparseAdam:
         for name in ("m", "v", "last_step"):
             own[name].copy_(state[name])
         self.num_steps = int(state["num_steps"])
-        self._learning_rate = float(state["learning_rate"])
-
-    def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.table.index_select(0, rows), self.m.index_select(0, rows), self.v.index_select(0, rows)
-
-    def _scatter(self, rows: Tensor, w: Tensor, m: Tensor, v: Tensor) -> None:
-        self.table.index_copy_(0, rows, torch.hardshrink(w, _TINY_WEIGHT))
-        self.m.index_copy_(0, rows, torch.hardshrink(m, _TINY_MOMENT))
-        self.v.index_copy_(0, rows, v)
-
-    def _pace_at(self, step: int | Tensor) -> tuple[Any, Any]:
-        """(rate, floor) of one step or [n], bias corrections folded in: w moves by ``rate * m / (sqrt(v) + floor)``."""
-        root = _forgotten(self._log_betas[1], step) ** 0.5
-        return root * self._learning_rate / _forgotten(self._log_betas[0], step), root * self._eps
-
-    def _adam(self, w: Tensor, m: Tensor, v: Tensor, grad: Tensor, rate: float | Tensor, floor: float | Tensor) -> None:
-        """One exact Adam step in place; ``grad`` includes decay, ``rate`` and ``floor`` broadcast against it."""
-        m.lerp_(grad, 1 - self._beta1)
-        v.mul_(self._beta2).addcmul_(grad, grad, value=1 - self._beta2)
-        w.addcdiv_(m * rate, v.sqrt().add_(floor), value=-1)
-
-    def _replay(self, sleepers: _Sleepers) -> None:
-        """Short gaps, step by step. All gaps end now, so one step has one bias correction whatever the row."""
-        w, m, v = self._gather(sleepers.rows)
-        for missed in range(len(sleepers.walking), 0, -1):
-            part = slice(sleepers.walking[missed - 1])
-            grad = w[part] * self._weight_decay
-            self._adam(w[part], m[part], v[part], grad, *self._pace_at(self.num_steps - missed + 1))
-        self._scatter(sleepers.rows, w, m, v)
-
-    def _walk(self, sleepers: _Sleepers) -> None:
-        """Long gaps: exact steps, then growing strides, the last one as long as it takes to arrive now.
-
-        Rows fell asleep at different steps, so corrections differ by row; in [w, n] such row vectors broadcast along
-        the contiguous axis, which is five times as fast as [n, w].
-        """
-        w, m, v = (values.t().contiguous() for values in self._gather(sleepers.rows))
-        missed, asleep_since = sleepers.missed, (self.num_steps - sleepers.missed).float()
-        drift = -w
-        for done, num_walking in enumerate(sleepers.walking[:EXACT_STEPS]):
-            part = slice(num_walking)
-            paces = self._pace_at(asleep_since[part] + (done + 1))
-            self._adam(w[:, part], m[:, part], v[:, part], w[:, part] * self._weight_decay, *paces)
-        # Strides take decay gradients and scaled momenta: then c is the only coefficient between the two.
-        scale, advance = (self._weight_decay, self._stride) if self._weight_decay else (1.0, self._coast)
-        drift.add_(w).mul_(scale / EXACT_STEPS)
-        w.mul_(scale)
-        m.div_(1 - self._beta1)
-        walked = EXACT_STEPS
-        for num_walking, num_going_on in pairwise([*sleepers.walking[EXACT_STEPS:], 0]):
-            going_on, arriving = slice(0, num_going_on), slice(num_going_on, num_walking)
-            for part, length in ((going_on, walked * (_GROWTH - 1)), (arriving, missed[arriving] - walked)):
-                if part.stop > part.start:
-                    middle = asleep_since[part] + (walked + (length + 1) / 2)
-                    advance(w[:, part], m[:, part], v[:, part], drift[:, part], middle, length)
-            walked *= _GROWTH
-        self._scatter(sleepers.rows, w.div_(scale).t(), m.mul_(1 - self._beta1).t(), v.t())
-
-    def _stride(self, pull: Tensor, push: Tensor, v: Tensor, drift: Tensor, middle: Tensor, length: Any) -> None:
-        """``length`` steps, a number or [n], round step ``middle`` [n], in place on [w, n] blocks.
-
-        The blocks are ``weight_decay * w``, ``m / (1 - b1)``, v, and what the first lately changed by in a step.
-        """
-        share = 1 - self._beta1
-        square = pull * pull
-        # v in the middle has gathered squares on the way there. A shrinking value is followed at its recent drift, to
-        # zero at most; what grows is driven by momentum that will fade, and is better taken to stand still.
-        halfway = (drift * ((length + 1) / 2)).add_(pull)
-        halfway = torch.clamp(halfway, pull.clamp(max=0), pull.clamp(min=0))
-        gathered = torch.addcmul(square, halfway, pull + halfway).div_(3)
-        v_middle = torch.lerp(v, gathered, _forgotten(self._log_betas[1], (length + 1) / 2))
-        rate, floor = self._pace_at(middle)
-        coupling = (rate * (share * self._weight_decay)).div(v_middle.sqrt_().add_(floor))
-        # Beyond this the frozen system would diverge; dense Adam flickers there, a fraction of its rate round zero.
-        coupling.clamp_(max=(1 + math.sqrt(self._beta1)) ** 2)
-        gain, loss = _power(coupling, share, length)
-        pushed = torch.add(pull, push, alpha=self._beta1)  # push after one step
-        shift = (loss * pull).addcmul_(coupling.mul_(gain), pushed, value=-1)
-        pushed.sub_(push)
-        push.addcmul_(loss, push).addcmul_(gain, pushed)
-        # v gathers the squares along a straight path from pull to pull + shift, each read before its step moves it.
-        linear = (length - 1) / length
-        slope = (pull * linear).add_(shift * (linear * (2 * length - 1) / (6 * length)))
-        v.lerp_(square.addcmul_(slope, shift), _forgotten(self._log_betas[1], length))
-        pull.add_(shift)
-        torch.div(shift, length, out=drift)
-
-    def _coast(self, w: Tensor, push: Tensor, v: Tensor, drift: Tensor, middle: Tensor, length: Any) -> None:
-        """``_stride`` without decay, on w itself: momentum rolls out and nothing else moves."""
-        spent, forgotten = (_forgotten(log_beta, length) for log_beta in self._log_betas)
-        mean_step = 1 / (1 - self._beta1) - length * (1 - spent) / spent  # when momentum acts, on average
-        rate, floor = self._pace_at(middle + (mean_step - (length + 1) / 2))
-        root = (v * (1 - _forgotten(self._log_betas[1], mean_step))).sqrt_().add_(floor)
-        w.addcdiv_(push * (rate * spent * self._beta1), root, value=-1)
-        push.mul_(1 - spent)
-        v.mul_(1 - forgotten)
-
-
-def _forgotten(log_beta: float, steps: float | Tensor) -> Any:
-    """Share of an exponential average that ``steps`` replace, ``1 - beta^steps``: a number or a tensor, as they are."""
-    return 1 - torch.exp(steps * log_beta) if isinstance(steps, Tensor) else -math.expm1(steps * log_beta)
-
-
-def _power(coupling: Tensor, share: float, length: Any) -> tuple[Tensor, Tensor]:
-    """(gain P, loss Q) with ``A^length = (1 + Q) I + P (A - I)``, for [w, n] couplings c and one length or [n].
-
-    Binary powers by Cayley-Hamilton, ``(A - I)^2 = -(c + 1 - b1)(A - I) - c I``. Kept relative to the identity because
-    A is nearly I where decay is weak, and squaring A itself would double the rounding error of 1 each time.
-    """
-    trace = coupling + share
-    top = int(length.max() if isinstance(length, Tensor) else length).bit_length() - 1
-    gain, loss = torch.ones_like(coupling).mul_((length >> top) & 1), torch.zeros_like(coupling)
-    for level in reversed(range(top)):
-        square = gain * gain
-        gain.addcmul_(gain, loss).mul_(2).addcmul_(trace, square, value=-1)
-        loss.addcmul_(loss, loss, value=0.5).mul_(2).addcmul_(coupling, square, value=-1)
-        odd = (length >> level) & 1
-        if isinstance(odd, Tensor) or odd:
-            loss.sub_((coupling * gain).mul_(odd))
-            gain.add_(torch.sub(loss, gain, alpha=share).add_(1).mul_(odd))
-    return gain, loss
-
-
-def _sort_by_strides(rows: Tensor, missed: Tensor) -> _Sleepers:
-    """Drop the rows that missed nothing and put the others in order; see ``_walk`` for the strides that are counted."""
-    num_strides = missed.clamp(max=EXACT_STEPS)
-    if int(missed.max()) > EXACT_STEPS:  # ceil(log(missed / EXACT_STEPS, _GROWTH)) more, half a step off the borders
-        ways = (missed.clamp(min=EXACT_STEPS).double() - 0.5) / EXACT_STEPS
-        num_strides += ways.log_().div_(math.log(_GROWTH)).ceil_().int()
-    counts = torch.bincount(num_strides).tolist()
-    walking = [sum(counts[k + 1 :]) for k in range(len(counts) - 1)]
-    if not walking:
-        return _Sleepers(rows[:0], missed[:0], walking)
-    if walking[-1] < len(rows):
-        order = _argsort_falling(num_strides)[: walking[0]]
-        rows, missed = rows[order], missed[order]
-    return _Sleepers(rows, missed, walking)
-
-
-def _argsort_falling(keys: Tensor) -> Tensor:
-    """Order of [n] small non-negative integers, largest first."""
-    if keys.device.type != "cpu":
-        return torch.argsort(keys, descending=True)
-    # numpy sorts bytes by radix, seven times as fast as torch does.
-    return torch.from_numpy(np.argsort(np.uint8(255) - keys.numpy().astype(np.uint8), kind="stable"))
+        self._settings = self._settings._replace(learning_rate=float(state["learning_rate"]))
 
 
 @torch.no_grad()
@@ -379,6 +244,10 @@ def clip_global_norm(grads: list[Tensor], max_norm: float) -> float:
         for grad in grads:
             grad.mul_(max_norm / norm)
     return norm
+
+
+def _is_on_cpu(table: Tensor) -> bool:
+    return table.device.type == "cpu"
 
 
 def _check_learning_rate(value: float) -> None:

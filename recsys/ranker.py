@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from features.addressing import Vocabulary
 from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
@@ -32,6 +33,11 @@ class Ranker(nn.Module):
         """Logits [B] of a batch."""
         return self.network(self.embedding(batch.sparse_features), batch.dense_features)
 
+    def loss(self, batch: Batch) -> Tensor:
+        """The network's training loss on a batch, a scalar."""
+        embedded = self.embedding(batch.sparse_features)
+        return self.network.loss(embedded, batch.dense_features, batch.labels, batch.weights)
+
     @property
     def num_parameters(self) -> int:
         """Trained numbers, the table's included."""
@@ -53,8 +59,16 @@ def model_config(name: str, settings: dict[str, Any]) -> Model.Config:
         raise InputError(f"model {name}: {describe_validation_error(error, config)}") from None
 
 
-def layout_of(registry: FeatureRegistry, name: str, config: Model.Config, embedding: EmbeddingConfig) -> TableLayout:
-    """Rows and columns that a model reads of the table."""
+def layout_of(
+    registry: FeatureRegistry,
+    name: str,
+    config: Model.Config,
+    embedding: EmbeddingConfig,
+    vocabulary: Vocabulary | None = None,
+) -> TableLayout:
+    """Rows and columns that a model reads of the table; raises `InputError` for what no table of its kind can have."""
+    if embedding.kind != "unified" and vocabulary is None:
+        raise InputError(f"a {embedding.kind} table needs the vocabulary of the training data", found="none")
     tokens = tuple(feature.name for feature in registry.token_features)
     return TableLayout.of(
         registry,
@@ -62,6 +76,8 @@ def layout_of(registry: FeatureRegistry, name: str, config: Model.Config, embedd
         width=embedding.width,
         probes=embedding.probes,
         views=MODELS[name].views(config, tokens),
+        kind=embedding.kind,
+        num_values={feature: len(ordered) for feature, ordered in (vocabulary or {}).items()},
     )
 
 
@@ -73,14 +89,18 @@ def build_ranker(
     *,
     seed: int,
     learning_rate: float,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Ranker, TableOptimizer]:
-    """A fresh ranker, and its table's optimiser; the same for the same seed, bit for bit."""
+    """A fresh ranker, and its table's optimiser; the same for the same seed, bit for bit.
+
+    `vocabulary` is that of the training data, for every `embedding.kind` but `unified`.
+    """
     torch.manual_seed(seed)
-    layout = layout_of(registry, name, config, embedding)
+    layout = layout_of(registry, name, config, embedding, vocabulary)
     inputs = ModelInputs(
         views=layout.view_widths,
         dense_features=tuple(feature.name for feature in registry.dense_features),
         dense_width=embedding.width * embedding.probes,
     )
-    table, optimizer = build_table(layout, embedding, learning_rate)
+    table, optimizer = build_table(layout, embedding, learning_rate, vocabulary)
     return Ranker(table, MODELS[name](config, inputs)), optimizer

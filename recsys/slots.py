@@ -13,11 +13,14 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.addressing import Vocabulary, searchable
+from features.hashing import MISSING_TOKEN, Tokens
 from features.layout import TableLayout
 
 TABLE = "unified"
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64  # the bit patterns of features.hashing, as int64
 _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+_SIGN = -(2**63)
 
 
 def table_config(layout: TableLayout) -> EmbeddingBagConfig:
@@ -39,17 +42,13 @@ def mix64(values: Tensor) -> Tensor:
     return values ^ _shifted(values, 31)
 
 
-def rows_of_tokens(tokens: Tensor, salts: Tensor, num_rows: int) -> Tensor:
-    """`features.hashing.rows_of_tokens` in torch: tokens [N] under salts [S] to rows [S, N], int64.
+def rows_of_tokens(tokens: Tensor, salts: Tensor, num_rows: int | Tensor) -> Tensor:
+    """`features.hashing.rows_of_tokens` in torch, on int64 bit patterns; shapes broadcast.
 
-    >>> rows_of_tokens(torch.tensor([7, 7]), torch.tensor([1, 2]), 1).tolist()
+    >>> rows_of_tokens(torch.tensor([7, 8]), torch.tensor([[1], [2]]), 1).tolist()
     [[0, 0], [0, 0]]
     """
-    return _reduced(mix64(tokens[None, :] ^ salts[:, None]), num_rows)
-
-
-def _reduced(mixed: Tensor, num_rows: int) -> Tensor:
-    return (_shifted(mixed, 32) * num_rows) >> 32
+    return (_shifted(mix64(tokens ^ salts), 32) * num_rows) >> 32
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
@@ -70,55 +69,84 @@ class Lookups(NamedTuple):
     scalars: Tensor  # [scalar slots, B]
     lists: dict[str, ListRows]
 
+    def in_reading_order(self) -> Tensor:
+        """All rows [n]: those of the scalars example by example, then list after list."""
+        return torch.cat([self.scalars.t().flatten(), *(part.rows.flatten() for part in self.lists.values())])
+
 
 class Slots:
     """Tokens to rows, and rows to output columns; scalars are looked up together, list features one by one."""
 
-    def __init__(self, layout: TableLayout) -> None:
+    def __init__(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> None:
+        """`vocabulary` is needed where the layout is `collisionless`."""
         self.layout = layout
         features = list(dict.fromkeys(slot.feature for slot in layout.slots))
         self.lists = {name: layout.positions_of(name) for name in features if name in layout.pooling}
         self.scalars = [p for p, slot in enumerate(layout.slots) if slot.feature not in layout.pooling]
-        salts = np.array([slot.salt for slot in layout.slots], dtype=np.uint64).view(np.int64)
-        self.salts = torch.from_numpy(salts.copy())
+        self.salts = _as_int64(np.array([slot.salt for slot in layout.slots], dtype=np.uint64))
+        self.first_rows = torch.tensor([slot.first_row for slot in layout.slots], dtype=torch.int64)
+        self.num_rows = torch.tensor([slot.num_rows for slot in layout.slots], dtype=torch.int64)
+        self.sorted: dict[str, Tensor] = {}
+        if layout.kind == "collisionless":
+            assert vocabulary is not None
+            self.sorted = {name: _as_int64(searchable(vocabulary[name])) ^ _SIGN for name in features}
         stacked = self.scalars + [position for positions in self.lists.values() for position in positions]
         # Where each slot stands in the stack "scalars, then list after list".
         self.order = torch.argsort(torch.tensor(stacked, dtype=torch.int64)) if self.lists else None
 
     def lookups(self, sparse: KeyedJaggedTensor) -> Lookups:
         """Rows that every slot reads."""
-        keys, num_examples, num_rows = sparse.keys(), sparse.stride(), self.layout.num_rows
-        salts = self.salts.to(sparse.values().device)
+        keys, num_examples = sparse.keys(), sparse.stride()
         if self.lists:
             parts = sparse.to_dict()
             columns = {name: parts[name].values() for name in keys}
         else:
             # Every bag holds one token, so that the values are [F, B] as they stand.
             columns = dict(zip(keys, sparse.values().view(len(keys), num_examples), strict=True))
-        scalars = torch.zeros(0, num_examples, dtype=torch.int64, device=salts.device)
+        scalars = torch.zeros(0, num_examples, dtype=torch.int64, device=sparse.values().device)
         if self.scalars:
             tokens = torch.stack([columns[self.layout.slots[p].feature] for p in self.scalars])  # [scalar slots, B]
-            scalars = _reduced(mix64(tokens ^ salts[self.scalars][:, None]), num_rows)
+            scalars = self.rows(tokens, self.scalars)
         lists = {
-            name: ListRows(rows_of_tokens(columns[name], salts[positions], num_rows), sparse[name].lengths())
+            name: ListRows(self.rows(columns[name][None], positions), sparse[name].lengths())
             for name, positions in self.lists.items()
         }
         return Lookups(scalars, lists)
 
-    def sum(self, block: Tensor, places: Tensor, lookups: Lookups) -> Tensor:
-        """Rows of `block` at `places` (scalars, then list after list), summed over each bag: [B, W]."""
-        num_examples, start = lookups.scalars.shape[1], lookups.scalars.numel()
-        index = places[:start].view(-1, num_examples).t()  # [B, scalar slots]
-        parts = [F.embedding(index, block)]  # [B, scalar slots, w]
+    def rows(self, tokens: Tensor, positions: list[int]) -> Tensor:
+        """Rows [P, N] of the slots at `positions` for tokens [P, N], or [1, N] where they all read the same ones."""
+        self._move_to(tokens.device)
+        if self.layout.kind == "collisionless":
+            names = [self.layout.slots[position].feature for position in positions]
+            columns = tokens.expand(len(positions), -1)
+            found = [_offsets(self.sorted[name], column) for name, column in zip(names, columns, strict=True)]
+            return torch.stack(found) + self.first_rows[positions][:, None]
+        salts = self.salts[positions][:, None]
+        if self.layout.kind == "unified":
+            return rows_of_tokens(tokens, salts, self.layout.num_rows)
+        return rows_of_tokens(tokens, salts, self.num_rows[positions][:, None]) + self.first_rows[positions][:, None]
+
+    def _move_to(self, device: torch.device) -> None:
+        if self.salts.device != device:
+            self.salts, self.first_rows = self.salts.to(device), self.first_rows.to(device)
+            self.num_rows = self.num_rows.to(device)
+            self.sorted = {name: ordered.to(device) for name, ordered in self.sorted.items()}
+
+    def sum(self, values: Tensor, lookups: Lookups) -> Tensor:
+        """Values [n, w] of the rows in reading order, summed over each bag: [B, W]."""
+        num_slots, num_examples = lookups.scalars.shape
+        start = lookups.scalars.numel()
+        parts = [values[:start].view(num_examples, num_slots, values.shape[1])]  # [B, scalar slots, w]
         for rows, lengths in lookups.lists.values():
             num_slots, num_tokens = rows.shape
-            index = places[start : start + rows.numel()]
+            own = values[start : start + rows.numel()]
             start += rows.numel()
             begins = lengths.cumsum(0) - lengths
             offsets = begins + num_tokens * torch.arange(num_slots, device=begins.device)[:, None]
-            pooled = F.embedding_bag(index, block, offsets.flatten(), mode="sum")  # [slots * B, w]
+            everything = torch.arange(len(own), device=own.device)
+            pooled = F.embedding_bag(everything, own, offsets.flatten(), mode="sum")  # [slots * B, w]
             parts.append(pooled.view(num_slots, num_examples, -1).transpose(0, 1))  # [B, slots, w]
-        stacked = parts[0] if self.order is None else torch.cat(parts, dim=1)[:, self.order.to(block.device)]
+        stacked = parts[0] if self.order is None else torch.cat(parts, dim=1)[:, self.order.to(values.device)]
         return stacked.reshape(num_examples, -1)  # [B, S, w] -> [B, W]
 
     def scale(self, summed: Tensor, lookups: Lookups) -> Tensor:
@@ -146,3 +174,16 @@ class Slots:
             lengths=torch.cat([lengths for _, lengths in ordered]),
             stride=num_examples,
         )
+
+
+def _as_int64(tokens: Tokens) -> Tensor:
+    """The same 64 bits; a copy, as a tensor cannot be made of memory that is read only."""
+    return torch.from_numpy(tokens.view(np.int64).copy())
+
+
+def _offsets(ordered: Tensor, tokens: Tensor) -> Tensor:
+    """`features.addressing` in torch: tokens [N] among sorted ones, which a turned sign bit orders as uint64."""
+    keys = tokens ^ _SIGN
+    after = torch.searchsorted(ordered, keys, right=True)
+    offsets = torch.where(ordered[after - 1] == keys, after + 1, 1)
+    return torch.where(tokens == MISSING_TOKEN, 0, offsets)

@@ -1,4 +1,4 @@
-"""How the one table is trained: two optimisers behind one small interface.
+"""How the one table is trained: three optimisers behind one small interface.
 
 M table rows, w row width. `adam` is ours and needs no kernel library; `rowwise_adagrad` is torchrec's fused one, the
 one that also runs sharded over processes.
@@ -9,10 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from features.addressing import Vocabulary
 from features.errors import InputError
 from features.layout import TableLayout
+from recsys.checkpoint import load_optimizer_tensors, optimizer_tensors
 from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
-from recsys.optim import RowSparseAdam
+from recsys.optim import Loan, RowSparseAdam
 
 
 class TableOptimizer(Protocol):
@@ -53,7 +55,8 @@ class AdamTable:
     def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
         self.embedding = embedding
         self.adam = RowSparseAdam(embedding.table.detach(), learning_rate=learning_rate, weight_decay=l2)
-        embedding.catch_up = self.adam.catch_up
+        self._loan: Loan | None = None
+        embedding.fetch = self._fetch
 
     @property
     def learning_rate(self) -> float:
@@ -72,11 +75,15 @@ class AdamTable:
     def step(self) -> None:
         """One step on the touched rows."""
         touched = self.embedding.touched
-        if touched is not None:
+        if touched is not None and self._loan is not None:
             # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
             gradient = touched.block.grad
-            self.adam.step(touched.rows, torch.zeros_like(touched.block) if gradient is None else gradient)
-        self.embedding.touched = None
+            self.adam.step(self._loan, torch.zeros_like(touched.block) if gradient is None else gradient)
+        self.embedding.touched = self._loan = None
+
+    def _fetch(self, rows: Tensor) -> Tensor:
+        self._loan = self.adam.borrow(rows)
+        return self._loan.w
 
     def flush(self) -> None:
         """Apply the missed steps of all rows."""
@@ -89,6 +96,50 @@ class AdamTable:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore them."""
         self.adam.load_state_dict(state)
+
+
+class DenseAdam:
+    """torch's Adam with L2 over the whole table at every step, O(M): what `AdamTable` is measured against."""
+
+    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
+        self.embedding = embedding
+        self.table = embedding.table.detach().requires_grad_()
+        self.adam = torch.optim.Adam([self.table], lr=learning_rate, weight_decay=l2, fused=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come."""
+        return self.adam.param_groups[0]["lr"]
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.adam.param_groups[0]["lr"] = value
+
+    def gradients(self) -> list[Tensor]:
+        """The gradient of the touched rows [U, w]: all others are zero."""
+        touched = self.embedding.touched
+        return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+
+    def step(self) -> None:
+        """One step on every row."""
+        touched = self.embedding.touched
+        if touched is not None:
+            self.table.grad = torch.zeros_like(self.table)
+            if touched.block.grad is not None:
+                self.table.grad.index_copy_(0, touched.rows, touched.block.grad)
+            self.adam.step()
+        self.embedding.touched = None
+
+    def flush(self) -> None:
+        """Every row is up to date at all times."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and the number of steps."""
+        return optimizer_tensors(self.adam)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        load_optimizer_tensors(self.adam, state)
 
 
 class FusedRowWiseAdagrad:
@@ -133,7 +184,7 @@ class FusedRowWiseAdagrad:
 
 
 def build_table(
-    layout: TableLayout, config: EmbeddingConfig, learning_rate: float
+    layout: TableLayout, config: EmbeddingConfig, learning_rate: float, vocabulary: Vocabulary | None = None
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
     """The embedding of a layout and the optimiser that its config names; `learning_rate` where it sets none.
 
@@ -141,22 +192,28 @@ def build_table(
     """
     rate = config.learning_rate or learning_rate
     try:
-        return _build(layout, config, rate)
+        return _build(layout, config, rate, vocabulary)
     except (RuntimeError, MemoryError) as error:
         if "alloc" not in str(error) and "memory" not in str(error):
             raise
         found = f"{layout.num_rows:,} rows of {layout.width}"
-        raise InputError("the table must fit in memory", found=found, remedy="lower embedding.num_rows") from None
+        raise InputError(
+            "the table must fit in memory", found=found, remedy="lower embedding.num_rows or embedding.width"
+        ) from None
 
 
-def _build(layout: TableLayout, config: EmbeddingConfig, rate: float) -> tuple[UnifiedEmbedding, TableOptimizer]:
+def _build(
+    layout: TableLayout, config: EmbeddingConfig, rate: float, vocabulary: Vocabulary | None
+) -> tuple[UnifiedEmbedding, TableOptimizer]:
     if config.optimizer == "adam":
-        embedding = UnifiedEmbedding(layout, config.init)
+        embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
         return embedding, AdamTable(embedding, rate, config.l2)
+    if config.optimizer == "dense_adam":
+        embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
+        return embedding, DenseAdam(embedding, rate, config.l2)
     if layout.width % 4:
         remedy = "set embedding.width to a multiple of 4, or embedding.optimizer=adam"
         raise InputError("rowwise_adagrad needs a width divisible by 4", found=str(layout.width), remedy=remedy)
-    embedding = UnifiedEmbedding(
-        layout, config.init, fused={"learning_rate": rate, "eps": 1e-8, "weight_decay": config.l2}
-    )
+    fused = {"learning_rate": rate, "eps": 1e-8, "weight_decay": config.l2}
+    embedding = UnifiedEmbedding(layout, config.init, fused=fused, vocabulary=vocabulary)
     return embedding, FusedRowWiseAdagrad(embedding)

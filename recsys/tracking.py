@@ -25,9 +25,11 @@ from mlflow.types.schema import AnyType
 
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
+from features.files import temporary_directory_beside
 
 DEFAULT_FILE = "mlflow.db"
 MAX_PARAM_LENGTH = 500
+KEY_TAG = "muxrec.run"
 
 
 def tracking_uri() -> str:
@@ -47,17 +49,24 @@ class Tracker:
         self.run_id = run_id
         self.seconds = 0.0
         """What tracking has cost so far."""
+        self._points: set[tuple[str, int, float]] = set()
+        """Metric, step and value of what the run is known to hold."""
 
     @staticmethod
-    def start(*, experiment: str, name: str, tags: Mapping[str, str]) -> "Tracker":
-        """A new run; `MLFLOW_EXPERIMENT_NAME` wins over `experiment`."""
+    def start(*, experiment: str, name: str, tags: Mapping[str, str], key: str) -> "Tracker":
+        """A new run, or the one of this `key` that a killed process made and could not write down any more.
+
+        `MLFLOW_EXPERIMENT_NAME` wins over `experiment`.
+        """
         began = time.perf_counter()
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
         try:
             client = _client(tracking_uri())
             known = client.get_experiment_by_name(experiment)
             experiment_id = known.experiment_id if known else client.create_experiment(experiment)
-            tracker = Tracker(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+            made = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+            run = made[0] if made else client.create_run(experiment_id, run_name=name, tags={**tags, KEY_TAG: key})
+            tracker = Tracker(client, run.info.run_id)
         except MlflowException as error:
             # The store's address is not shown: it may hold a password.
             found = " ".join(str(error.message).split())[:200]
@@ -84,7 +93,10 @@ class Tracker:
             # The address is not shown: it may hold a password.
             found, remedy = "no such run in its store", "bring the store back, or train into another directory"
             raise InputError(f"expected the MLflow run {run_id}", found=found, remedy=remedy) from None
-        return Tracker(client, run_id)
+        tracker = Tracker(client, run_id)
+        histories = [client.get_metric_history(run_id, name) for name in client.get_run(run_id).data.metrics]
+        tracker._points = {(point.key, point.step, point.value) for points in histories for point in points}
+        return tracker
 
     def log_settings(self, params: Mapping[str, Any], info: DatasetInfo, directory: Path) -> None:
         """Params (nested mappings become dots), and each split as a dataset input with its digest."""
@@ -101,11 +113,15 @@ class Tracker:
         self.log_metrics(values, step=int(record["global_step"]))
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Metrics at one step, in one request; values that are not finite are left out."""
+        """Metrics at one step, in one request; values that are not finite are left out.
+
+        So are those that the run holds: a process may be killed between logging an epoch and writing that down.
+        """
         with self._timed():
             now = int(time.time() * 1000)
-            metrics = [Metric(key, float(v), now, step) for key, v in values.items() if math.isfinite(v)]
-            self.client.log_batch(self.run_id, metrics=metrics)
+            points = {(key, step, float(v)) for key, v in values.items() if math.isfinite(v)} - self._points
+            self.client.log_batch(self.run_id, metrics=[Metric(key, v, now, step) for key, step, v in sorted(points)])
+            self._points |= points
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run, in one request."""
@@ -128,7 +144,7 @@ class Tracker:
         """The bundle as a LoggedModel: a pyfunc from code, with signature, example and the serving requirements.
 
         `loader` is the script that MLflow runs to load it; `raw` holds some made-up raw rows and `probability`.
-        No weights are pickled: the artifact is the bundle itself.
+        No weights are pickled: the artifact is the bundle itself. What a process that was killed had logged goes.
         """
         inputs = raw.drop("probability").to_pandas()
         # A category may be text, an integer or a boolean, a number of any width, a column absent: it then reads as
@@ -137,7 +153,10 @@ class Tracker:
             Schema([ColSpec(AnyType(), name, required=False) for name in inputs.columns]),
             Schema([ColSpec(DataType.double, "probability")]),
         )
-        with self._timed(), mlflow.start_run(run_id=self.run_id):
+        with self._timed(), mlflow.start_run(run_id=self.run_id) as run:
+            of_this_run = f"source_run_id = '{self.run_id}'"
+            for model in self.client.search_logged_models([run.info.experiment_id], of_this_run):
+                self.client.delete_logged_model(model.model_id)
             mlflow.pyfunc.log_model(
                 name="bundle",
                 python_model=str(loader),
@@ -202,6 +221,17 @@ def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> DatasetInp
     return DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
 
 
+def _make_store(uri: str) -> None:
+    """Make a SQLite store whole or not at all: MLflow cannot use one that it was killed over."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or "?" in uri or path.exists() or not path.parent.is_dir():
+        return
+    with temporary_directory_beside(path.absolute()) as temporary:
+        MlflowClient(f"sqlite:///{temporary / path.name}")
+        if not path.exists():  # else another process was faster
+            (temporary / path.name).rename(path)
+
+
 def _client(uri: str) -> MlflowClient:
     """Keep the store's migrations and MLflow's hints out of the user's terminal; errors still show."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -209,5 +239,6 @@ def _client(uri: str) -> MlflowClient:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow.*")
+    _make_store(uri)
     mlflow.set_tracking_uri(uri)
     return MlflowClient()

@@ -5,6 +5,7 @@ SIGIR 2022): Adam, a global gradient norm of at most 10, the learning rate cut t
 better validation score, and a stop after two such epochs in a row, at the best weights.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -58,6 +58,9 @@ class TrainerConfig(BaseModel):
     """Global norm that gradients are scaled down to."""
     monitor: Literal["auc", "logloss"] = "auc"
     """Validation score that decides."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's matrix products in training: `bf16` rounds their operands to 8 bits of mantissa, the weights and
+    everything else stay fp32. Evaluation and export are fp32 always."""
     checkpoint_steps: int = Field(default=2000, ge=1)
     """Steps between checkpoints inside an epoch; there is one after each epoch anyway."""
 
@@ -94,7 +97,7 @@ class Trainer:
 
     def __init__(
         self,
-        ranker: nn.Module,
+        ranker: Any,
         table_optimizer: TableOptimizer,
         config: TrainerConfig,
         directory: Path,
@@ -104,7 +107,10 @@ class Trainer:
         progress: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """`on_epoch` takes each record of the history once, or twice where a run is cut off right after it did."""
+        """`ranker` is a module with a `loss(batch)`.
+
+        `on_epoch` takes each record of the history once, or twice where a run is cut off right after it did.
+        """
         self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
@@ -155,8 +161,8 @@ class Trainer:
         if batch.num_examples < self.min_examples:
             remedy = "set trainer.batch_size to 3 or more, or train without batch norm"
             raise InputError("batch norm needs two examples a step", found=str(batch.num_examples), remedy=remedy)
-        logits = self.ranker(batch)
-        loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=batch.weights)
+        with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss = self.ranker.loss(batch)
         loss.backward()
         gradients = [p.grad for p in self.network_parameters if p.grad is not None]
         norm = clip_global_norm(gradients + self.table_optimizer.gradients(), self.config.max_gradient_norm)
@@ -278,6 +284,10 @@ def _cut(rate: float, factor: float) -> float:
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        # getrusage counts what the process that started this one held.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="ignore").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

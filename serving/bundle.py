@@ -5,6 +5,7 @@
     dense.onnx          embedded [B, S * w] and, where the registry has float columns, dense [B, N] -> logit [B]
     golden.parquet      made-up raw rows and the probability that the trainer gave them
     profile.json        how the training data was distributed
+    vocabulary.safetensors  for a collisionless table alone: the values that own its rows (`serving.vocabulary`)
 
 B examples, M table rows, w row width, S slots, N float columns.
 """
@@ -26,21 +27,23 @@ import numpy.typing as npt
 import onnxruntime
 import polars as pl
 
+from features.addressing import Vocabulary
 from features.errors import InputError
 from features.files import cannot_write, sha256_of, temporary_directory_beside
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.manifest import (
     DENSE,
-    FILES,
     GOLDEN,
     MANIFEST,
     PROFILE,
     REMEDY,
     TABLE,
+    VOCABULARY,
     FileEntry,
     Manifest,
     PriorCorrection,
+    files_of,
     installed_version,
     manifest_bytes,
     read_json,
@@ -48,6 +51,7 @@ from serving.manifest import (
     to_json,
 )
 from serving.table import Bitmap, StoredTable, TableDtype, dequantize, pack_bits, quantize_rows, write_table
+from serving.vocabulary import read_vocabulary, write_vocabulary
 
 __all__ = [
     "Bundle",
@@ -82,6 +86,8 @@ class Bundle:
     golden: pl.DataFrame = field(repr=False)
     """Raw columns and `probability`."""
     profile: dict[str, Any] = field(repr=False)
+    vocabulary: Vocabulary | None = field(repr=False, default=None)
+    """The values that own rows, for a collisionless table alone."""
 
     @property
     def registry(self) -> FeatureRegistry:
@@ -124,6 +130,7 @@ class Bundle:
             _check_file(path / name, entry, verify=verify)
         dense_onnx = (path / DENSE).read_bytes()
         _check_graph(path / DENSE, dense_onnx, manifest)
+        has_vocabulary = VOCABULARY in manifest.files
         return Bundle(
             path=path,
             manifest=manifest,
@@ -131,6 +138,7 @@ class Bundle:
             dense_onnx=dense_onnx,
             golden=_read_golden(path / GOLDEN, manifest.registry),
             profile=read_json(path / PROFILE),
+            vocabulary=read_vocabulary(path / VOCABULARY, manifest.layout.num_values) if has_vocabulary else None,
         )
 
 
@@ -147,6 +155,7 @@ def write_bundle(
     profile: Mapping[str, Any],
     table_dtype: TableDtype = "fp32",
     trained_rows: npt.NDArray[Any] | None = None,
+    vocabulary: Vocabulary | None = None,
     prior_correction: PriorCorrection | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     run_id: str | None = None,
@@ -156,7 +165,8 @@ def write_bundle(
     """Write a bundle that is there whole or not at all, and open it with every check.
 
     `table` is [M, w]; `trained_rows` flags [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the
-    registry and `probability`. Rows of zeros, and metrics that are not finite, are left out.
+    registry and `probability`; `vocabulary` is that of a collisionless table, and left out for the others. So are rows
+    of zeros, and metrics that are not finite.
 
     Raises `InputError` when `out` exists (unless `overwrite` and it is a bundle), when a part does not fit the
     layout, and when the disk is full.
@@ -165,6 +175,9 @@ def write_bundle(
     _check_target(out, overwrite=overwrite)
     if table.shape != (layout.num_rows, layout.width):
         raise InputError(f"expected a table [{layout.num_rows}, {layout.width}]", found=str(list(table.shape)))
+    if layout.kind == "collisionless" and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
+        found = ", ".join(vocabulary or {}) or "none"
+        raise InputError(f"vocabulary: expected tokens of {', '.join(layout.num_values)}", found=found)
     with temporary_directory_beside(out) as temporary:
         write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows))
         _write(temporary / DENSE, dense_onnx)
@@ -172,9 +185,11 @@ def write_bundle(
         golden.write_parquet(buffer)
         _write(temporary / GOLDEN, buffer.getvalue())
         _write(temporary / PROFILE, to_json(profile, PROFILE))
+        if layout.kind == "collisionless" and vocabulary is not None:
+            write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
         files = {
             name: FileEntry(sha256=sha256_of(temporary / name), bytes=(temporary / name).stat().st_size)
-            for name in FILES
+            for name in files_of(layout)
         }
         settings: dict[str, Any] = {
             "muxrec_version": installed_version(),

@@ -25,7 +25,7 @@ TABLE = "table.safetensors"
 DENSE = "dense.onnx"
 GOLDEN = "golden.parquet"
 PROFILE = "profile.json"
-FILES = (TABLE, DENSE, GOLDEN, PROFILE)
+VOCABULARY = "vocabulary.safetensors"
 MAX_JSON_BYTES = 2**26
 REMEDY = "the bundle is damaged or was edited: copy it again, or export it again"
 
@@ -82,15 +82,17 @@ class Manifest(_Strict):
     @property
     def model_id(self) -> str:
         """16 hexadecimal digits that change with whatever a score depends on, and with nothing else: its lineage."""
-        parts = [self.files[name].sha256 for name in (TABLE, DENSE, GOLDEN)]
+        parts = [self.files[name].sha256 for name in (TABLE, DENSE, GOLDEN, VOCABULARY) if name in self.files]
         parts += [self.registry_fingerprint, self.layout.model_dump_json(), self.table_dtype]
         parts += [self.prior_correction.model_dump_json() if self.prior_correction else ""]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if set(self.files) != set(FILES):
-            raise InputError(f"expected files {', '.join(FILES)}", found=", ".join(self.files) or "none", remedy=REMEDY)
+        expected = files_of(self.layout)
+        if set(self.files) != set(expected):
+            found = ", ".join(self.files) or "none"
+            raise InputError(f"expected files {', '.join(expected)}", found=found, remedy=REMEDY)
         if self.registry.fingerprint() != self.registry_fingerprint:
             raise InputError(
                 f"expected a registry of fingerprint {self.registry_fingerprint}",
@@ -99,6 +101,11 @@ class Manifest(_Strict):
             )
         _check_layout(self.layout, self.registry)
         return self
+
+
+def files_of(layout: TableLayout) -> tuple[str, ...]:
+    """Names of a bundle's files beside the manifest; a collisionless table needs to know which values own its rows."""
+    return (TABLE, DENSE, GOLDEN, PROFILE, *([VOCABULARY] if layout.kind == "collisionless" else []))
 
 
 def read_manifest(path: Path) -> Manifest:

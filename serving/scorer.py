@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.addressing import Addressing, Vocabulary
 from features.encode import EncodedBatch, encode
 from features.errors import InputError
-from features.hashing import Rows, Tokens, rows_of_tokens
+from features.hashing import Rows
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.bundle import PROBABILITY, Bundle, StoredTable, open_session
@@ -37,7 +38,7 @@ class Scorer:
     def __init__(self, bundle: Bundle | str | Path, *, num_threads: int | None = None) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._session = open_session(self.bundle.dense_onnx, num_threads=num_threads)
-        self._slots = _Slots(self.bundle.registry, self.bundle.layout)
+        self._slots = _Slots(self.bundle.registry, self.bundle.layout, self.bundle.vocabulary)
         # Wide inputs get shorter chunks: a chunk's embeddings take 64 MB at most.
         self._chunk_rows = max(256, min(CHUNK_ROWS, _CHUNK_FLOATS // max(1, self.bundle.layout.embedded_width)))
 
@@ -96,15 +97,13 @@ class Scorer:
         scalars = np.zeros((num_examples, 0, layout.width), dtype=np.float32)
         if slots.scalar_features:
             tokens = np.stack([encoded.tokens[name] for name in slots.scalar_features], axis=1)
-            # One call for all slots: token ^ salt is formed here, so the call's own salt is 0 (x ^ 0 = x).
-            salted = (tokens[:, slots.feature_of_slot] ^ slots.scalar_salts).ravel()
-            rows = rows_of_tokens(salted, np.zeros(1, dtype=np.uint64), layout.num_rows)[0]
-            scalars = table.gather(rows).reshape(num_examples, len(slots.feature_of_slot), layout.width)
+            rows = slots.scalars.rows(tokens[:, slots.feature_of_slot])  # [B, S of scalars]
+            scalars = table.gather(rows.ravel()).reshape(num_examples, len(slots.feature_of_slot), layout.width)
         if slots.lists:
             embedded = np.empty((num_examples, len(layout.slots), layout.width), dtype=np.float32)
             embedded[:, slots.scalar_positions] = scalars
             for bag in slots.lists:
-                rows = rows_of_tokens(encoded.tokens[bag.name], bag.salts, layout.num_rows)
+                rows = bag.addressing.rows(encoded.tokens[bag.name][:, None])
                 embedded[:, bag.positions] = _pool(table, rows, encoded.lengths[bag.name], mean=bag.is_mean)
         else:
             embedded = scalars  # already in output order
@@ -125,7 +124,7 @@ class _Bag(NamedTuple):
     """The slots of a list feature."""
 
     name: str
-    salts: Tokens
+    addressing: Addressing
     positions: list[int]
     is_mean: bool
 
@@ -133,37 +132,37 @@ class _Bag(NamedTuple):
 class _Slots:
     """The layout's slots, split into those of scalar features, which are read in one go, and list features."""
 
-    def __init__(self, registry: FeatureRegistry, layout: TableLayout) -> None:
+    def __init__(self, registry: FeatureRegistry, layout: TableLayout, vocabulary: Vocabulary | None) -> None:
         used = {slot.feature for slot in layout.slots}
-        self.lists = [
-            _Bag(name, layout.salts_of(name), layout.positions_of(name), pooling == "mean")
-            for name, pooling in layout.pooling.items()
-            if name in used
-        ]
+        self.lists: list[_Bag] = []
+        for name, pooling in layout.pooling.items():
+            if name in used:
+                positions = layout.positions_of(name)
+                self.lists.append(_Bag(name, Addressing(layout, vocabulary, positions), positions, pooling == "mean"))
         self.scalar_features = [
             feature.name for feature in registry.token_features if feature.name in used and not feature.is_list
         ]
         scalars = [(p, slot) for p, slot in enumerate(layout.slots) if slot.feature not in layout.pooling]
         self.scalar_positions = [position for position, _ in scalars]
         self.feature_of_slot = [self.scalar_features.index(slot.feature) for _, slot in scalars]
-        self.scalar_salts = np.array([slot.salt for _, slot in scalars], dtype=np.uint64)
+        self.scalars = Addressing(layout, vocabulary, self.scalar_positions)
 
 
 def _pool(table: StoredTable, rows: Rows, lengths: npt.NDArray[np.int64], *, mean: bool) -> Floats:
-    """Sum or mean of each example's rows: rows [P, T] and lengths [B] to [B, P, w]; zeros where a list is empty.
+    """Sum or mean of each example's rows: rows [T, P] and lengths [B] to [B, P, w]; zeros where a list is empty.
 
     Step k adds the k-th value of every list that has one. So each sum runs in the order of the list, as in training
     (`np.add.reduceat` sums in pairs, and gives an empty list its neighbour's row), and memory does not grow with T.
     """
-    pooled = np.zeros((len(lengths), len(rows), table.rows.shape[1]), dtype=np.float32)
+    num_slots = rows.shape[1]
+    pooled = np.zeros((len(lengths), num_slots, table.rows.shape[1]), dtype=np.float32)
     longest_first = np.argsort(-lengths, kind="stable")
     starts = (np.cumsum(lengths) - lengths)[longest_first]
     ascending = lengths[longest_first][::-1]
     for k in range(int(lengths.max(initial=0))):
         num_active = len(lengths) - int(np.searchsorted(ascending, k, side="right"))
-        step = rows[:, starts[:num_active] + k].T  # [active, P]
-        values = table.gather(np.ascontiguousarray(step).ravel())
-        pooled[longest_first[:num_active]] += values.reshape(num_active, len(rows), -1)
+        step = rows[starts[:num_active] + k]  # [active, P]
+        pooled[longest_first[:num_active]] += table.gather(step.ravel()).reshape(num_active, num_slots, -1)
     if mean:
         pooled /= np.maximum(lengths, 1).astype(np.float32)[:, None, None]
     return pooled

@@ -24,10 +24,16 @@ Floats = npt.NDArray[np.float32]
 Bitmap = npt.NDArray[np.uint8]
 
 STORED_DTYPES: dict[str, str] = {"fp32": "F32", "fp16": "F16", "int8": "I8"}
-MAX_HEADER_BYTES = 65_536  # four tensors need 400; a length from a damaged file must not become an allocation
+MAX_HEADER_BYTES = 2**20  # 100 a tensor or so; a length from a damaged file must not become a large allocation
 REMEDY = "the bundle is damaged: copy it again, or export it again"
 
-_NUMPY_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I8": np.dtype("i1"), "U8": np.dtype("u1")}
+_NUMPY_DTYPES = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "U64": np.dtype("<u8"),
+}
 _MAX_FP16 = float(np.finfo(np.float16).max)
 _WRITE_ROWS = 65_536
 
@@ -108,7 +114,7 @@ def write_table(path: Path, table: npt.NDArray[Any], dtype: TableDtype, trained_
     bitmaps |= {} if trained_rows is None else {"trained_rows": trained_rows}
     shapes |= {name: ("U8", [len(bitmap)]) for name, bitmap in bitmaps.items()}
     with path.open("wb") as file:
-        file.write(_header(shapes))
+        file.write(header(shapes))
         if dtype == "int8":
             for block in _blocks(table, kept, dtype):
                 assert block.scale is not None
@@ -127,7 +133,8 @@ def _blocks(table: npt.NDArray[Any], kept: npt.NDArray[np.bool_], dtype: TableDt
         yield quantize_rows(table[block][kept[block]], dtype)
 
 
-def _header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
+def header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
+    """How a safetensors file of these tensors starts: name to (type, shape), in the order in which they follow."""
     entries: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in shapes.items():
@@ -143,7 +150,7 @@ class StoredTable:
 
     def __init__(self, path: Path, layout: TableLayout, dtype: TableDtype) -> None:
         self.num_rows = layout.num_rows
-        tensors = _map_tensors(path)
+        tensors = map_tensors(path)
         _check_tensors(path, tensors, layout, dtype)
         self.rows = tensors["rows"]
         """[K, w], as stored."""
@@ -154,7 +161,7 @@ class StoredTable:
         self._kept = None if "kept_rows" not in tensors else _RankedBitmap(tensors["kept_rows"])
         num_stored = self.num_rows if self._kept is None else self._kept.count
         if len(self.rows) != num_stored:
-            raise _fault(path, f"{num_stored} stored rows", f"{len(self.rows)}")
+            raise fault(path, f"{num_stored} stored rows", f"{len(self.rows)}")
 
     def gather(self, rows: Rows) -> Floats:
         """Rows [N] of the table as float32 [N, w]; pruned rows are zeros."""
@@ -192,37 +199,37 @@ class _RankedBitmap:
         return (word >> bit) & np.uint64(1) == 1, self._before[rows >> 6] + below
 
 
-def _map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Views of a safetensors file's tensors; nothing of the header is believed before it is checked."""
+def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Views of a safetensors file's tensors; raises `InputError` before anything of a faulty header is believed."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise _fault(path, f"a header of 2 to {MAX_HEADER_BYTES} bytes", f"{length} in a file of {size} bytes")
-            header = json.loads(file.read(length))
+                raise fault(path, f"a header of 2 to {MAX_HEADER_BYTES} bytes", f"{length} in a file of {size} bytes")
+            entries = json.loads(file.read(length))
     except OSError as error:
-        raise _fault(path, "a readable file", error.strerror or str(error)) from None
+        raise fault(path, "a readable file", error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise _fault(path, "a header in JSON", str(error)[:100]) from None
-    if not isinstance(header, dict):
-        raise _fault(path, "a header of tensors", type(header).__name__)
-    header.pop("__metadata__", None)
+        raise fault(path, "a header in JSON", str(error)[:100]) from None
+    if not isinstance(entries, dict):
+        raise fault(path, "a header of tensors", type(entries).__name__)
+    entries.pop("__metadata__", None)
     data, tensors, covered = 8 + length, {}, 0
-    for name, entry in header.items():
+    for name, entry in entries.items():
         dtype, shape, begin, end = _entry(path, name, entry)
         if end > size - data:
-            raise _fault(path, f"at least {data + end} bytes", f"{size} (cut off?)")
+            raise fault(path, f"at least {data + end} bytes", f"{size} (cut off?)")
         covered += end - begin
         if math.prod(shape) == 0:
             tensors[name] = np.zeros(shape, dtype=dtype)  # nothing to map
         else:
             tensors[name] = np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=data + begin, shape=shape))
     if covered != size - data:
-        raise _fault(path, f"{covered} bytes of tensors", f"{size - data}")
+        raise fault(path, f"{covered} bytes of tensors", f"{size - data}")
     return tensors
 
 
@@ -236,7 +243,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int,
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{end - begin} bytes")
     except (KeyError, TypeError, ValueError):
-        raise _fault(path, f"a sound entry for tensor {name!r}", repr(entry)[:120]) from None
+        raise fault(path, f"a sound entry for tensor {name!r}", repr(entry)[:120]) from None
     return dtype, shape, begin, end
 
 
@@ -245,7 +252,7 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[Any]], layout: Tab
     expected = {"rows", "scale"} if dtype == "int8" else {"rows"}
     names = set(tensors) - {"kept_rows", "trained_rows"}
     if names != expected:
-        raise _fault(path, f"tensors {', '.join(sorted(expected))} for {dtype}", ", ".join(sorted(tensors)) or "none")
+        raise fault(path, f"tensors {', '.join(sorted(expected))} for {dtype}", ", ".join(sorted(tensors)) or "none")
     num_stored = layout.num_rows if "kept_rows" not in tensors else len(tensors["rows"])
     bitmap = (math.ceil(layout.num_rows / 8),)
     wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
@@ -258,8 +265,9 @@ def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[Any]], layout: Tab
         shape, dtypes = wanted[name]
         if tensor.shape != shape or tensor.dtype not in [_NUMPY_DTYPES[stored] for stored in dtypes]:
             found = f"{tensor.dtype} {list(tensor.shape)}"
-            raise _fault(path, f"tensor {name!r} to be {' or '.join(dtypes)} {list(shape)}", found)
+            raise fault(path, f"tensor {name!r} to be {' or '.join(dtypes)} {list(shape)}", found)
 
 
-def _fault(path: Path, expected: str, found: str) -> InputError:
+def fault(path: Path, expected: str, found: str) -> InputError:
+    """The error for a damaged file of a bundle."""
     return InputError(f"{path}: expected {expected}", found=found, remedy=REMEDY)

@@ -4,9 +4,11 @@ Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric fe
 """
 
 import difflib
+from collections import Counter
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
@@ -23,8 +25,8 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 class Model(nn.Module):
     """The contract of an entry of ``MODELS``; a new model is a file with a subclass, and a line in that dict.
 
-    A model is handed embedded tokens and plain numbers. It knows no table, no loss, no optimiser and no trainer,
-    so that it exports as it is. Its constructor takes its own Config and the ModelInputs that its views led to:
+    A model is handed embedded tokens and plain numbers. It knows no table, no optimiser and no trainer, so that it
+    exports as it is. Its constructor takes its own Config and the ModelInputs that its views led to:
 
     >>> from recsys.models import MODELS
     >>> cls = MODELS["mlp"]
@@ -60,7 +62,7 @@ class Model(nn.Module):
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__()
-        _check_contexts(config, inputs)
+        self._check_inputs(config, inputs)
         self.config = config
         self.inputs = inputs
 
@@ -99,6 +101,25 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def loss(self, embedded: Tensor, dense: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """What a training step makes smaller: the log loss of ``forward``, unless a model knows better.
+
+        Args:
+            embedded: [B, W], float32.
+            dense: [B, N], float32.
+            labels: [B], 0 or 1, float32.
+            weights: [B], or none for ones. They are not normalised: the mean is over B, not over their sum.
+
+        Returns:
+            a scalar, the mean over the batch.
+
+        >>> from recsys.models import LogisticRegression
+        >>> model = LogisticRegression(LogisticRegression.Config(), ModelInputs(views={"main": {"user": 1}}))
+        >>> round(model.loss(torch.zeros(2, 1), torch.zeros(2, 0), torch.tensor([0.0, 1.0])).item(), 4)
+        0.6931
+        """
+        return F.binary_cross_entropy_with_logits(self(embedded, dense), labels, weight=weights)
+
     def embedding_parameters(self) -> list[nn.Parameter]:
         """The weights inside the model that belong to the embedding and take its L2 (BARS): those of numeric features.
 
@@ -108,6 +129,29 @@ class Model(nn.Module):
         [(2, 4)]
         """
         return [part.weight for part in self.modules() if isinstance(part, NumericEmbedding)]
+
+    @classmethod
+    def _check_inputs(cls, config: Config, inputs: ModelInputs) -> None:
+        """Refuse a context that names no feature, and inputs that were laid out for another config."""
+        tokens = inputs.views["main"]
+        known = [*tokens, *inputs.dense_features]
+        for view, context in config.contexts().items():
+            for name in context:
+                if name not in known:
+                    closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                    raise InputError(
+                        f"{view}_context must name features of the registry",
+                        found=repr(name),
+                        remedy=f"the closest one is {closest[0]!r}",
+                    )
+        expected = cls.views(config, tuple(tokens))
+        found = {view: tuple(widths) for view, widths in inputs.views.items()}
+        if found != expected:
+            raise InputError(
+                f"inputs must hold the views {expected}",
+                found=repr(found),
+                remedy="lay them out by the model's `views`",
+            )
 
 
 class InputVector(nn.Module):
@@ -127,45 +171,50 @@ class InputVector(nn.Module):
 
     def forward(self, embedded: Tensor, dense: Tensor) -> Tensor:
         """[B, W], [B, N] -> [B, E]."""
-        main = main_columns(self.inputs, embedded)
+        main = view_columns(self.inputs, "main", embedded)
         return main if self.numeric is None else torch.cat([main, self.numeric(dense)], dim=1)
 
 
-def main_columns(inputs: ModelInputs, embedded: Tensor) -> Tensor:
-    """The main view's part of ``embedded``.
+def view_columns(inputs: ModelInputs, view: str, embedded: Tensor) -> Tensor:
+    """One view's part of ``embedded``.
 
     Args:
         inputs: the columns of ``embedded``.
+        view: its name; a view that is not there, as no token feature is in it, has no columns.
         embedded: [B, W].
 
     Returns:
-        [B, width of the main view], a view of the same memory.
+        [B, width of the view], a view of the same memory.
 
-    >>> inputs = ModelInputs(views={"main": {"user": 3}, "fs1": {"user": 3}})
-    >>> main_columns(inputs, torch.zeros(5, 6)).shape
-    torch.Size([5, 3])
+    >>> inputs = ModelInputs(views={"main": {"user": 3}, "fs1": {"user": 2}})
+    >>> [view_columns(inputs, view, torch.zeros(5, 5)).shape[1] for view in ("main", "fs1", "fs2")]
+    [3, 2, 0]
     """
     # A slice past the end is silently short, and a sum over it silently wrong.
     assert embedded.shape[1] == inputs.embedded_width, (embedded.shape, inputs.embedded_width)
-    return embedded[:, inputs.columns("main")]
+    return embedded[:, inputs.columns(view) if view in inputs.views else slice(0, 0)]
 
 
-def _check_contexts(config: Model.Config, inputs: ModelInputs) -> None:
-    """Refuse a context that names no feature, and inputs that were laid out for another config."""
-    tokens = inputs.views["main"]
-    known = [*tokens, *inputs.dense_features]
-    for view, context in config.contexts().items():
-        for name in context:
-            if name not in known:
-                closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                raise InputError(
-                    f"{view}_context must name features of the registry",
-                    found=repr(name),
-                    remedy=f"the closest one is {closest[0]!r}",
-                )
-    expected = Model.views(config, tuple(tokens))
-    found = {view: tuple(widths) for view, widths in inputs.views.items()}
-    if found != expected:
-        raise InputError(
-            f"inputs must hold the views {expected}", found=repr(found), remedy="lay them out by the model's `views`"
-        )
+def field_shape(inputs: ModelInputs, reader: str) -> tuple[int, int]:
+    """F and D of an input vector that is F fields (token and numeric features) of D columns each.
+
+    Args:
+        inputs: the columns of the model.
+        reader: what asks for equal widths, for the message.
+
+    Raises:
+        InputError: the features have different widths.
+
+    >>> field_shape(ModelInputs(views={"main": {"user": 4}}, dense_features=("price",), dense_width=4), "a model")
+    (2, 4)
+    """
+    widths = {**inputs.views["main"], **dict.fromkeys(inputs.dense_features, inputs.dense_width)}
+    ((width, _),) = Counter(widths.values()).most_common(1)
+    for name, other in widths.items():
+        if other != width:
+            raise InputError(
+                f"{reader} needs features of equal width",
+                found=f"{name!r} of {other} columns beside others of {width}",
+                remedy="let every `probes:` of the registry equal embedding.probes",
+            )
+    return len(widths), width

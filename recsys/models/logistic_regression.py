@@ -3,11 +3,13 @@
 Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from recsys.layers import ModelInputs, NumericEmbedding
-from recsys.models.base import Model, main_columns
+from recsys.models.base import Model, view_columns
 
 
 class LogisticRegression(Model):
@@ -22,6 +24,9 @@ class LogisticRegression(Model):
     [0.75]
     """
 
+    weight_view: ClassVar[str] = "main"
+    """The view whose columns are the weights."""
+
     def __init__(self, config: Model.Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
         self.bias = nn.Parameter(torch.zeros(1))
@@ -34,5 +39,5 @@ class LogisticRegression(Model):
 
     def forward(self, embedded: Tensor, dense: Tensor) -> Tensor:
         """[B, W], [B, N] -> logits [B]."""
-        logit = main_columns(self.inputs, embedded).sum(1) + self.bias
+        logit = view_columns(self.inputs, self.weight_view, embedded).sum(1) + self.bias
         return logit if self.numeric is None else logit + self.numeric(dense).sum(1)

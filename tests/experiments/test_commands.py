@@ -57,7 +57,9 @@ def test_another_seed_is_another_run(run, dataset, muxrec, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
 def test_every_model_trains_exports_and_scores(name, optimizer, dataset, project, muxrec, tmp_path):
     run, scores = tmp_path / "run", tmp_path / "scores"
-    settings = ["trainer.epochs=1", f"embedding.optimizer={optimizer}", "embedding.num_rows=300", "embedding.width=4"]
+    # One probe each: factorisation machines and field gates need features of equal width.
+    sizes = ["embedding.num_rows=300", "embedding.width=4", "embedding.probes=1"]
+    settings = ["trainer.epochs=1", f"embedding.optimizer={optimizer}", *sizes]
     result = muxrec("train", name, "--data", dataset, "--out", run, "--no-track", "--json", *settings)
     assert result.code == 0, result.err
     parity = muxrec("parity", run, run / "bundle", "--input", project / "test.parquet", "--json")

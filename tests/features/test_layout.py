@@ -1,12 +1,20 @@
-"""The layout of the table: the order of slots, and salts of their own for every view, feature and probe."""
+"""The layout of the table: the order of slots, their salts, and the rows that each kind of table gives them."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from features.errors import InputError
 from features.hashing import salt
-from features.layout import Slot, TableLayout
+from features.layout import Slot, TableLayout, split_rows
 from features.registry import FeatureRegistry
+from tests.rows import shares_of
 
 FEATURES = {
     "user": "categorical",
@@ -17,7 +25,7 @@ FEATURES = {
 VIEWS = {"main": ("age", "user", "genres"), "fs2": ("genres",), "fs1": ("user", "age")}
 
 
-def layout_of(features: dict, views: dict, **settings: int) -> TableLayout:
+def layout_of(features: dict, views: dict, **settings: Any) -> TableLayout:
     registry = FeatureRegistry.of(features=features, seed=settings.pop("seed", 0))
     return TableLayout.of(registry, **{"num_rows": 100, "width": 4, "probes": 2, **settings}, views=views)
 
@@ -55,7 +63,9 @@ def test_salts_are_those_of_the_contract():
     layout = layout_of(FEATURES, VIEWS, seed=9)
     keys = {"age": "years", "user": "user", "genres": "genres"}
     for slot in layout.slots:
-        assert slot == Slot(slot.view, slot.feature, slot.probe, salt(9, keys[slot.feature], slot.view, slot.probe))
+        assert slot == Slot(
+            slot.view, slot.feature, slot.probe, salt(9, keys[slot.feature], slot.view, slot.probe), 0, 100
+        )
     assert len({slot.salt for slot in layout.slots}) == len(layout.slots)
 
 
@@ -115,3 +125,99 @@ def test_the_largest_table_is_possible():
 def test_a_layout_cannot_be_changed():
     with pytest.raises(ValidationError):
         layout_of(FEATURES, VIEWS).num_rows = 3
+
+
+# Kinds of tables
+
+
+COUNTS = {"user": 60, "genres": 9, "age": 31, "price": 5}
+
+
+def test_a_unified_layout_is_written_as_before_there_were_kinds():
+    document = layout_of(FEATURES, VIEWS).model_dump(mode="json")
+    assert set(document) == {"num_rows", "width", "seed", "views", "keys", "pooling"}
+    golden = json.loads((Path(__file__).parents[1] / "golden/bundle/manifest.json").read_text())["layout"]
+    layout = TableLayout.model_validate(golden)
+    assert layout.kind == "unified"
+    assert json.dumps(layout.model_dump(mode="json")) == json.dumps(golden)
+
+
+def test_hashed_ranges_are_shares_of_the_table_in_output_order():
+    """103 rows over (user 60, genres 9, age 31), (genres 9), (user 60, age 31): 200 values, so 0.515 rows a value."""
+    layout = layout_of(FEATURES, VIEWS, probes=3, kind="hashed", num_rows=103, num_values=COUNTS)
+    assert layout.ranges == {
+        ("main", "user"): (0, 31),  # 30.9
+        ("main", "genres"): (31, 5),  # 4.635
+        ("main", "age"): (36, 16),  # 15.965
+        ("fs2", "genres"): (52, 4),  # 4.635, and all rows are given away
+        ("fs1", "user"): (56, 31),  # 30.9
+        ("fs1", "age"): (87, 16),  # 15.965
+    }
+    assert {(slot.first_row, slot.num_rows) for slot in layout.slots if slot.feature == "user"} == {(0, 31), (56, 31)}
+    assert layout.num_values == {"user": 60, "genres": 9, "age": 31}
+    assert layout.salts_of("user").tolist() == layout_of(FEATURES, VIEWS, probes=3).salts_of("user").tolist()
+
+
+def test_collisionless_rows_follow_from_the_values():
+    features = {**FEATURES, "genres": "categorical_list"}
+    layout = layout_of(features, VIEWS, probes=1, kind="collisionless", num_values=COUNTS)
+    assert layout.num_rows == (62 + 11 + 33) + 11 + (62 + 33)
+    assert layout.ranges["fs2", "genres"] == (106, 11)
+    assert layout_of({"price": "numeric"}, {"main": ()}, kind="collisionless", num_values={}).num_rows == 1
+
+
+@pytest.mark.parametrize("kind", ["hashed", "collisionless"])
+def test_other_kinds_survive_json(kind: str):
+    features = {**FEATURES, "genres": "categorical_list"}
+    layout = layout_of(features, VIEWS, probes=1, kind=kind, num_values=COUNTS)
+    again = TableLayout.model_validate_json(layout.model_dump_json())
+    assert again == layout
+    assert again.slots == layout.slots
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "hashed", "num_rows": 5}, "a row for each feature and view; found 5; set embedding.num_rows to 6 or"),
+        ({"kind": "hashed", "num_values": {"user": 1}}, "a hashed table needs num_values of its features; found user"),
+        ({"kind": "hashed", "num_values": None}, "a hashed table needs num_values of its features; found none"),
+        ({"kind": "collisionless"}, "read by one probe; found 2 of 'user'; set embedding.probes=1 and embedding.width"),
+        ({"kind": "collisionless", "probes": 1}, "read by one probe; found 3 of 'genres'"),
+        ({"kind": "collisionless", "probes": 1, "num_values": {**COUNTS, "user": 2**31}}, "num_rows must be between"),
+    ],
+)
+def test_tables_that_a_kind_cannot_have(settings: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        layout_of(FEATURES, VIEWS, **{"num_values": COUNTS, **settings})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "other"},
+        {"kind": "unified"},
+        {"num_rows": 99},
+        {"num_values": {"user": 60, "genres": 9}},
+        {"num_values": {"user": -1, "genres": 9, "age": 31}},
+        {"views": {"main": {"user": 2, "genres": 1, "age": 1}}},
+    ],
+)
+def test_a_written_layout_that_contradicts_itself_is_refused(changes: dict):
+    features = {**FEATURES, "genres": "categorical_list"}
+    layout = layout_of(features, {"main": tuple(COUNTS)[:3]}, probes=1, kind="collisionless", num_values=COUNTS)
+    document = layout.model_dump(mode="json")
+    assert TableLayout.model_validate(document) == layout
+    with pytest.raises(ValidationError):
+        TableLayout.model_validate({**document, **changes})
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12), st.integers(0, 10**6))
+def test_rows_are_split_by_largest_remainder(counts: list[int], more: int):
+    num_rows = len(counts) + more
+    sizes = split_rows(num_rows, counts)
+    assert sizes == shares_of(num_rows, counts)
+    assert sum(sizes) == num_rows
+    assert min(sizes) >= 1
+    for one, other in itertools.combinations(range(len(counts)), 2):
+        if counts[one] > counts[other]:
+            assert sizes[one] >= sizes[other]

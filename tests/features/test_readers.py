@@ -264,6 +264,23 @@ def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert expand("deep") == [Path("deep/c.parquet")]
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_is_read_to_the_letter_of_its_name(kind, tmp_path):
+    """`[1]` in a path is no pattern, not even where a file that it would match stands beside."""
+    names = {"part[1]": [1], "part1": [2], "part*": [3], "part?": [4]}
+    for directory in (tmp_path, tmp_path / "[ab]"):
+        directory.mkdir(exist_ok=True)
+        for name, values in names.items():
+            write(directory, kind, pl.DataFrame({"n": values, "m": values}), name)
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a", kind, pl.DataFrame({"other": [9]}), "part1")
+    for directory in (tmp_path, tmp_path / "[ab]"):
+        for name, values in names.items():
+            path = directory / f"{name}.{kind}"
+            assert columns_of(path) == ["n", "m"]
+            assert read(path, numeric={"n"})["n"].to_list() == values
+
+
 @pytest.mark.parametrize("pattern", ["none.csv", "*.parquet", "empty"])
 def test_expand_refuses_a_pattern_without_files(tmp_path: Path, pattern: str):
     (tmp_path / "empty").mkdir()

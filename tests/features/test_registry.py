@@ -260,7 +260,7 @@ def test_other_features_never_move_a_feature_rows(names: list[str], random, prob
         registry = FeatureRegistry.of(seed=seed, features=dict.fromkeys(some, "categorical"))
         views = {"fs1": tuple(some), "main": tuple(some)}
         layout = TableLayout.of(registry, num_rows=10**6, width=2, probes=probes, views=views)
-        return {name: rows_of_tokens(tokens, layout.salts_of(name), 10**6).tolist() for name in some}
+        return {name: rows_of_tokens(tokens, layout.salts_of(name)[:, None], 10**6).tolist() for name in some}
 
     everything = rows(names)
     shuffled = random.sample(names, len(names))

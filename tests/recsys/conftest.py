@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import xxhash
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.addressing import Vocabulary
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
@@ -20,6 +20,7 @@ from recsys.ranker import Ranker, build_ranker, model_config
 from recsys.table_optim import TableOptimizer
 from recsys.trainer import Trainer, TrainerConfig
 from tests.planted import planted_dataset
+from tests.rows import row
 
 # The tensors of these tests are tiny: on two busy cores threads make the tests ten times slower.
 torch.set_num_threads(1)
@@ -44,17 +45,7 @@ LAYOUT = TableLayout.of(
 )
 
 
-def row(layout: TableLayout, view: str, feature: str, probe: int, token: int) -> int:
-    """The row contract in plain integers, with the other implementation of xxh3."""
-    text = "\x1f".join((str(layout.seed), layout.keys[feature], view, str(probe)))
-    value = token ^ xxhash.xxh3_64_intdigest(text.encode())
-    for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        value = ((value ^ (value >> shift)) * multiplier) % 2**64
-    value ^= value >> 31
-    return ((value >> 32) * layout.num_rows) >> 32
-
-
-def looked_up(layout: TableLayout, table: Tensor, bags: Bags) -> Tensor:
+def looked_up(layout: TableLayout, table: Tensor, bags: Bags, vocabulary: Vocabulary | None = None) -> Tensor:
     """What the embedding must return, by loops over examples, views, features, probes and tokens; differentiable."""
     num_examples = len(next(iter(bags.values())))
     examples = []
@@ -66,7 +57,7 @@ def looked_up(layout: TableLayout, table: Tensor, bags: Bags) -> Tensor:
                     total = torch.zeros(layout.width)
                     bag = bags[feature][example]
                     for token in bag:
-                        total = total + table[row(layout, view, feature, probe, token)]
+                        total = total + table[row(layout, view, feature, probe, token, vocabulary)]
                     is_mean = layout.pooling.get(feature) == "mean"
                     columns.append(total / max(1, len(bag)) if is_mean else total)
         examples.append(torch.cat(columns))

@@ -8,29 +8,37 @@ import numpy.typing as npt
 import pytest
 
 from features.encode import EncodedBatch
-from features.hashing import rows_of_tokens
+from features.hashing import MISSING_TOKEN, rows_of_tokens
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys import collisions
-from recsys.collisions import collision_report, distinct_tokens
+from recsys.collisions import collision_report, distinct_tokens, vocabulary_of
 from recsys.dataset import Split
 
 Distinct = dict[str, tuple[npt.NDArray[np.uint64], int]]
 
 
 def layout_of(
-    features: dict[str, Any], num_rows: int, probes: int = 1, views: dict[str, tuple[str, ...]] | None = None
+    features: dict[str, Any],
+    num_rows: int,
+    probes: int = 1,
+    views: dict[str, tuple[str, ...]] | None = None,
+    **kind: Any,
 ) -> TableLayout:
     registry = FeatureRegistry.of(features=features)
-    return TableLayout.of(
-        registry, num_rows=num_rows, width=1, probes=probes, views={"main": tuple(features), **(views or {})}
-    )
+    every = {"main": tuple(features), **(views or {})}
+    return TableLayout.of(registry, num_rows=num_rows, width=1, probes=probes, views=every, **kind)
 
 
 def values(*counts: int) -> Distinct:
     """Features a, b, ... with so many distinct values, each read twice."""
     tokens = [np.arange(count, dtype=np.uint64) for count in counts]
     return {name: (token, 2 * len(token)) for name, token in zip("abcdefgh", tokens, strict=False)}
+
+
+def values_of(name: str, count: int) -> Distinct:
+    """One feature of so many distinct values."""
+    return {name: (np.arange(count, dtype=np.uint64), 2 * count)}
 
 
 def test_by_hand(monkeypatch: pytest.MonkeyPatch):
@@ -41,7 +49,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch):
         2: np.array([[2, 6]]),  # b
     }
     rows[4] = np.concatenate([rows[4], [[1, 1, 1, 3]]])  # ... fs1 probe 1
-    monkeypatch.setattr(collisions, "rows_of_tokens", lambda tokens, salts, num_rows: rows[len(tokens)])
+    monkeypatch.setattr(collisions, "rows_of", lambda layout, vocabulary, name, tokens: rows[len(tokens)])
     report, usage = collision_report(layout, values(4, 2))
     assert usage.tolist() == [3, 4, 2, 3, 2, 2, 2, 0]
     assert (report.num_rows, report.entries, report.load_factor, report.occupied) == (8, 18, 18 / 8, 7)
@@ -136,7 +144,7 @@ def test_indistinguishable_values_are_as_rare_as_their_probes_say():
         report, _ = collision_report(layout_of({"a": "categorical"}, num_rows, probes), values(num_values))
         expected = num_values * -np.expm1((num_values - 1) * np.log1p(-(num_rows**-probes)))
         assert abs(report.features[0].indistinguishable - expected) <= 4 * np.sqrt(2 * expected) + 1e-9
-        rows = rows_of_tokens(np.arange(num_values, dtype=np.uint64), _salts(probes, num_rows), num_rows)
+        rows = rows_of_tokens(np.arange(num_values, dtype=np.uint64), _salts(probes, num_rows)[:, None], num_rows)
         codes, counts = np.unique(rows.T, axis=0, return_counts=True)
         assert report.features[0].indistinguishable == counts[counts > 1].sum()
         assert len(codes) == len(counts)
@@ -154,6 +162,64 @@ def test_one_table_a_feature_collides_inside_more():
         alone, _ = collision_report(layout_of({"a": "categorical"}, 2_000 * count // 4_000), values(count))
         assert feature.measured_intra < alone.features[0].measured_intra
         assert feature.measured_inter > alone.features[0].measured_inter == 0
+
+
+def test_a_hashed_table_collides_in_ranges_of_its_own():
+    """2,000 rows over a (3,000 values), b (1,000) and a gate of b: each as in a table of its own."""
+    layout = layout_of(
+        dict.fromkeys("ab", "categorical"),
+        2_000,
+        views={"fs1": ("b",)},
+        kind="hashed",
+        num_values={"a": 3_000, "b": 1_000},
+    )
+    report, usage = collision_report(layout, values(3_000, 1_000))
+    assert (report.num_rows, report.entries) == (2_000, 5_000)
+    expected_occupied = 0.0
+    for feature, (count, size, views) in zip(report.features, [(3_000, 1_200, 1), (1_000, 400, 2)], strict=True):
+        alone, _ = collision_report(
+            layout_of({feature.feature: "categorical"}, size), values_of(feature.feature, count)
+        )
+        assert feature.model_copy(update={"share_of_reads": 1.0}) == alone.features[0]
+        expected_occupied += views * alone.expected_occupied
+    assert report.expected_occupied == pytest.approx(expected_occupied)
+    assert abs(report.occupied - report.expected_occupied) <= 4 * np.sqrt(2_000)
+    assert report.occupied == (usage > 0).sum()
+
+
+def test_one_feature_hashed_collides_as_unified():
+    """C7: nothing to divide; the whole report is the same."""
+    registry = {"a": {"type": "categorical", "probes": 2}}
+    unified, usage = collision_report(layout_of(registry, 50), values(40))
+    hashed, same = collision_report(layout_of(registry, 50, kind="hashed", num_values={"a": 40}), values(40))
+    assert unified == hashed
+    assert np.array_equal(usage, same)
+
+
+def test_collisionless_values_share_nothing():
+    distinct = values(40, 7)
+    distinct["a"] = (np.append(distinct["a"][0], np.uint64(MISSING_TOKEN)), distinct["a"][1] + 3)
+    vocabulary = vocabulary_of(distinct)
+    assert (len(vocabulary["a"]), len(vocabulary["b"])) == (40, 7)
+    counts = {name: len(tokens) for name, tokens in vocabulary.items()}
+    layout = layout_of(
+        dict.fromkeys("ab", "categorical"), 1, views={"fs1": ("b",)}, kind="collisionless", num_values=counts
+    )
+    report, usage = collision_report(layout, distinct, vocabulary)
+    assert (report.num_rows, report.entries, report.occupied, report.expected_occupied) == (60, 55, 55, 55)
+    assert np.flatnonzero(usage == 0).tolist() == [1, 42, 43, 51, 52]  # unseen; b has no missing value either
+    for feature in report.features:
+        shares = (feature.expected_intra, feature.measured_intra, feature.expected_inter, feature.measured_inter)
+        assert (*shares, feature.indistinguishable) == (0, 0, 0, 0, 0)
+    assert [feature.load for feature in report.features] == [41 / 42, 7 / 9]
+
+
+def test_values_that_train_did_not_show_share_a_row():
+    """The report of other data: 3 values are known, 5 are not."""
+    layout = layout_of({"a": "categorical"}, 1, kind="collisionless", num_values={"a": 3})
+    report, usage = collision_report(layout, values(8), {"a": np.arange(3, dtype=np.uint64)})
+    assert usage.tolist() == [0, 5, 1, 1, 1]
+    assert (report.features[0].measured_intra, report.features[0].indistinguishable) == (5 / 8, 5)
 
 
 def test_distinct_tokens_over_batches():

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.metrics import log_loss as sklearn_log_loss
 
 from features.errors import InputError
+from recsys.curves import reliability_curve, roc_curve
 from recsys.metrics import (
     LOG_LOSS_CLIP,
     METRICS,
@@ -20,8 +23,6 @@ from recsys.metrics import (
     gauc,
     log_loss,
     normalized_entropy,
-    reliability_curve,
-    roc_curve,
 )
 
 # Eighths are exact in floats and few enough to tie often.
@@ -231,57 +232,80 @@ def test_the_base_rate_scores_one():
     assert normalized_entropy(labels, np.full(1000, labels.mean())) == pytest.approx(1)
 
 
-class TestReliabilityCurve:
+class TestWeights:
+    """A row of weight k counts as k rows do, one of weight 0 as none."""
+
     @EXACT
-    @given(rows=ROWS, num_bins=st.integers(1, 25))
-    def test_agrees_with_a_loop(self, rows, num_bins):
-        labels, probabilities, _ = columns(rows)
-        curve = reliability_curve(labels, probabilities, num_bins)
-        bins = bins_by_loop(labels, probabilities, num_bins)
-        np.testing.assert_allclose(curve.mean_probability, [rows[:, 0].mean() for rows in bins])
-        np.testing.assert_allclose(curve.mean_label, [rows[:, 1].mean() for rows in bins])
-        assert curve.count.tolist() == [len(rows) for rows in bins]
+    @given(rows=ROWS, data=st.data())
+    @pytest.mark.parametrize("name", METRICS)
+    def test_a_whole_weight_is_that_many_rows(self, name, rows, data):
+        labels, probabilities, groups = columns(rows)
+        weights = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)).map(np.array))
+        again = [np.repeat(column, weights) for column in (labels, probabilities, groups)]
+        assume(both_classes(again[0]) and gauc_by_loop(*again) is not None)
+        expected = METRICS[name](again[0], again[1], groups=again[2])
+        value = METRICS[name](labels, probabilities, groups=groups, weights=weights)
+        assert value == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
-    def test_bins_have_equal_frequency_without_ties(self):
-        rng = np.random.default_rng(0)
-        curve = reliability_curve(rng.random(1003) < 0.3, rng.random(1003))
-        assert len(curve.count) == 20
-        assert curve.count.max() - curve.count.min() <= 1
-        assert curve.count.sum() == 1003
-
-    def test_refuses_no_bins(self):
-        with pytest.raises(InputError, match="num_bins must be at least 1; found 0"):
-            reliability_curve([0, 1], [0.1, 0.2], num_bins=0)
-
-
-class TestRocCurve:
     @EXACT
-    @given(rows=ROWS)
-    def test_holds_the_rates_of_every_threshold(self, rows):
-        labels, scores, _ = columns(rows)
-        assume(both_classes(labels))
-        false_rate, true_rate = roc_curve(labels, scores)
-        thresholds = [math.inf, *sorted(set(scores.tolist()), reverse=True)]
-        np.testing.assert_allclose(false_rate, [(scores[labels == 0] >= t).mean() for t in thresholds])
-        np.testing.assert_allclose(true_rate, [(scores[labels == 1] >= t).mean() for t in thresholds])
-        assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(labels, scores))
+    @given(rows=ROWS, seed=st.integers(0, 1000))
+    @pytest.mark.parametrize("name", METRICS)
+    def test_the_unit_of_weight_does_not_matter(self, name, rows, seed):
+        labels, probabilities, groups = columns(rows)
+        assume(both_classes(labels) and gauc_by_loop(labels, probabilities, groups) is not None)
+        weights = np.random.default_rng(seed).random(len(rows)) + 0.01
+        value, scaled = (
+            METRICS[name](labels, probabilities, groups=groups, weights=k * weights) for k in (1, 1 / 1024)
+        )
+        assert scaled == pytest.approx(value, rel=1e-12, abs=1e-15)
 
-    @pytest.mark.parametrize("max_points", [2, 3, 200])
-    def test_thins_to_points_of_the_full_curve(self, max_points):
-        rng = np.random.default_rng(1)
-        scores = rng.random(5000)
-        labels = rng.random(5000) < scores**4
-        false_rate, true_rate = roc_curve(labels, scores, max_points)
-        full = set(zip(*roc_curve(labels, scores, 10_000), strict=True))
-        assert 2 <= len(false_rate) <= max_points
-        assert (false_rate[0], true_rate[0], false_rate[-1], true_rate[-1]) == (0, 0, 1, 1)
-        assert set(zip(false_rate, true_rate, strict=True)) <= full
-        if max_points == 200:
-            assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(labels, scores), abs=1e-3)
+    def test_agrees_with_scikit_learn(self):
+        rng = np.random.default_rng(4)
+        probabilities, weights = rng.integers(0, 50, 2000) / 50, rng.exponential(size=2000)
+        labels = rng.random(2000) < probabilities
+        clipped = np.clip(probabilities, LOG_LOSS_CLIP, 1 - LOG_LOSS_CLIP)
+        arguments = {"weights": weights}
+        assert auc(labels, probabilities, **arguments) == pytest.approx(
+            roc_auc_score(labels, probabilities, sample_weight=weights)
+        )
+        assert log_loss(labels, probabilities, **arguments) == pytest.approx(
+            sklearn_log_loss(labels, clipped, sample_weight=weights)
+        )
+        assert brier(labels, probabilities, **arguments) == pytest.approx(
+            brier_score_loss(labels, probabilities, sample_weight=weights)
+        )
 
-    def test_refuses_one_point(self):
-        with pytest.raises(InputError, match="max_points must be at least 2; found 1"):
-            roc_curve([0, 1], [0.1, 0.2], max_points=1)
+    def test_by_hand(self):
+        labels, probabilities, weights = [1, 0, 1], [0.5, 0.25, 0.25], [0.5, 2.0, 1.5]
+        assert auc(labels, probabilities, weights=weights) == (0.5 * 2 + 1.5 * 2 / 2) / 4  # pairs: won, tied
+        assert calibration_ratio(labels, probabilities, weights=weights) == (0.25 + 0.5 + 0.375) / 2
+        assert ece(labels, probabilities, weights=weights) == pytest.approx((0.5 * 0.5 + 3.5 * (1.5 / 3.5 - 0.25)) / 4)
+        assert normalized_entropy(labels, probabilities, weights=weights) == pytest.approx(
+            -(0.5 * math.log(0.5) + 2 * math.log(0.75) + 1.5 * math.log(0.25)) / 4 / math.log(2)
+        )
+        groups = ["a", "a", "b"]
+        assert gauc([1, 0, 0, 1], [0.5, 0.2, 0.5, 0.2], groups=[*groups, "b"], weights=[1, 1, 3, 3]) == 0.25
+
+    @pytest.mark.parametrize("name", METRICS)
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ([1, 1], r"weights must have shape \[4\]; found \[2\]; one weight a row"),
+            ([1, 1, -0.5, 1], "weights must be finite numbers from 0; found -0.5 in row 2"),
+            ([1, math.nan, 1, 1], "found nan in row 1"),
+            ([1, 1, 1, math.inf], "found inf in row 3"),
+            ([0, 0, 0, 0], "a row must have a weight above 0"),
+        ],
+    )
+    def test_refuses_malformed_weights(self, name, weights, message):
+        with pytest.raises(InputError, match=message):
+            METRICS[name]([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], groups=[1, 1, 1, 1], weights=weights)
+
+    def test_a_class_without_weight_is_not_there(self):
+        with pytest.raises(InputError, match="needs labels of both classes; found only 1 in 2 rows"):
+            auc([0, 1, 1], [0.1, 0.2, 0.3], weights=[0, 1, 1])
+        figures = evaluate([0, 1, 1, 0], [0.1, 0.2, 0.3, 0.4], [1, 1, 2, 2], [0, 1, 1, 1])
+        assert figures["gauc"] == 0.0  # group 1 has one class left
 
 
 class TestGauc:

@@ -1,10 +1,12 @@
 """From settings to a ranker: names and keys that are checked, columns that fit, and the same weights for a seed."""
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from features.encode import encode
@@ -55,7 +57,7 @@ def weights_of(ranker: Ranker) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_logit_a_row(name: str):
-    ranker = build(name)
+    ranker = build(name, probes=3)  # those of `tags`: some models need features of equal width
     logits = ranker(batch_of(encode(RAW, REGISTRY), REGISTRY))
     assert logits.shape == (3,)
     assert logits.isfinite().all()
@@ -105,8 +107,19 @@ def test_numbers_alone():
         assert ranker(batch_of(encode(RAW, registry), registry)).shape == (3,)
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.0, 4.0])])
+def test_the_loss_is_the_networks(weights: Tensor | None):
+    ranker = build("final_net", probes=3).eval()
+    batch = replace(batch_of(encode(RAW, REGISTRY), REGISTRY), labels=torch.tensor([0.0, 1.0, 1.0]), weights=weights)
+    embedded = ranker.embedding(batch.sparse_features)
+    expected = ranker.network.loss(embedded, batch.dense_features, batch.labels, weights)
+    assert torch.equal(ranker.loss(batch), expected)
+    # Two blocks: three terms, of which other models have the first.
+    assert expected > F.binary_cross_entropy_with_logits(ranker(batch), batch.labels, weights)
+
+
 def test_names_and_keys_are_checked():
-    with pytest.raises(InputError, match="unknown model; found 'final_mpl'; use one of final_mlp, dual_mlp, mlp"):
+    with pytest.raises(InputError, match=r"unknown model; found 'final_mpl'; use one of final_mlp, .*, mlp"):
         model_config("final_mpl", {})
     with pytest.raises(InputError, match="model mlp: unknown key 'hiden'; did you mean 'hidden'"):
         model_config("mlp", {"hiden": [4]})

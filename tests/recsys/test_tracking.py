@@ -219,7 +219,7 @@ def test_mlflow_loads_the_model_and_scores_alike(tracked: Tracked, store: Path):
 
 @pytest.mark.slow
 def test_metrics_that_are_not_finite_are_left_out(store: Path):
-    tracker = Tracker.start(experiment="other", name="other", tags={})
+    tracker = Tracker.start(experiment="other", name="other", tags={}, key="other")
     tracker.log_metrics({"a": 1.0, "b": float("nan"), "c": float("inf")}, step=3)
     tracker.finish("KILLED")
     run = tracker.client.get_run(tracker.run_id)
@@ -231,7 +231,7 @@ def test_metrics_that_are_not_finite_are_left_out(store: Path):
 @pytest.mark.slow
 def test_the_environment_names_the_experiment(store: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of the environment")
-    tracker = Tracker.start(experiment="of the caller", name="a", tags={"b": "c"})
+    tracker = Tracker.start(experiment="of the caller", name="a", tags={"b": "c"}, key="a")
     run = tracker.client.get_run(tracker.run_id)
     assert tracker.client.get_experiment(run.info.experiment_id).name == "of the environment"
     assert run.data.tags["b"] == "c"

@@ -75,6 +75,18 @@ def test_rows_without_weight_teach_nothing(weighted: Path, tmp_path: Path, optim
     assert same(*after)
 
 
+def test_bf16_rounds_the_matrix_products_of_training_alone(planted: Path, tmp_path: Path):
+    losses, predictions = [], []
+    for precision in ("fp32", "bf16"):
+        training = training_of(planted, tmp_path, model="mlp", settings={"dropout": 0}, precision=precision)
+        predictions.append(predict(training.ranker, training.valid.batches(50)).probabilities)
+        losses.append(training.trainer.step(next(training.train.batches(64))).item())
+        assert {parameter.dtype for parameter in training.ranker.parameters()} == {torch.float32}
+    assert np.array_equal(*predictions)
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_gradients_of_table_and_network_share_one_norm(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     training = training_of(planted, tmp_path, max_gradient_norm=1e-3)
     norms: list[float] = []
@@ -212,10 +224,11 @@ def test_validation_scores_are_those_of_the_evaluated_model(planted: Path, tmp_p
 def test_predictions_do_not_depend_on_the_batches(planted: Path, tmp_path: Path):
     training = training_of(planted, tmp_path, epochs=1)
     training.fit()
-    labels, probabilities, groups = predict(training.ranker, training.valid.batches(1000))
+    labels, probabilities, groups, weights = predict(training.ranker, training.valid.batches(1000))
     assert groups is None
+    assert weights is None
     assert probabilities.dtype == np.float64
-    other_labels, others, _ = predict(training.ranker, training.valid.batches(3))
+    other_labels, others, _, _ = predict(training.ranker, training.valid.batches(3))
     assert np.array_equal(labels, other_labels)
     assert np.abs(probabilities - others).max() < 1e-6
 

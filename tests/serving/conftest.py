@@ -14,14 +14,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import serving.batch
-from features.encode import encode_frame
+from features.addressing import Vocabulary
+from features.encode import encode, encode_frame
 from features.files import sha256_of
-from features.hashing import rows_of_tokens
+from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.batch import ScoringReport, score_files
 from serving.bundle import Bundle, PriorCorrection, dequantize, quantize_rows, write_bundle
 from serving.manifest import manifest_bytes
+from tests.rows import row
 
 REGISTRY = FeatureRegistry.of(
     label="click",
@@ -58,9 +60,9 @@ def embedded_weights() -> npt.NDArray[np.float32]:
     return np.linspace(-1.0, 1.5, LAYOUT.embedded_width, dtype=np.float32)
 
 
-def table() -> npt.NDArray[np.float32]:
+def table(layout: TableLayout = LAYOUT) -> npt.NDArray[np.float32]:
     """Table [M, w]."""
-    return np.random.default_rng(5).normal(0, 0.3, (LAYOUT.num_rows, LAYOUT.width)).astype(np.float32)
+    return np.random.default_rng(5).normal(0, 0.3, (layout.num_rows, layout.width)).astype(np.float32)
 
 
 def dense_graph(
@@ -110,24 +112,37 @@ def raw_frame(num_rows: int = 60, seed: int = 0) -> pl.DataFrame:
     )
 
 
-def reference(raw: pl.DataFrame, rows: npt.NDArray[np.float32], rate: float | None = RATE) -> list[float]:
+def of_kind(kind: Any) -> dict[str, Any]:
+    """Settings of a bundle with another kind of table, whose training data were the first rows of `raw_frame` alone."""
+    tokens = encode(raw_frame(12), REGISTRY).tokens
+    vocabulary = {name: np.unique(found[found != np.uint64(MISSING_TOKEN)]) for name, found in tokens.items()}
+    counts = {name: len(ordered) for name, ordered in vocabulary.items()}
+    views = {view: tuple(names) for view, names in LAYOUT.views.items()}
+    layout = TableLayout.of(REGISTRY, num_rows=53, width=5, probes=1, views=views, kind=kind, num_values=counts)
+    graph = dense_graph(width=layout.embedded_width)
+    return {"layout": layout, "vocabulary": vocabulary, "table": table(layout), "dense_onnx": graph}
+
+
+def reference(
+    raw: pl.DataFrame,
+    rows: npt.NDArray[np.float32],
+    rate: float | None = RATE,
+    layout: TableLayout = LAYOUT,
+    vocabulary: Vocabulary | None = None,
+) -> list[float]:
     """Probabilities by plain loops over examples, slots and values; only the lowering is shared with the scorer."""
-    weights = embedded_weights().astype(np.float64)
+    weights = np.resize(embedded_weights(), layout.embedded_width).astype(np.float64)
     answers = []
     for example in encode_frame(raw, REGISTRY).rows(named=True):
         logit = BIAS + float(DENSE_WEIGHTS[0]) * example["price"] + float(DENSE_WEIGHTS[1]) * example["age"]
-        for position, slot in enumerate(LAYOUT.slots):
+        for position, slot in enumerate(layout.slots):
             value = example[slot.feature]
             tokens = value if isinstance(value, list) else [value]
-            salts = np.array([slot.salt], dtype=np.uint64)
-            vectors = [
-                rows[int(rows_of_tokens(np.array([token], dtype=np.uint64), salts, LAYOUT.num_rows)[0, 0])]
-                for token in tokens
-            ]
-            divisor = max(1, len(vectors)) if LAYOUT.pooling.get(slot.feature) == "mean" else 1
-            for column in range(LAYOUT.width):
+            vectors = [rows[row(layout, slot.view, slot.feature, slot.probe, token, vocabulary)] for token in tokens]
+            divisor = max(1, len(vectors)) if layout.pooling.get(slot.feature) == "mean" else 1
+            for column in range(layout.width):
                 pooled = sum(float(vector[column]) for vector in vectors) / divisor
-                logit += float(weights[position * LAYOUT.width + column]) * pooled
+                logit += float(weights[position * layout.width + column]) * pooled
         p = 1 / (1 + math.exp(-logit))
         answers.append(p if rate is None else p * rate / (1 - p + p * rate))
     return answers
@@ -138,7 +153,9 @@ def make_bundle(out: Path, **changes: Any) -> Bundle:
     if "golden" not in changes:
         golden = raw_frame(20, seed=9).drop("row")
         rows = dequantize(*quantize_rows(changes.get("table", table()), changes.get("table_dtype", "fp32")))
-        changes["golden"] = golden.with_columns(probability=pl.Series(reference(golden, rows)))
+        layout, vocabulary = changes.get("layout", LAYOUT), changes.get("vocabulary")
+        answers = reference(golden, rows, layout=layout, vocabulary=vocabulary)
+        changes["golden"] = golden.with_columns(probability=pl.Series(answers))
     settings: Mapping[str, Any] = {
         "model": "Linear",
         "num_parameters": 1234,
@@ -161,7 +178,7 @@ def reseal(path: Path, **changes: Any) -> None:
     document = json.loads((path / "manifest.json").read_text()) | changes
     document.pop("checksum")
     document["files"] = {
-        name: {"sha256": sha256_of(path / name), "bytes": (path / name).stat().st_size} for name in FILES
+        name: {"sha256": sha256_of(path / name), "bytes": (path / name).stat().st_size} for name in document["files"]
     }
     (path / "manifest.json").write_bytes(manifest_bytes(document))
 

@@ -1,0 +1,249 @@
+"""What the benchmarks share: processes that are asked by a line, medians with their spread, tables, the machine.
+
+Each contender lives in a process of its own, so that its peak memory is its own. The rounds of all contenders take
+turns: what disturbs the machine for a minute then disturbs all of them, and a ratio inside a round hardly moves.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import psutil
+import typer
+
+from data.synthetic import Planted, planted_rows
+from features.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+MEGABYTE = 1 << 20
+DISTRIBUTIONS = ("torch", "torchrec", "fbgemm-gpu-cpu", "polars", "pyarrow", "pandas", "numpy")
+
+RAW = Planted(num_features=26, num_distinct=100_000)
+"""Rows that look like a click log's: 26 text columns, power law."""
+
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write the tables here too, and all rounds to .json.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Tiny sizes that say nothing: does it run?")]
+RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="How often each contender is timed.")]
+
+
+class WorkerError(Exception):
+    """A worker that ended before it answered; the message says how."""
+
+
+class Spread(NamedTuple):
+    """Median, smallest and largest of some rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Iterable[float]) -> "Spread":
+        """The spread of at least one value.
+
+        >>> Spread.of([3.0, 1.0, 2.0])
+        Spread(median=2.0, low=1.0, high=3.0)
+        """
+        ordered = list(values)
+        return Spread(statistics.median(ordered), min(ordered), max(ordered))
+
+    def text(self, form: str = ",.0f") -> str:
+        """Such as "2 (1-3)".
+
+        >>> Spread(2.0, 1.0, 3.5).text(".1f")
+        '2.0 (1.0-3.5)'
+        """
+        return f"{self.median:{form}} ({self.low:{form}}-{self.high:{form}})"
+
+
+class Worker:
+    """Another process of this Python that runs `module` with one argument, and `serve` in it."""
+
+    def __init__(self, module: str, argument: Mapping[str, Any]) -> None:
+        # A file: a pipe that nobody reads would block the worker once it is full of warnings.
+        self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115  (`close` closes it)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(argument)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def ask(self, question: str) -> dict[str, Any]:
+        """The answer to a line; raises `WorkerError` where the process ended instead."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{question}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise WorkerError(self._ending())
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process and wait, so that its memory is free again."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def _ending(self) -> str:
+        code = self._process.wait()
+        if code < 0:
+            return f"ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
+        self._errors.seek(0)
+        return next(iter(reversed(self._errors.read().splitlines())), f"ended with exit code {code}")
+
+
+def serve(answer: Callable[[str], dict[str, Any]]) -> None:
+    """Answer the lines of standard input, each by a line of JSON, until there are no more."""
+    # Should memory run out after all, then the system ends this process and nobody else's.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
+    # What libraries print goes to standard error, also from C, so that answers alone reach the asker.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            answers.write(f"{json.dumps(answer(line.strip()))}\n")
+            answers.flush()
+
+
+def peak_mb() -> float:
+    """Largest resident size of this process so far, in MB.
+
+    Not `ru_maxrss`: Linux counts what the starting process held at that moment into it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def free_bytes() -> int:
+    """Memory that new processes may take."""
+    return psutil.virtual_memory().available
+
+
+def write_raw(path: Path, start: int, stop: int) -> None:
+    """Rows `start` to `stop` of `RAW` as parquet."""
+    planted_rows(RAW, start, stop).sink_parquet(path)
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The contenders in the order of round `number`: each comes first once, so that none always follows the same one.
+
+    >>> in_turn(["a", "b", "c"], 1)
+    ['b', 'c', 'a']
+    """
+    start = number % max(len(names), 1)
+    return [*names[start:], *names[:start]]
+
+
+def ratio(own: Iterable[float], other: Iterable[float]) -> str:
+    """Median of the ratios inside the rounds; empty where the two did not take turns.
+
+    >>> ratio([2.0, 4.0, 3.0], [1.0, 1.0, 1.0]), ratio([2.0], [])
+    ('3.00', '')
+    """
+    ratios = [mine / theirs for mine, theirs in zip(own, other, strict=False)]
+    return f"{statistics.median(ratios):.2f}" if ratios else ""
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column stands left, the others right.
+
+    >>> print(markdown(["what", "rows/s"], [["a", "10"]]))
+    | what | rows/s |
+    |---|--:|
+    | a | 10 |
+    """
+    lines = [list(headings), *map(list, rows)]
+    ruler = "|---|" + "--:|" * (len(headings) - 1)
+    texts = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([texts[0], ruler, *texts[1:]])
+
+
+def short(number: int) -> str:
+    """A size as it is typed.
+
+    >>> short(1_000_000), short(2500)
+    ('1e6', '2500')
+    """
+    digits = str(number).rstrip("0")
+    zeros = len(str(number)) - len(digits)
+    return f"{digits}e{zeros}" if zeros > 2 else str(number)
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Sizes of a list such as "1e5,1e6"; raises `InputError`.
+
+    >>> parse_sizes("1e5,2500")
+    [100000, 2500]
+    """
+    try:
+        sizes = [int(float(part)) for part in text.split(",")]
+    except (ValueError, OverflowError):
+        sizes = [0]
+    if min(sizes) < 1:
+        raise InputError("expected numbers of rows", found=repr(text), remedy="such as 1e5,1e6")
+    return sizes
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on beside the code."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        model = next(line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or "unknown"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, cwd=ROOT
+    )
+    return {
+        "CPU": f"{model}, {os.cpu_count()} logical cores, {psutil.virtual_memory().total / 2**30:.0f} GB",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "packages": ", ".join(filter(None, map(_installed, DISTRIBUTIONS))),
+        "commit": commit.stdout.strip() or "unknown",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set: a thread a core"),
+        "load before": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def _installed(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return ""
+
+
+def report(
+    title: str, facts: Mapping[str, str], sections: Sequence[tuple[str, str]], rounds: Any, out: Path | None
+) -> None:
+    """Print the tables as Markdown; with `out`, write them there, and facts and rounds beside it as .json."""
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    for heading, table in sections:
+        lines += ["", f"## {heading}", "", table]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+        document = {"title": title, "facts": dict(facts), "rounds": rounds}
+        out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def say(message: str) -> None:
+    """A line of progress on standard error."""
+    print(message, file=sys.stderr, flush=True)

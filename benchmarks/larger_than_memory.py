@@ -1,0 +1,152 @@
+"""An epoch on data that do not fit into the memory that the process may have.
+
+    python -m benchmarks.larger_than_memory [--rows 2e7] [--limit-mb 2500] [--out work/benchmarks/larger_than_memory.md]
+
+Planted rows are written in pieces, prepared, and trained on, each in a process of its own that the system refuses
+private memory beyond the limit. The control is the same training with all rows in one window: where it does not run out
+of memory, the limit was none. Exit code 1 unless the training ends and the control does not.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import common
+from benchmarks.common import MEGABYTE, RAW
+from data.common import run
+from features.errors import InputError
+from features.prepare import prepare
+from features.registry import FeatureRegistry
+
+STAGES = ("make", "prepare", "train", "control")
+PIECE_ROWS = 1_000_000
+WINDOW_MB = 512
+MAX_SECONDS = 3600
+"""Of a stage: a library that is refused memory may wait for ever instead of ending."""
+COLUMNS = RAW.num_features + 1
+"""The features and the label; each value takes 8 bytes or less in memory."""
+HEADINGS = ("what", "rows/s", "seconds", "peak MB", "share of the limit")
+
+
+def limit_memory(limit_mb: int) -> None:
+    """Refuse this process more private memory than that.
+
+    Linux counts addresses, so those that the imported libraries reserved and do not use are added.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status if line.endswith("kB")}
+    most = (kilobytes["VmData"] - kilobytes["RssAnon"]) * 1024 + limit_mb * MEGABYTE
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    signal.alarm(MAX_SECONDS)
+
+
+def write_dataset(stage: str, folder: Path, rows: int, limit_mb: int) -> dict[str, float]:
+    """Raw files, or the dataset that is made of them."""
+    limit_memory(limit_mb)
+    began = time.perf_counter()
+    if stage == "make":
+        (folder / "raw").mkdir()
+        for start in range(0, rows, PIECE_ROWS):
+            common.write_raw(folder / "raw" / f"{start:012d}.parquet", start, min(start + PIECE_ROWS, rows))
+    else:
+        registry = FeatureRegistry.of(features=RAW.features)
+        prepare(registry, {"train": [folder / "raw"]}, folder / "dataset", holdout=0.01)
+    return {"rows": rows, "seconds": time.perf_counter() - began}
+
+
+def train(dataset: Path, window_bytes: int, limit_mb: int) -> dict[str, float]:
+    """An epoch of a small network over a small table; the seconds are those of the training alone."""
+    from recsys.dataset import Split
+    from recsys.embedding import EmbeddingConfig
+    from recsys.models import MODELS
+    from recsys.ranker import build_ranker
+    from recsys.trainer import Trainer, TrainerConfig
+
+    limit_memory(limit_mb)
+    splits = [Split(dataset, name, window_bytes=window_bytes) for name in ("train", "valid")]
+    embedding = EmbeddingConfig(num_rows=1 << 20, width=4, probes=1)
+    network = MODELS["mlp"].Config.model_validate({"hidden": [64]})
+    ranker, optimizer = build_ranker(splits[0].registry, "mlp", network, embedding, seed=1, learning_rate=1e-3)
+    config = TrainerConfig(epochs=1, batch_size=4096)
+    with tempfile.TemporaryDirectory() as directory:
+        state = Trainer(ranker, optimizer, config, Path(directory), seed=1).fit(*splits)
+    return {"rows": state["examples"], "seconds": state["seconds"], "auc": state["history"][-1]["valid_auc"]}
+
+
+def work(stage: str, folder: str, rows: int, limit_mb: int, window_mb: int) -> dict[str, float]:
+    """One stage under the limit, with its peak memory."""
+    if stage in ("make", "prepare"):
+        facts = write_dataset(stage, Path(folder), rows, limit_mb)
+    else:
+        window_bytes = window_mb * MEGABYTE if stage == "train" else 1 << 60
+        facts = train(Path(folder, "dataset"), window_bytes, limit_mb)
+    return facts | {"peak_mb": common.peak_mb()}
+
+
+def measure(folder: Path, rows: int, limit_mb: int, window_mb: int) -> dict[str, dict[str, Any]]:
+    """Every stage in its turn, up to the first one that does not get to its end: that one has `ended`."""
+    done: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        common.say(f"{stage}: {rows:,} rows")
+        argument = {"stage": stage, "folder": str(folder), "rows": rows, "limit_mb": limit_mb, "window_mb": window_mb}
+        with closing(common.Worker("benchmarks.larger_than_memory", argument)) as worker:
+            try:
+                done[stage] = worker.ask("run")
+            except common.WorkerError as error:
+                return done | {stage: {"ended": str(error)[:80]}}
+    return done
+
+
+def line_of(stage: str, facts: dict[str, Any], limit_mb: int) -> list[str]:
+    """A line of the table."""
+    if "ended" in facts:
+        return [stage, facts["ended"], "", "", ""]
+    numbers = [f"{facts['rows'] / facts['seconds']:,.0f}", f"{facts['seconds']:,.0f}", f"{facts['peak_mb']:,.0f}"]
+    return [stage, *numbers, f"{facts['peak_mb'] / limit_mb:.0%}"]
+
+
+def main(
+    rows: Annotated[str, typer.Option("--rows", help="Planted rows, 27 columns each.")] = "2e7",
+    limit_mb: Annotated[int, typer.Option("--limit-mb", min=1, help="Private memory of a process.")] = 2500,
+    window_mb: Annotated[int, typer.Option("--window-mb", min=1, help="Window of the loader.")] = WINDOW_MB,
+    out: common.OutOption = None,
+) -> None:
+    """Train on more data than memory."""
+    num_rows = common.parse_sizes(rows)[0]
+    data_mb = num_rows * COLUMNS * 8 / MEGABYTE
+    if data_mb <= limit_mb:
+        remedy = "raise --rows or lower --limit-mb"
+        raise InputError(f"expected data above {limit_mb:,} MB", found=f"{data_mb:,.0f} MB", remedy=remedy)
+    facts = common.machine()
+    # The limit counts addresses: polars' allocator keeps those of memory it gave back, Arrow's reserves a gigabyte.
+    os.environ |= {"_RJEM_MALLOC_CONF": "retain:false", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    with tempfile.TemporaryDirectory(prefix="muxrec-bench-") as folder:
+        done = measure(Path(folder), num_rows, limit_mb, window_mb)
+        on_disk = sum(path.stat().st_size for path in Path(folder, "dataset").rglob("*.parquet")) / MEGABYTE
+    facts |= {
+        "data": f"{num_rows:,} rows x {COLUMNS} columns x 8 B = {data_mb:,.0f} MB in memory, {on_disk:,.0f} MB on disk",
+        "limit": f"{limit_mb:,} MB of private memory a process (RLIMIT_DATA); windows of {window_mb} MB",
+        "control": "the same training with all rows in one window, which has to run out of memory",
+        "validation AUC": f"{done.get('train', {}).get('auc', float('nan')):.4f}",
+    }
+    table = common.markdown(HEADINGS, [line_of(stage, values, limit_mb) for stage, values in done.items()])
+    common.report("More data than memory", facts, [("Stages, each a process", table)], done, out)
+    is_shown = "auc" in done.get("train", {}) and "ended" in done.get("control", {})
+    sys.exit(0 if is_shown else 1)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
+        job = json.loads(sys.argv[1])
+        common.serve(lambda question: work(**job))
+    else:
+        run(main)

@@ -1,0 +1,201 @@
+"""The loops over table rows that torch has no operation for, compiled by numba: sort, sum, step, put back.
+
+n rows that a batch reads, U distinct ones, M table rows, w row width. A row is always handled by one thread and in one
+way, so that results do not depend on the number of threads. Kernels are made for a width, so that a row is a known
+number of vector registers; numba keeps what it compiled beside this file, or in the user's cache.
+"""
+
+# pyright: reportMissingParameterType=false
+# Inside the kernels types are numba's: arrays of float32, and integers.
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_RADIX_BITS = 11
+AHEAD = 12
+"""Rows between asking the memory for one and using it: random rows of a large table are never in the cache."""
+_MIN_PIECE = 1024
+"""Rows that are worth a thread."""
+
+TINY_WEIGHT, TINY_MOMENT = np.float32(1e-15), np.float32(1e-30)
+"""Written as zero below this: long sleep ends in denormals, at 100 times the cost of an operation."""
+
+Kernel = Callable[..., None]
+# Division as IEEE has it: a check for zero would keep the loops from being vectorised.
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+_pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="muxrec-rows")
+
+
+def in_pieces(kernel: Kernel, num_rows: int, *arguments: Any) -> None:
+    """Run `kernel(start, stop, *arguments)` over pieces of `range(num_rows)`, on as many threads as torch uses."""
+    num_pieces = max(1, min(torch.get_num_threads(), num_rows // _MIN_PIECE))
+    bounds = [num_rows * piece // num_pieces for piece in range(num_pieces + 1)]
+    others = [_pool.submit(kernel, bounds[k], bounds[k + 1], *arguments) for k in range(1, num_pieces)]
+    kernel(bounds[0], bounds[1], *arguments)
+    for other in others:
+        other.result()
+
+
+class SortedReads(NamedTuple):
+    """The rows [n] that a batch reads, sorted."""
+
+    rows: npt.NDArray[np.int64]
+    """Distinct rows [U], increasing."""
+    places: npt.NDArray[np.int64]
+    """Where each read finds its row among them [n]."""
+    order: npt.NDArray[np.int32]
+    """Reads [n] by row, those of one row in their own order."""
+    starts: npt.NDArray[np.int64]
+    """Where the reads of each distinct row begin in `order` [U + 1]."""
+
+
+def sort_reads(rows: npt.NDArray[np.int64], num_rows: int) -> SortedReads:
+    """Sort the rows [n] that a batch reads, all in [0, num_rows) and num_rows at most 2**31, by radix.
+
+    >>> reads = sort_reads(np.array([7, 3, 7]), 8)
+    >>> reads.rows.tolist(), reads.places.tolist(), reads.order.tolist(), reads.starts.tolist()
+    ([3, 7], [1, 0, 1], [1, 0, 2], [0, 1, 3])
+    """
+    return SortedReads(*_sort(rows, (num_rows - 1).bit_length()))
+
+
+@compiled
+def _sort(rows: Any, num_bits: int) -> Any:
+    n = len(rows)
+    keys, spare_keys = rows.astype(np.uint32), np.empty(n, np.uint32)
+    order, spare_order = np.arange(n).astype(np.int32), np.empty(n, np.int32)
+    counts = np.empty(1 << _RADIX_BITS, np.int64)
+    mask = np.uint32((1 << _RADIX_BITS) - 1)
+    shift = np.uint32(0)
+    while shift < num_bits:
+        counts[:] = 0
+        for i in range(n):
+            counts[(keys[i] >> shift) & mask] += 1
+        total = 0
+        for digit in range(len(counts)):
+            total, counts[digit] = total + counts[digit], total
+        for i in range(n):
+            digit = (keys[i] >> shift) & mask
+            place = counts[digit]
+            counts[digit] = place + 1
+            spare_keys[place] = keys[i]
+            spare_order[place] = order[i]
+        keys, spare_keys = spare_keys, keys
+        order, spare_order = spare_order, order
+        shift += np.uint32(_RADIX_BITS)
+    distinct, starts, places = np.empty(n, np.int64), np.empty(n + 1, np.int64), np.empty(n, np.int64)
+    num_distinct = 0
+    for i in range(n):
+        if i == 0 or keys[i] != keys[i - 1]:
+            distinct[num_distinct] = keys[i]
+            starts[num_distinct] = i
+            num_distinct += 1
+        places[order[i]] = num_distinct - 1
+    starts[num_distinct] = n
+    return distinct[:num_distinct], places, order, starts[: num_distinct + 1]
+
+
+@cache
+def sum_reads(width: int) -> Kernel:
+    """Kernel `(grad [n, w], order, starts, into [U, w])`: the gradient of a distinct row is the sum over its reads."""
+
+    @compiled
+    def kernel(start, stop, grad, order, starts, into):
+        for u in range(start, stop):
+            first = order[starts[u]]
+            for j in range(width):
+                into[u, j] = grad[first, j]
+            for k in range(starts[u] + 1, starts[u + 1]):
+                read = order[k]
+                for j in range(width):
+                    into[u, j] += grad[read, j]
+
+    return kernel
+
+
+@cache
+def put_back(width: int) -> Kernel:
+    """Kernel `(rows [U], now, loan's w, m, v [U, w], table, m, v [M, w], last_step [M])`: the loan into the table."""
+
+    @compiled
+    def kernel(start, stop, rows, now, w_in, m_in, v_in, table, m, v, last_step):
+        for u in range(start, stop):
+            if u + AHEAD < stop:
+                ahead = rows[u + AHEAD]
+                prefetch(table, ahead)
+                prefetch(m, ahead)
+                prefetch(v, ahead)
+                prefetch(last_step, ahead)
+            row = rows[u]
+            last_step[row] = now
+            copy(table, row * width, w_in, u * width, width)
+            copy(m, row * width, m_in, u * width, width)
+            copy(v, row * width, v_in, u * width, width)
+
+    return kernel
+
+
+@cache
+def adam_step(width: int) -> Kernel:
+    """Kernel `(grad, w, m, v [U, w], ...)`: one exact Adam step in place, `grad` without decay, no dust left behind."""
+
+    @compiled
+    def kernel(start, stop, grad, w, m, v, decay, take1, take2, rate, floor):
+        one, zero = np.float32(1), np.float32(0)
+        for u in range(start, stop):
+            for j in range(width):
+                g = grad[u, j] + decay * w[u, j]
+                m_j = m[u, j] + take1 * (g - m[u, j])
+                v_j = (one - take2) * v[u, j] + take2 * (g * g)
+                w_j = w[u, j] - rate * m_j / (math.sqrt(v_j) + floor)
+                w[u, j] = w_j if abs(w_j) > TINY_WEIGHT else zero
+                m[u, j] = m_j if abs(m_j) > TINY_MOMENT else zero
+                v[u, j] = v_j
+
+    return kernel
+
+
+def _prefetch(context: Any, array: Any, row: Any) -> Any:
+    signature = numba.types.void(array, row)
+
+    def generate(target: Any, builder: Any, types: Any, values: Any) -> Any:
+        made = target.make_array(types.args[0])(target, builder, values[0])
+        stride = cgutils.unpack_tuple(builder, made.strides, types.args[0].ndim)[0]
+        address = builder.add(builder.ptrtoint(made.data, ir.IntType(64)), builder.mul(values[1], stride))
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+        # for reading (0), to be kept in every cache (3), as data (1)
+        builder.call(
+            function, [builder.inttoptr(address, pointer), *(ir.Constant(number, value) for value in (0, 3, 1))]
+        )
+
+    return signature, generate
+
+
+def _copy(context: Any, into: Any, at: Any, source: Any, place: Any, count: Any) -> Any:
+    signature = numba.types.void(into, at, source, place, count)
+
+    def generate(target: Any, builder: Any, types: Any, values: Any) -> Any:
+        arrays = [target.make_array(types.args[k])(target, builder, values[k]).data for k in (0, 2)]
+        target_pointer, source_pointer = builder.gep(arrays[0], [values[1]]), builder.gep(arrays[1], [values[3]])
+        cgutils.raw_memcpy(builder, target_pointer, source_pointer, values[4], types.args[0].dtype.bitwidth // 8)
+
+    return signature, generate
+
+
+prefetch: Any = intrinsic(_prefetch)
+"""Inside a kernel, `prefetch(table, row)` asks the memory for the beginning of a row."""
+copy: Any = intrinsic(_copy)
+"""Inside a kernel, `copy(into, at, source, place, count)` moves values between contiguous arrays, by flat positions."""
