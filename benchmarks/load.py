@@ -34,6 +34,7 @@ from benchmarks.common import (
 )
 from benchmarks.contenders import METHODS, QUICK, Case
 from data.common import run
+from experiments.process import prepare_for_training
 from features.prepare import prepare
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
@@ -149,6 +150,7 @@ def main(
 ) -> None:
     """Measure the loader beside the training step."""
     facts = machine()
+    prepare_for_training()
     num_rows = 5000 if quick else parse_sizes(rows)[0]
     case = Case.model_validate({"method": "muxrec", "num_rows": TABLE_ROWS, **(QUICK if quick else {})})
     window_bytes = 1 if quick else WINDOW_BYTES

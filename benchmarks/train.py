@@ -32,6 +32,7 @@ from benchmarks.common import (
 )
 from benchmarks.contenders import METHODS, QUICK, Case
 from data.common import run
+from experiments.process import prepare_for_training
 from features.errors import InputError
 
 SIZES = "1e5,1e6,1e7,1e8"
@@ -234,6 +235,7 @@ def main(
 ) -> None:
     """Measure training steps by size of the table."""
     facts = machine()
+    prepare_for_training()
     settings = QUICK if quick else {}
     blocks = blocks_of([2000] if quick else parse_sizes(sizes), parse_methods(methods), **settings)
     results = [measure(block, min(rounds, 2) if quick else rounds) for block in blocks]

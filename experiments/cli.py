@@ -79,6 +79,9 @@ def train(
 ) -> None:
     """Train a model on a dataset directory; `muxrec train final_mlp --data D --out RUN trainer.epochs=5`."""
     _require_training()
+    from experiments.process import prepare_for_training
+
+    prepare_for_training()
     from experiments.config import read_experiment, with_overrides
     from experiments.runs import RUNS
     from experiments.train import train_run

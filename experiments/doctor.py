@@ -29,7 +29,7 @@ from rich.text import Text
 Status = Literal["ok", "missing", "note"]
 
 SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors", "typer")
-TRAINING = ("matplotlib", "pandas", "psutil", "pyarrow")
+TRAINING = ("matplotlib", "numba", "pandas", "psutil", "pyarrow", "scipy")
 EXPORT = ("onnx", "onnxscript")
 SERVER = ("fastapi", "uvicorn", "prometheus-client")
 ABI_BOUND = {"torch": "2.13.0", "fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}

@@ -8,7 +8,9 @@ number of vector registers; numba keeps what it compiled beside this file, or in
 # pyright: reportMissingParameterType=false
 # Inside the kernels types are numba's: arrays of float32, and integers.
 
+import itertools
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -27,6 +29,7 @@ AHEAD = 12
 """Rows between asking the memory for one and using it: random rows of a large table are never in the cache."""
 _MIN_PIECE = 1024
 """Rows that are worth a thread."""
+_PIECES_A_THREAD = 4
 
 TINY_WEIGHT, TINY_MOMENT = np.float32(1e-15), np.float32(1e-30)
 """Written as zero below this: long sleep ends in denormals, at 100 times the cost of an operation."""
@@ -38,13 +41,30 @@ _pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="muxrec-rows")
 
 
 def in_pieces(kernel: Kernel, num_rows: int, *arguments: Any) -> None:
-    """Run `kernel(start, stop, *arguments)` over pieces of `range(num_rows)`, on as many threads as torch uses."""
-    num_pieces = max(1, min(torch.get_num_threads(), num_rows // _MIN_PIECE))
+    """Run `kernel(start, stop, *arguments)` over pieces of `range(num_rows)`, on as many threads as torch uses.
+
+    The threads take piece after piece: torch's own, which idle in a loop for a while after their last work, may keep
+    one of ours from its core.
+    """
+    num_threads = max(1, min(torch.get_num_threads(), num_rows // _MIN_PIECE))
+    num_pieces = min(num_threads * _PIECES_A_THREAD, max(1, num_rows // _MIN_PIECE)) if num_threads > 1 else 1
     bounds = [num_rows * piece // num_pieces for piece in range(num_pieces + 1)]
-    others = [_pool.submit(kernel, bounds[k], bounds[k + 1], *arguments) for k in range(1, num_pieces)]
-    kernel(bounds[0], bounds[1], *arguments)
+    pieces = iter(itertools.pairwise(bounds))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            kernel(*piece, *arguments)
+
+    others = [_pool.submit(work) for _ in range(num_threads - 1)]
+    work()
     for other in others:
-        other.result()
+        if not other.cancel():  # a thread that has not begun by now has nothing left to do
+            other.result()
 
 
 class SortedReads(NamedTuple):

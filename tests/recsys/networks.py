@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from recsys.layers import ModelInputs
 from recsys.models import MODELS, Model
 
-EQUAL_WIDTHS = {"final_net", "deep_fm", "fm"}
+EQUAL_WIDTHS = ("final_net", "deep_fm", "fm")
 """Models that ask for features of equal width, unless their settings say otherwise."""
 DENSE_WIDTH = 3
 
