@@ -146,10 +146,14 @@ def sum_reads(width: int) -> Kernel:
 
 @cache
 def put_back(width: int) -> Kernel:
-    """Kernel `(rows [U], now, loan's w, m, v [U, w], table, m, v [M, w], last_step [M])`: the loan into the table."""
+    """Kernel `(rows [U], now, loan's w, m, v [U, w], table, m, v [M, w], last_step [M])`: the loan into the table.
+
+    What is too small to matter goes in as zero, in the loan too.
+    """
 
     @compiled
     def kernel(start, stop, rows, now, w_in, m_in, v_in, table, m, v, last_step):
+        zero = np.float32(0)
         for u in range(start, stop):
             if u + AHEAD < stop:
                 ahead = rows[u + AHEAD]
@@ -159,6 +163,10 @@ def put_back(width: int) -> Kernel:
                 prefetch(last_step, ahead)
             row = rows[u]
             last_step[row] = now
+            for j in range(width):
+                w_in[u, j] = w_in[u, j] if abs(w_in[u, j]) > TINY_WEIGHT else zero
+            for j in range(width):
+                m_in[u, j] = m_in[u, j] if abs(m_in[u, j]) > TINY_MOMENT else zero
             copy(table, row * width, w_in, u * width, width)
             copy(m, row * width, m_in, u * width, width)
             copy(v, row * width, v_in, u * width, width)
@@ -168,19 +176,18 @@ def put_back(width: int) -> Kernel:
 
 @cache
 def adam_step(width: int) -> Kernel:
-    """Kernel `(grad, w, m, v [U, w], ...)`: one exact Adam step in place, `grad` without decay, no dust left behind."""
+    """Kernel `(grad, w, m, v [U, w], ...)`: one exact Adam step in place, `grad` without decay."""
 
     @compiled
     def kernel(start, stop, grad, w, m, v, decay, take1, take2, rate, floor):
-        one, zero = np.float32(1), np.float32(0)
+        one = np.float32(1)
         for u in range(start, stop):
             for j in range(width):
                 g = grad[u, j] + decay * w[u, j]
                 m_j = m[u, j] + take1 * (g - m[u, j])
                 v_j = (one - take2) * v[u, j] + take2 * (g * g)
-                w_j = w[u, j] - rate * m_j / (math.sqrt(v_j) + floor)
-                w[u, j] = w_j if abs(w_j) > TINY_WEIGHT else zero
-                m[u, j] = m_j if abs(m_j) > TINY_MOMENT else zero
+                w[u, j] -= rate * m_j / (math.sqrt(v_j) + floor)
+                m[u, j] = m_j
                 v[u, j] = v_j
 
     return kernel

@@ -290,6 +290,15 @@ def test_values_too_small_to_matter_become_zero():
     assert optimizer.table.count_nonzero() == optimizer.m.count_nonzero() == 0
 
 
+def test_nor_does_catching_up_leave_such_values():
+    optimizer = RowSparseAdam(torch.zeros(3, 4), learning_rate=1e-3)
+    optimizer.step(optimizer.borrow(torch.arange(3)), torch.ones(3, 4))
+    optimizer.m.fill_(1e-31)
+    optimizer.num_steps += 1
+    optimizer.catch_up_all()
+    assert optimizer.m.count_nonzero() == 0
+
+
 # Errors.
 
 
