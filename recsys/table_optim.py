@@ -69,8 +69,7 @@ class AdamTable:
 
     def gradients(self) -> list[Tensor]:
         """The gradient of the touched rows [U, w]; none where the batch had no token."""
-        touched = self.embedding.touched
-        return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+        return _gradients(self.embedding)
 
     def step(self) -> None:
         """One step on the touched rows."""
@@ -117,8 +116,7 @@ class DenseAdam:
 
     def gradients(self) -> list[Tensor]:
         """The gradient of the touched rows [U, w]: all others are zero."""
-        touched = self.embedding.touched
-        return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+        return _gradients(self.embedding)
 
     def step(self) -> None:
         """One step on every row."""
@@ -183,6 +181,11 @@ class FusedRowWiseAdagrad:
         return momentum
 
 
+def _gradients(embedding: UnifiedEmbedding) -> list[Tensor]:
+    touched = embedding.touched
+    return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+
+
 def build_table(
     layout: TableLayout, config: EmbeddingConfig, learning_rate: float, vocabulary: Vocabulary | None = None
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
@@ -205,12 +208,10 @@ def build_table(
 def _build(
     layout: TableLayout, config: EmbeddingConfig, rate: float, vocabulary: Vocabulary | None
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
-    if config.optimizer == "adam":
+    if config.optimizer != "rowwise_adagrad":
         embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
-        return embedding, AdamTable(embedding, rate, config.l2)
-    if config.optimizer == "dense_adam":
-        embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
-        return embedding, DenseAdam(embedding, rate, config.l2)
+        optimizer = AdamTable if config.optimizer == "adam" else DenseAdam
+        return embedding, optimizer(embedding, rate, config.l2)
     if layout.width % 4:
         remedy = "set embedding.width to a multiple of 4, or embedding.optimizer=adam"
         raise InputError("rowwise_adagrad needs a width divisible by 4", found=str(layout.width), remedy=remedy)
