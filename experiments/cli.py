@@ -244,12 +244,17 @@ def _require_training() -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error and exit code 2."""
+    """The `muxrec` command."""
+    run_command(app, "muxrec")
+
+
+def run_command(command: typer.Typer, name: str) -> None:
+    """Run a command; a user's mistake is one line on standard error, which begins with `name`, and exit code 2."""
     try:
-        app()
+        command()
     except InputError as error:
         line = " ".join(str(error).split())
-        sys.stderr.write(f"muxrec: {line}\n")
+        sys.stderr.write(f"{name}: {line}\n")
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our output has left: no complaint.
@@ -259,7 +264,7 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         line = f"cannot write {error.filename or ''}; found {error.strerror}; free space, or permit it"
-        sys.stderr.write(f"muxrec: {line}\n")
+        sys.stderr.write(f"{name}: {line}\n")
         sys.exit(2)
 
 

@@ -25,6 +25,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from experiments.cli import run_command
 from experiments.config import Experiment
 from experiments.results_report import Result, write_results
 from experiments.run_directory import RunDirectory
@@ -280,13 +281,8 @@ def _buildable(cells: Sequence[Cell]) -> Iterator[Cell]:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error and exit code 2."""
-    try:
-        app()
-    except InputError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"results: {line}\n")
-        sys.exit(2)
+    """The command of this module."""
+    run_command(app, "results")
 
 
 if __name__ == "__main__":
