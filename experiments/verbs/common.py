@@ -1,0 +1,39 @@
+"""What the verbs share: their common options, and how a result is printed."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from features.errors import InputError
+
+console = Console(highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
+Data = Annotated[Path, typer.Option(help="Dataset directory that `muxrec prepare` wrote.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `muxrec train` wrote.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory that `muxrec export` wrote.")]
+
+
+def show(as_json: bool, values: Mapping[str, Any]) -> None:
+    """Print a result: one line of JSON, or aligned text."""
+    if as_json:
+        sys.stdout.write(json.dumps(values, default=str) + "\n")
+        return
+    from experiments.text import result_table
+
+    console.print(result_table(values))
+
+
+def require_training() -> None:
+    """Raise `InputError` with the command that installs what training needs."""
+    import importlib.util
+
+    absent = [name for name in ("torch", "torchrec", "mlflow") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError("this verb needs the training packages", found=f"no {absent[0]}", remedy="make env")

@@ -1,0 +1,46 @@
+"""Verbs that make data: prepare."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.verbs.common import Json, Overwrite, show
+from features.errors import InputError
+
+
+def prepare(
+    registry: Annotated[Path | None, typer.Option(help="Registry file (YAML).")] = None,
+    train: Annotated[list[str] | None, typer.Option(help="Training files: path, directory or glob.")] = None,
+    valid: Annotated[list[str] | None, typer.Option(help="Validation files; else rows are held out of train.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Test files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Dataset directory to write.")] = None,
+    infer: Annotated[Path | None, typer.Option(help="Print a registry draft for this file instead.")] = None,
+    holdout: Annotated[float, typer.Option(help="Share of the training rows held out where --valid is absent.")] = 0.1,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn raw parquet, csv(.gz) or ndjson files into a dataset directory."""
+    if infer is not None:
+        from features.infer import infer_registry
+
+        draft = infer_registry(infer)
+        sys.stdout.write(json.dumps({"registry": draft}) + "\n" if as_json else draft)
+        return
+    from features.prepare import prepare as run
+    from features.registry import FeatureRegistry
+
+    if registry is None or not train or out is None:
+        raise InputError(
+            "prepare needs --registry, --train and --out", remedy="or --infer FILE, which drafts a registry"
+        )
+    splits = {"train": train, "valid": valid or [], "test": test or []}
+    info = run(
+        FeatureRegistry.from_yaml(registry), splits, out, holdout=holdout, overwrite=overwrite, progress=not as_json
+    )
+    rows = {name: split.rows for name, split in info.splits.items()}
+    rates = {name: round(split.label_rate, 5) for name, split in info.splits.items()}
+    unknown = list(info.unknown_columns)
+    show(as_json, {"dataset": str(out), "digest": info.digest, "rows": rows, "label_rate": rates, "unused": unknown})
