@@ -8,8 +8,11 @@ import typer
 
 from experiments.verbs.data import prepare
 from experiments.verbs.machine import doctor
+from experiments.verbs.many_runs import compare, sweep
 from experiments.verbs.scoring import score, verify
-from experiments.verbs.training import evaluate, export, parity, train
+from experiments.verbs.serving import serve
+from experiments.verbs.tracking import drift, promote
+from experiments.verbs.training import evaluate, export, parity, prune, train
 from features.errors import InputError
 
 app = typer.Typer(
@@ -19,7 +22,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (prepare, train, evaluate, export, verify, parity, score, doctor):
+for verb in (
+    prepare,
+    train,
+    prune,
+    sweep,
+    compare,
+    evaluate,
+    export,
+    verify,
+    parity,
+    promote,
+    drift,
+    score,
+    serve,
+    doctor,
+):
     app.command()(verb)
 
 

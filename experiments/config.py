@@ -6,15 +6,79 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from features.errors import InputError
 from features.registry import describe_validation_error
+from recsys.compression import COMPRESSORS, Budget, Compressor, Start
 from recsys.embedding import EmbeddingConfig
 from recsys.models.base import Model
 from recsys.ranker import model_config
 from recsys.tracking import flatten
 from recsys.trainer import TrainerConfig
+from serving.table import TableDtype
+
+
+class Compression(BaseModel):
+    """How `muxrec prune` made a table smaller.
+
+    >>> Compression.model_validate({"method": "magnitude", "target_bytes": 1000}).settings["rows_a_value"]
+    32.0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    """One of COMPRESSORS."""
+    target_bytes: int = Field(ge=1)
+    """Most bytes of the bundle's embedding files, table and vocabulary."""
+    table_dtype: TableDtype = "int4"
+    """Of the stored rows; also what the run is judged by."""
+    start: Start
+    """Weights that the last training begins with; the method's own choice where not given."""
+    learning_rate_share: float = Field(default=0.1, gt=0)
+    """Of the run's learning rates, what `finetune` begins with."""
+    settings: dict[str, Any] = {}
+    """The method's own, all of them once resolved."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_settings(cls, values: Any) -> Any:
+        """Fill in the method's defaults."""
+        method = values.get("method") if isinstance(values, dict) else None
+        if method not in COMPRESSORS:
+            known = ", ".join(COMPRESSORS)
+            raise InputError("unknown method of compression", found=repr(method), remedy=f"use one of {known}")
+        settings = method_settings(method, values.get("settings") or {})
+        return {"start": COMPRESSORS[method].start, **values, "settings": settings.model_dump(mode="json")}
+
+    @property
+    def rate_factor(self) -> float:
+        """What the last training multiplies the run's learning rates by."""
+        is_tuned = self.start == "finetune" and not self.compressor().is_shape_only
+        return self.learning_rate_share if is_tuned else 1.0
+
+    def compressor(self) -> Compressor:
+        """The method, with its budget."""
+        settings = method_settings(self.method, self.settings)
+        return COMPRESSORS[self.method](settings, Budget(self.target_bytes, self.table_dtype))
+
+
+def method_settings(method: str, settings: Mapping[str, Any]) -> Compressor.Config:
+    """The validated settings of a method of compression; raises `InputError` for an unknown key."""
+    config = COMPRESSORS[method].Config
+    try:
+        return config.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"compression {method}: {describe_validation_error(error, config)}") from None
 
 
 class Experiment(BaseModel):
@@ -38,6 +102,8 @@ class Experiment(BaseModel):
     """The loop."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that the data kept; below 1 the bundle gives probabilities at their original share."""
+    compression: Compression | None = None
+    """Of a run that `muxrec prune` made of another."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,6 +116,14 @@ class Experiment(BaseModel):
             )
         settings = model_settings(model).model_dump(mode="json")
         return {**values, "model": {"name": model["name"], **settings}}
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `compression` where there is none: what was written before it existed stays what it is."""
+        document = write(self)
+        if self.compression is None:
+            del document["compression"]
+        return document
 
     @property
     def model_name(self) -> str:
@@ -142,7 +216,6 @@ def unknown_key(key: str, known: Sequence[str]) -> InputError:
 
 
 def _describe(error: ValidationError) -> str:
-    section = {"embedding": EmbeddingConfig, "trainer": TrainerConfig}.get(
-        str(error.errors()[0]["loc"][:1] and error.errors()[0]["loc"][0])
-    )
+    sections = {"embedding": EmbeddingConfig, "trainer": TrainerConfig, "compression": Compression}
+    section = sections.get(str(error.errors()[0]["loc"][:1] and error.errors()[0]["loc"][0]))
     return describe_validation_error(error, section or Experiment)

@@ -29,9 +29,9 @@ from rich.text import Text
 Status = Literal["ok", "missing", "note"]
 
 SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors", "typer")
-TRAINING = ("matplotlib", "numba", "pandas", "psutil", "pyarrow", "scipy")
+TRAINING = ("matplotlib", "numba", "optuna", "pandas", "psutil", "pyarrow", "scipy")
 EXPORT = ("onnx", "onnxscript")
-SERVER = ("fastapi", "uvicorn", "prometheus-client")
+SERVER = ("starlette", "uvicorn", "prometheus-client")
 ABI_BOUND = {"torch": "2.13.0", "fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}
 """As pinned in pyproject.toml; on a CPU `fbgemm-gpu-cpu` stands for `fbgemm-gpu`."""
 GOLDEN_TEXT, GOLDEN_TOKEN = "7", 0x06EED105B82285FA

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import polars as pl
@@ -11,6 +11,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from experiments.compression_facts import compression_facts
 from experiments.run_directory import RunDirectory, check_registry
 from experiments.text import text_of
 from features.addressing import rows_of
@@ -31,6 +32,7 @@ from recsys.tracking import Tracker, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.scorer import Scorer
+from serving.table import TableDtype
 
 logger = logging.getLogger(__name__)
 
@@ -153,35 +155,40 @@ def export_run(
     path: Path,
     out: Path,
     *,
-    table_dtype: str = "fp32",
+    table_dtype: str | None = None,
     negative_rate: float | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a finished run as a bundle; `negative_rate` None: that of the run.
+    """Write a finished run as a bundle; `table_dtype` and `negative_rate` None: those of the run (fp32 if not pruned).
 
     Raises `InputError` for an unknown table type, an impossible rate, or an `out` that is taken.
     """
-    if table_dtype not in ("fp32", "fp16", "int8"):
-        raise InputError("unknown table type", found=repr(table_dtype), remedy="use fp32, fp16 or int8")
+    if table_dtype not in (None, *get_args(TableDtype)):
+        known = ", ".join(get_args(TableDtype))
+        raise InputError("unknown table type", found=repr(table_dtype), remedy=f"use one of {known}")
     run = RunDirectory(path)
     facts, experiment = run.facts(), run.experiment()
+    metrics, compression = run.metrics(), experiment.compression
     try:
         info, _ = read_dataset(facts["dataset"])
     except InputError:
         info = None  # a run may outlive its dataset; the bundle then has no profile of it
     if info is not None and info.digest != facts["dataset_digest"]:
         info = None
+    trained = run.ranker(as_served=False)
     return export_bundle(
-        run.ranker(),
+        trained,
         run.registry(),
         out,
         model=experiment.model_name,
-        table_dtype=table_dtype,
-        metrics={name: values for name, values in run.metrics().items() if name != "perf"},
+        table_dtype=cast(TableDtype, table_dtype or (compression.table_dtype if compression else "fp32")),
+        metrics={name: values for name, values in metrics.items() if name not in ("perf", "compression")},
         info=info,
+        distributions=run.distributions(),
         trained_rows=run.trained_rows(),
         run_id=facts["mlflow_run_id"],
         negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
+        compression=compression_facts(trained, experiment, metrics["compression"]) if compression else None,
         overwrite=overwrite,
     )
 

@@ -1,6 +1,7 @@
 """Tuned runs on Frappe (BARS `Frappe_x1`), all on 131,072 floats: 32,768 rows of 4, eight probes."""
 
 from experiments.config import Experiment, variant
+from experiments.search_space import Choice, Float, SearchSpace
 
 
 def frappe() -> Experiment:
@@ -40,3 +41,15 @@ def frappe_deep_fm() -> Experiment:
     """DeepFM as BARS tuned it."""
     model = {"name": "deep_fm", "hidden": [400, 400, 400], "dropout": 0.2}
     return variant(frappe(), "frappe_deep_fm", model=model)
+
+
+SPACES: dict[str, SearchSpace] = {
+    "frappe": {
+        "embedding.l2": Float(low=0.005, high=0.5, log=True),
+        "embedding.probes": Choice(values=(4, 8)),
+        "trainer.learning_rate": Float(low=3e-4, high=3e-3, log=True),
+        "model.mlp1_hidden": Choice(values=([200], [400], [400, 400])),
+        "model.mlp1_dropout": Float(low=0.0, high=0.6),
+        "model.mlp2_dropout": Float(low=0.0, high=0.6),
+    },
+}

@@ -1,6 +1,7 @@
 """Runs on MovieLens-100K and MovieLens-1M, and those that BARS tuned on `MovielensLatest_x1`."""
 
 from experiments.config import Experiment, variant
+from experiments.search_space import Choice, Float, SearchSpace
 
 
 def movielens_100k() -> Experiment:
@@ -70,4 +71,25 @@ _FINAL_NET = {
     "block2_hidden": [500],
     "block1_dropout": 0.0,
     "block2_dropout": 0.0,
+}
+
+_FINAL_MLP: SearchSpace = {
+    "embedding.l2": Float(low=0.003, high=0.3, log=True),
+    "embedding.probes": Choice(values=(2, 4, 8)),
+    "trainer.learning_rate": Float(low=3e-4, high=3e-3, log=True),
+    "model.mlp1_hidden": Choice(values=([200], [400], [400, 400])),
+    "model.mlp1_dropout": Float(low=0.0, high=0.6),
+    "model.mlp2_dropout": Float(low=0.0, high=0.6),
+}
+
+SPACES: dict[str, SearchSpace] = {
+    "movielens_100k": _FINAL_MLP,
+    "movielens_1m": _FINAL_MLP,
+    "movielens_1m_dcn_v2": {
+        "embedding.l2": Float(low=1e-6, high=1e-3, log=True),
+        "embedding.probes": Choice(values=(2, 4, 8)),
+        "trainer.learning_rate": Float(low=3e-4, high=5e-3, log=True),
+        "model.hidden": Choice(values=([96], [192], [192, 192])),
+        "model.dropout": Float(low=0.0, high=0.3),
+    },
 }

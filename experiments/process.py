@@ -1,8 +1,14 @@
-"""Settings of a process that trains, which have to stand before torch is loaded."""
+"""A process that trains: the settings that have to stand before torch is loaded, and what it uses."""
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from features.errors import InputError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets
 _SPINS = "30000"
@@ -25,3 +31,48 @@ def prepare_for_training() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_TRIM_THRESHOLD, 2**30)
         libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the most that it accepts
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *, patience: float = 0.0) -> Iterator[int]:
+    """Hold a folder by a lock on the file `lock` in it; hands out its descriptor, which children may hold on to.
+
+    Raises `InputError` where another process still holds it after `patience` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    last = time.monotonic() + patience
+    with (folder / "lock").open("w", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= last:
+                    expected = f"{folder}: expected no other process at work"
+                    raise InputError(expected, found="one", remedy="wait for it, or work in another folder") from None
+                time.sleep(0.1)
+        yield file.fileno()
+
+
+class ResourceMeter:
+    """Cores and memory of this process, as MLflow's page of system metrics shows them.
+
+    >>> sorted(ResourceMeter().used())
+    ['system/cores_used', 'system/memory_mb']
+    """
+
+    def __init__(self) -> None:
+        self._clocks = time.perf_counter(), time.process_time()
+
+    def used(self) -> dict[str, float]:
+        """Cores in the mean since the last call, and resident memory now."""
+        before, self._clocks = self._clocks, (time.perf_counter(), time.process_time())
+        wall, busy = (now - then for now, then in zip(self._clocks, before, strict=True))
+        return {"system/cores_used": busy / max(wall, 1e-9), "system/memory_mb": _resident_mb()}
+
+
+def _resident_mb() -> float:
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return float("nan")  # where there is no such file; metrics that are not finite are left out

@@ -7,7 +7,6 @@ work folder, and its directory goes. A line counts for a run while it holds the 
 included, on data of the same digest; studies that share a run share its line.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,15 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import typer
 
 from experiments.cli import run_command
 from experiments.config import Experiment
+from experiments.process import alone_in
 from experiments.results_report import Result, write_results
 from experiments.run_directory import RunDirectory
 from experiments.studies import SEEDS, STUDIES, Cell, Facts, Study, read_facts
@@ -34,7 +33,25 @@ from features.errors import InputError
 from features.files import write_text
 
 Record = dict[str, Any]
-"""A line of results.jsonl: `experiment`, `dataset_digest`, `metrics`, and the sizes of what was trained."""
+"""A line of results.jsonl: `experiment`, `dataset_digest`, `metrics`, and the sizes of what was trained; `compression`,
+what the run was compressed by, where it was."""
+
+
+class Work(Protocol):
+    """What `train_missing` must know of a run to be done."""
+
+    @property
+    def key(self) -> str:
+        """Identity of the run, as `key_of` gives it."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """For lines about its progress."""
+        ...
+
+
+AnyWork = TypeVar("AnyWork", bound=Work)
 
 
 class Job(NamedTuple):
@@ -50,6 +67,11 @@ class Job(NamedTuple):
         """Identity of the run: 16 hexadecimal digits."""
         return key_of(self.experiment, self.dataset_digest)
 
+    @property
+    def name(self) -> str:
+        """Its cell and seed."""
+        return f"{self.cell.name} seed {self.experiment.seed}"
+
 
 class Results:
     """Finished runs by key, kept in results.jsonl."""
@@ -62,12 +84,12 @@ class Results:
             try:
                 # Validated anew: a setting that came later has its default, which is what the run did.
                 experiment = Experiment.model_validate(record["experiment"])
-                key = key_of(experiment, record["dataset_digest"])
+                key = key_of(experiment, record["dataset_digest"], record.get("compression"))
             except ValueError:  # settings that there are not (any more): kept, though nothing asks for this run
                 key = line
             self.records[key] = record
 
-    def add(self, job: Job, record: Record) -> None:
+    def add(self, job: Work, record: Record) -> None:
         """Keep a run; the file is replaced as a whole, so that it never holds half a line."""
         self.records[job.key] = record
         write_text(self.path, "".join(json.dumps(one) + "\n" for one in self.records.values()))
@@ -79,9 +101,10 @@ class Results:
         return {seed: self.records[key] for seed, key in keys.items() if key in self.records}
 
 
-def key_of(experiment: Experiment, dataset_digest: str) -> str:
-    """Digest of a resolved experiment, its seed included, and the data."""
-    document = json.dumps([experiment.model_dump(mode="json"), dataset_digest], sort_keys=True)
+def key_of(experiment: Experiment, dataset_digest: str, compression: Mapping[str, Any] | None = None) -> str:
+    """Digest of a resolved experiment, its seed included, the data, and what the run is compressed by."""
+    parts = [experiment.model_dump(mode="json"), dataset_digest, *([compression] if compression else [])]
+    document = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:16]
 
 
@@ -105,7 +128,11 @@ def plan(studies: Mapping[str, Study], facts: Mapping[str, Facts], seeds: int | 
 
 
 def train_missing(
-    jobs: Sequence[Job], results: Results, train: Callable[[Job], Record], workers: int, say: Callable[[str], None]
+    jobs: Sequence[AnyWork],
+    results: Results,
+    train: Callable[[AnyWork], Record],
+    workers: int,
+    say: Callable[[str], None],
 ) -> list[str]:
     """Train the jobs that have no line yet, `workers` at a time; returns a line for each that failed."""
     missing = [job for job in jobs if job.key not in results.records]
@@ -116,15 +143,14 @@ def train_missing(
     try:
         for number, future in enumerate(as_completed(futures), 1):
             job = futures[future]
-            run = f"{job.cell.name} seed {job.experiment.seed}"
             try:
                 record = future.result()
             except (RunError, InputError, OSError) as error:
-                failures.append(f"{run}: {error}")
-                say(f"{number}/{len(missing)} {run}: FAILED: {error}")
+                failures.append(f"{job.name}: {error}")
+                say(f"{number}/{len(missing)} {job.name}: FAILED: {error}")
                 continue
             results.add(job, record)
-            say(f"{number}/{len(missing)} {run}: {_summary(record)}")
+            say(f"{number}/{len(missing)} {job.name}: {_summary(record)}")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not waiting: an interrupted command ends its processes first
     return failures
@@ -132,6 +158,11 @@ def train_missing(
 
 class RunError(Exception):
     """A training process that ended badly, with its last words."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        """What the process ended with: 2 where it refused its settings."""
 
 
 class Processes:
@@ -143,14 +174,21 @@ class Processes:
 
     def train(self, job: Job) -> Record:
         """Run `muxrec train` to its end and read what came out; raises `RunError`. A run that was cut off goes on."""
-        run, log = self.work / "runs" / job.key, self.work / "runs" / f"{job.key}.log"
-        run.parent.mkdir(parents=True, exist_ok=True)
-        words = ["-m", "experiments.cli", "train", *job.cell.arguments(job.experiment.seed)]
-        options = ["--data", str(job.data), "--out", str(run), "--no-track", "--json"]
-        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        run = self.work / "runs" / job.key
+        words = ["train", *job.cell.arguments(job.experiment.seed), "--data", str(job.data), "--out", str(run)]
         began = time.perf_counter()
+        self.run([*words, "--no-track", "--json"], run.with_name(f"{job.key}.log"))
+        record = _record(RunDirectory(run), job, time.perf_counter() - began)
+        if not self.keep_runs:
+            shutil.rmtree(run)
+        return record
+
+    def run(self, words: Sequence[str], log: Path) -> None:
+        """Run `muxrec` with these words to its end; raises `RunError` with its last line, and then keeps its log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
         with log.open("w", encoding="utf-8") as errors:
-            command = [sys.executable, *words, *options]
+            command = [sys.executable, "-m", "experiments.cli", *words]
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=errors, text=True, env={**os.environ, **threads}
             )
@@ -159,12 +197,8 @@ class Processes:
             self.running.discard(process)
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it said nothing"]
-            raise RunError(f"{lines[-1]} (exit code {code}; all of it in {log})")
-        record = _record(RunDirectory(run), job, time.perf_counter() - began)
+            raise RunError(f"{lines[-1]} (exit code {code}; all of it in {log})", code)
         log.unlink()
-        if not self.keep_runs:
-            shutil.rmtree(run)
-        return record
 
     def stop(self) -> None:
         """Tell the processes to end; what they did is resumed the next time."""
@@ -189,25 +223,15 @@ def _record(run: RunDirectory, job: Job, seconds: float) -> Record:
 
 
 def _summary(record: Record) -> str:
+    if "unreachable" in record:
+        return f"cannot: {record['unreachable']}"
     metrics = record["metrics"]
     split = "test" if "test" in metrics else "valid"
     return f"{split} auc {metrics[split]['auc']:.4f}, {metrics['perf']['epochs']} epochs, {record['seconds']:.0f} s"
 
 
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the work folder; raises `InputError` where another process does."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            remedy = "wait for it, or give another --work"
-            raise InputError(f"{work}: expected no other process at work", found="one", remedy=remedy) from None
-        yield
-
-
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line of progress on standard error."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
@@ -252,13 +276,13 @@ def results(
     cores = len(os.sched_getaffinity(0))
     processes = Processes(work, threads=max(1, cores // workers), keep_runs=keep_runs)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _alone(work):
+    with alone_in(work):
         kept = Results(work / "results.jsonl")
         jobs, failures = plan(studies, facts, seeds)
         jobs = [job for job in jobs if fnmatchcase(job.cell.name, cells)]
         if not report_only:
             try:
-                failures += train_missing(jobs, kept, processes.train, workers, _say)
+                failures += train_missing(jobs, kept, processes.train, workers, say)
             finally:
                 processes.stop()
         done = {
@@ -267,7 +291,7 @@ def results(
         }
         write_results(out, studies, done, facts)
     for line in failures:
-        _say(f"failed: {line}")
+        say(f"failed: {line}")
     raise typer.Exit(1 if failures else 0)
 
 

@@ -9,19 +9,20 @@ import io
 import math
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-from scipy.stats import ttest_ind
 
 mpl.use("Agg")  # figures are files; no screen is needed, and none is assumed
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.significance import p_text, welch
 from experiments.studies import WIDTH, Cell, Facts, Study, yaml_text
+from experiments.text import markdown_table
 from features.files import write_text
 from recsys.tracking import flatten
 
@@ -82,19 +83,6 @@ def write_results(
             write_text(out / f"{name}.md", study_page(name, study, results[name], facts))
             draw(out / f"{name}.png", done[name])
     _write_csv(out / "results.csv", done)
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of Welch's t-test; None where a side has fewer than two values, or nothing varies.
-
-    >>> welch([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    1.0
-    >>> welch([1.0], [1.0, 2.0])
-    """
-    if min(len(first), len(second)) < 2 or statistics.variance(first) + statistics.variance(second) == 0:
-        return None
-    result: Any = ttest_ind(first, second, equal_var=False)
-    return float(result.pvalue)
 
 
 def comparisons(results: Sequence[Result]) -> list[Comparison]:
@@ -164,25 +152,8 @@ def _comparisons_table(compared: Sequence[Comparison]) -> tuple[list[str], list[
     for one in compared:
         cell, other = one.result.cell, one.reference.cell
         sizes = ["" if budget is None else f"{budget:g}x" for budget in (cell.budget, other.budget)]
-        p = "" if one.p is None else "< 0.0001" if one.p < 1e-4 else f"{one.p:.2g}"
-        rows.append([cell.panel, cell.label, sizes[0], other.label, sizes[1], f"{one.difference:+.4f}", p])
+        rows.append([cell.panel, cell.label, sizes[0], other.label, sizes[1], f"{one.difference:+.4f}", p_text(one.p)])
     return header, rows
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; columns in which no row has anything are left out.
-
-    >>> print(markdown_table(["a", "b"], [["1", ""], ["2", ""]]))
-    | a |
-    |---|
-    | 1 |
-    | 2 |
-    """
-    rows = list(rows)
-    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    lines = [[header[column] for column in kept], *([row[column] for column in kept] for row in rows)]
-    texts = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([texts[0], "|" + "---|" * len(kept), *texts[1:]])
 
 
 def kilobytes(count: int) -> str:

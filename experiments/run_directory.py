@@ -5,6 +5,9 @@ run.json           a key of its own, dataset, its digest, registry fingerprint, 
 registry.json      the registry with its fitted statistics
 vocabulary.safetensors  the distinct tokens of train, where the kind of table depends on them
 log.jsonl          one line an epoch
+mask.safetensors   which cells of the table `muxrec prune` kept
+supernet/          what it learned that from: a log and checkpoints like those of the run; and search.jsonl
+profile.json       how features and scores were distributed (`serving.profile`), for the bundle
 checkpoint/        state.safetensors (to resume), best.safetensors, trained_rows.npy
 metrics.json       {"valid": {...}, "test": {...}, "perf": {...}}; written last: with it the run is finished
 report/            figures and tables, as logged to MLflow
@@ -25,9 +28,14 @@ from features.addressing import Vocabulary
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
 from features.files import temporary_directory_beside, write_text
+from features.layout import COUNTED
 from features.registry import FeatureRegistry
 from recsys import checkpoint
+from recsys.export import served
+from recsys.mask_file import load_mask
 from recsys.ranker import Ranker, build_ranker
+from recsys.table_optim import TableOptimizer
+from serving.profile import Distributions
 from serving.vocabulary import read_vocabulary, write_vocabulary
 
 
@@ -38,8 +46,10 @@ class RunDirectory:
         self.path = Path(path)
         self.bundle = self.path / "bundle"
         self.report = self.path / "report"
+        self.profile_path = self.path / "profile.json"
         self.trained_rows_path = self.path / "checkpoint" / "trained_rows.npy"
         self.vocabulary_path = self.path / "vocabulary.safetensors"
+        self.mask_path = self.path / "mask.safetensors"
 
     @property
     def is_finished(self) -> bool:
@@ -133,31 +143,53 @@ class RunDirectory:
         """Flags [M] of the rows that training examples read; None where the run ended before they were counted."""
         return np.load(self.trained_rows_path, allow_pickle=False) if self.trained_rows_path.is_file() else None
 
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl, an epoch each, as far as the run has come."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def distributions(self) -> Distributions | None:
+        """The training profile; None for a run of a version that kept none."""
+        if not self.profile_path.is_file():
+            return None
+        return Distributions.model_validate_json(self.profile_path.read_bytes())
+
     def vocabulary(self) -> Vocabulary | None:
-        """The distinct tokens of train; None for a unified table, which does not depend on them."""
-        if self.experiment().embedding.kind == "unified":
+        """The distinct tokens of train; None for tables that do not depend on them."""
+        if self.experiment().embedding.kind not in COUNTED:
             return None
         try:
             return read_vocabulary(self.vocabulary_path)
         except InputError as error:
             raise InputError(error.expected, found=error.found, remedy="bring the file back, or train again") from None
 
-    def ranker(self) -> Ranker:
-        """The trained model at its best weights."""
+    def ranker(self, *, as_served: bool = True) -> Ranker:
+        """The trained model at its best weights; those of a pruned run rounded to its stored type, if `as_served`."""
         self.metrics()
         experiment = self.experiment()
-        ranker, _ = build_ranker(
+        # The weights are the same under either optimiser, and adam needs no kernel library.
+        adam = experiment.embedding.model_copy(update={"optimizer": "adam"})
+        ranker, _ = self.fresh_ranker(experiment.model_copy(update={"embedding": adam}))
+        tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
+        ranker.load_state_dict(tensors)
+        if experiment.compression is None:
+            return ranker.eval()
+        if self.mask_path.is_file():
+            ranker.embedding.hold_to(load_mask(self.mask_path))
+        return served(ranker, experiment.compression.table_dtype).eval() if as_served else ranker.eval()
+
+    def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
+        """A model as it is before training, on the run's data, and its table's optimiser."""
+        return build_ranker(
             self.registry(),
             experiment.model_name,
             experiment.network_config(),
-            experiment.embedding.model_copy(update={"optimizer": "adam"}),  # the weights are the same under either
+            experiment.embedding,
             seed=experiment.seed,
             learning_rate=experiment.trainer.learning_rate,
             vocabulary=self.vocabulary(),
         )
-        tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
-        ranker.load_state_dict(tensors)
-        return ranker.eval()
 
 
 def check_registry(expected: FeatureRegistry, found: FeatureRegistry, where: str) -> None:

@@ -1,4 +1,4 @@
-"""RUNS: every name that `muxrec train` knows; a run is a function that returns an Experiment.
+"""RUNS: every name that `muxrec train` knows; a run is a function that returns an Experiment. SPACES: what sweeps vary.
 
 Every model has a run of its own name with general defaults; a variant calls its parent and changes some fields.
 """
@@ -8,6 +8,8 @@ from functools import partial
 
 from experiments import avazu, criteo, frappe, movielens
 from experiments.config import Experiment
+from experiments.search_space import SearchSpace, default_space
+from features.errors import InputError
 from recsys.models import MODELS
 
 SHALLOW = {
@@ -57,3 +59,22 @@ RUNS: dict[str, Callable[[], Experiment]] = {
     "avazu_x1_final_net": avazu.avazu_x1_final_net,
     "avazu_x4": avazu.avazu_x4,
 }
+
+SPACES: dict[str, SearchSpace] = {**frappe.SPACES, **movielens.SPACES}
+"""Run to the settings that `muxrec sweep` varies; other runs have `default_space`."""
+
+
+def named_run(name: str) -> Experiment:
+    """The run of this name; raises `InputError` with the names that there are."""
+    if name not in RUNS:
+        raise InputError("unknown run", found=repr(name), remedy=f"use one of {', '.join(RUNS)}")
+    return RUNS[name]()
+
+
+def space_of(name: str) -> SearchSpace:
+    """The search space of a named run.
+
+    >>> sorted(space_of("movielens_100k"))[:2]
+    ['embedding.l2', 'embedding.probes']
+    """
+    return SPACES[name] if name in SPACES else default_space(named_run(name))

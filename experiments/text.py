@@ -1,6 +1,6 @@
-"""Results as text for a terminal."""
+"""Results as text: for a terminal, and as Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -35,3 +35,19 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.6g}"
     return ", ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns in which no row has anything are left out.
+
+    >>> print(markdown_table(["a", "b"], [["1", ""], ["2", ""]]))
+    | a |
+    |---|
+    | 1 |
+    | 2 |
+    """
+    rows = list(rows)
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    lines = [[header[column] for column in kept], *([row[column] for column in kept] for row in rows)]
+    texts = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([texts[0], "|" + "---|" * len(kept), *texts[1:]])

@@ -1,6 +1,7 @@
 """Addressing: tokens to rows of the table, for each kind of layout; numpy's half, torch's is in `recsys.slots`.
 
-N tokens, S slots, P slots of one feature. `unified` and `hashed` hash into the slot's rows; `collisionless` looks a
+N tokens, S slots, P slots of one feature. All kinds but one hash a token to an id below `Slot.num_ids`, and the id to
+one of the slot's rows: the id itself, its quotient or remainder, or a row some places after it. `collisionless` looks a
 token up among those of train: row 0 of a range is the missing value, row 1 every value that train did not show, row
 2 + k the k-th of its sorted tokens.
 """
@@ -39,7 +40,11 @@ class Addressing:
         slots = layout.slots if positions is None else [layout.slots[position] for position in positions]
         self._salts = np.array([slot.salt for slot in slots], dtype=np.uint64)
         self._first_rows = np.array([slot.first_row for slot in slots], dtype=np.int64)
-        self._num_rows = np.array([slot.num_rows for slot in slots], dtype=np.uint64)
+        self._num_ids = np.array([slot.num_ids for slot in slots], dtype=np.uint64)
+        self._num_rows = np.array([slot.num_rows for slot in slots], dtype=np.int64)
+        self._divisors = np.array([slot.divisor for slot in slots], dtype=np.int64)
+        self._offsets = np.array([slot.offset for slot in slots], dtype=np.int64)
+        self._is_plain = layout.kind in ("unified", "hashed")  # an id is a row
         self._sorted: list[Tokens] | None = None
         if layout.kind == "collisionless":
             assert vocabulary is not None
@@ -48,7 +53,10 @@ class Addressing:
     def rows(self, tokens: Tokens) -> Rows:
         """Rows [N, S] of tokens [N, S], a column a slot; or of [N, 1] where all slots read the same feature."""
         if self._sorted is None:
-            return rows_of_tokens(tokens, self._salts, self._num_rows) + self._first_rows
+            ids = rows_of_tokens(tokens, self._salts, self._num_ids)
+            if not self._is_plain:
+                ids = (ids // self._divisors + self._offsets) % self._num_rows
+            return ids + self._first_rows
         columns = np.broadcast_to(tokens, (len(tokens), len(self._sorted))).T
         found = [_offsets(ordered, column) for ordered, column in zip(self._sorted, columns, strict=True)]
         return np.array(found, dtype=np.int64).reshape(columns.shape).T + self._first_rows

@@ -4,18 +4,21 @@ B examples, N float columns. A lowered frame has one column a feature, in regist
 UInt64 tokens, or Float32.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate, chain, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from features.errors import InputError
-from features.hashing import Tokens
+from features.hashing import Tokens, tokens_of_texts
 from features.registry import FeatureRegistry
-from features.spec import AnyFeature
+from features.spec import AnyFeature, CategoricalList, Numeric
+from features.values import Text, bucket_texts, check_unicode, lists_of, numbers_of, texts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,9 @@ class EncodedBatch:
     """Tokens an example [B], for list features alone; a scalar has one."""
     dense: npt.NDArray[np.float32]
     """Float columns [B, N], in registry order."""
+    num_missing: Mapping[str, int] = field(default_factory=dict)
+    """Examples without a value, where a float column holds 0, for float columns that were encoded here; tokens show
+    theirs themselves."""
 
     @staticmethod
     def from_frame(lowered: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
@@ -44,15 +50,21 @@ class EncodedBatch:
         for feature in registry.token_features:
             column = lowered[feature.name]
             if feature.is_list:
-                lengths[feature.name] = column.list.len().cast(pl.Int64).to_numpy()
-                column = column.filter(column.list.len() > 0).explode() if len(column) else column.explode()
+                lengths[feature.name] = column.list.len().to_numpy().astype(np.int64)
+                column = column.explode(empty_as_null=False)
             tokens[feature.name] = column.to_numpy()
-        names = [feature.name for feature in registry.dense_features]
-        if names:
-            dense = np.ascontiguousarray(lowered.select(names).to_numpy(), dtype=np.float32)
-        else:
-            dense = np.zeros((len(lowered), 0), dtype=np.float32)
-        return EncodedBatch(num_examples=len(lowered), tokens=tokens, lengths=lengths, dense=dense)
+        columns = [lowered[feature.name].to_numpy() for feature in registry.dense_features]
+        return EncodedBatch(
+            num_examples=len(lowered), tokens=tokens, lengths=lengths, dense=_dense(columns, len(lowered))
+        )
+
+
+def _dense(columns: Sequence[npt.NDArray[np.float32]], num_examples: int) -> npt.NDArray[np.float32]:
+    """Float columns, [B] each, as one array [B, N]."""
+    dense = np.empty((num_examples, len(columns)), dtype=np.float32)
+    for position, column in enumerate(columns):
+        dense[:, position] = column
+    return dense
 
 
 def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> pl.DataFrame:
@@ -65,19 +77,20 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
     >>> encode_frame(pl.DataFrame({"user": [7], "other": ["x"]}), registry).schema
     Schema([('user', UInt64)])
     """
+    names = frozenset(raw.columns)
+    columns: list[pl.Series] = []
     expressions: list[pl.Expr] = []
     for feature in registry.features:
-        if feature.name in raw.columns:
+        if feature.name in names:
             column = raw[feature.name]
             feature.check(column)
-            expressions.append(_lowering(feature, column.dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
         elif allow_missing:
-            # A literal would make one row of a frame without any.
-            raw = raw.with_columns(pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name))
-            expressions.append(_lowering(feature, pl.Null()))  # pyright: ignore[reportArgumentType]
+            column = pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name)
         else:
             raise missing_column(feature.name, raw.columns)
-    return raw.select(expressions)
+        columns.append(feature.simplify(column))
+        expressions.append(_lowering(feature, columns[-1].dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
+    return pl.DataFrame(columns).select(expressions)
 
 
 @lru_cache(maxsize=8192)
@@ -93,7 +106,64 @@ def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool 
     >>> encode(pl.DataFrame({"tags": [["a", "b"], []]}), registry).lengths["tags"].tolist()
     [2, 0]
     """
-    return EncodedBatch.from_frame(encode_frame(raw, registry, allow_missing=allow_missing), registry)
+    encoded = EncodedBatch.from_frame(encode_frame(raw, registry, allow_missing=allow_missing), registry)
+    dense = [feature.name for feature in registry.dense_features]
+    num_missing = {name: count_missing(raw[name]) if name in raw.columns else raw.height for name in dense}
+    return replace(encoded, num_missing=num_missing)
+
+
+def count_missing(column: pl.Series) -> int:
+    """Values that read as missing: nulls and NaNs."""
+    return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
+
+
+def encode_values(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistry, num_examples: int) -> EncodedBatch:
+    """`encode` of Python values [B] by feature, as a request holds them; a feature that is not there is missing.
+
+    No frame is made, which would take longer than all the rest of scoring a few rows. The texts of all features are
+    hashed at once. Raises `InputError` for a value that its feature cannot take.
+
+    >>> registry = FeatureRegistry.of(features={"user": "categorical", "tags": "categorical_list"})
+    >>> batch = encode_values({"tags": [["a", "b"], []]}, registry, 2)
+    >>> batch.lengths["tags"].tolist(), [f"{token:x}" for token in batch.tokens["user"].tolist()]
+    ([2, 0], ['ea92b629d1d5a8d', 'ea92b629d1d5a8d'])
+    """
+    texts: dict[str, Sequence[Text]] = {}
+    lengths: dict[str, npt.NDArray[np.int64]] = {}
+    dense: dict[str, npt.NDArray[np.float32]] = {}
+    num_missing: dict[str, int] = {}
+    for feature in registry.features:
+        name, values = feature.name, columns.get(feature.name)
+        if values is None:
+            values = [None] * num_examples
+        if isinstance(feature, CategoricalList):
+            lists = lists_of(feature, values)
+            lengths[name] = np.array([len(one) for one in lists], dtype=np.int64)
+            texts[name] = [*chain.from_iterable(lists)]
+        elif not isinstance(feature, Numeric):
+            texts[name] = texts_of(feature, values)
+        elif feature.has_tokens:
+            texts[name] = bucket_texts(feature, values)
+        else:
+            numbers = numbers_of(feature, values)
+            dense[name], num_missing[name] = feature.floats(numbers), int(np.isnan(numbers).sum())
+    try:
+        hashed = tokens_of_texts(chain.from_iterable(texts.values()))
+    except UnicodeEncodeError:
+        for feature in registry.token_features:  # say where
+            if isinstance(feature, CategoricalList):
+                check_unicode(feature, lists_of(feature, columns.get(feature.name, [])))
+            else:
+                check_unicode(feature, texts[feature.name])
+        raise
+    edges = pairwise(accumulate(map(len, texts.values()), initial=0))
+    return EncodedBatch(
+        num_examples=num_examples,
+        tokens={name: hashed[start:end] for name, (start, end) in zip(texts, edges, strict=True)},
+        lengths=lengths,
+        dense=_dense([*dense.values()], num_examples),
+        num_missing=num_missing,
+    )
 
 
 def missing_column(name: str, columns: list[str]) -> InputError:

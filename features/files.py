@@ -15,6 +15,12 @@ import polars as pl
 from features.errors import InputError
 
 
+def cache_directory() -> Path:
+    """Where things are kept that can be made again: `MUXREC_CACHE`, or `muxrec` in the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MUXREC_CACHE") or Path(base) / "muxrec")
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as file:

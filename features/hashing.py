@@ -4,12 +4,13 @@ N values, S slots (one per view, feature and probe), M table rows. `docs/formats
 `tests/features/test_hashing.py` pins it with golden vectors; numpy, polars and torch agree on it bit for bit.
 """
 
-from functools import lru_cache
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import polars_hash  # noqa: F401  # pyright: ignore[reportUnusedImport]  (registers the `nchash` expressions)
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from features.errors import InputError
 
@@ -20,6 +21,7 @@ MAX_NUM_ROWS = 2**31
 # included, are these.
 MISSING_TOKEN = 0x0EA92B629D1D5A8D
 
+_MISSING_DIGEST = MISSING_TOKEN.to_bytes(8, "big")
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
@@ -38,14 +40,26 @@ def token_of_text(text: pl.Expr) -> pl.Expr:
     return hashed.fill_null(pl.lit(MISSING_TOKEN, dtype=pl.UInt64))
 
 
-@lru_cache(maxsize=65536)
+def tokens_of_texts(texts: Iterable[str | None]) -> Tokens:
+    """`token_of_text` of Python texts: [N]; raises `UnicodeEncodeError` for half of a surrogate pair.
+
+    A loop, in the caller's own thread: a query of polars hands over to other threads, and takes as long as 1000 texts
+    do here before it has begun.
+
+    >>> tokens_of_texts(["", None]).tolist() == [0x2D06800538D394C2, MISSING_TOKEN]
+    True
+    """
+    digests = b"".join([_MISSING_DIGEST if text is None else xxh3_64_digest(text.encode()) for text in texts])
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
+
+
 def hash_text(text: str) -> int:
     """xxh3_64 of one Python string, as an unsigned integer.
 
     >>> hash_text("") == 0x2D06800538D394C2
     True
     """
-    return int(pl.DataFrame({"text": [text]}).select(token_of_text(pl.col("text"))).item())
+    return xxh3_64_intdigest(text.encode())
 
 
 def salt(seed: int, key: str, view: str, probe: int) -> int:
@@ -73,9 +87,12 @@ def mix64(values: Tokens) -> Tokens:
     >>> int(mix64(np.array([1], dtype=np.uint64))[0]) == 0x5692161D100B05E5
     True
     """
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
-    return values ^ (values >> np.uint64(31))
+    values = values ^ (values >> np.uint64(30))  # a copy; from here on in place
+    values *= np.uint64(_MULTIPLIER_1)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(_MULTIPLIER_2)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int | Tokens) -> Rows:
@@ -89,7 +106,8 @@ def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int | Tokens) -> Row
     if isinstance(num_rows, int):
         check_num_rows(num_rows)
     mixed = mix64(tokens ^ salts)
-    return (((mixed >> np.uint64(32)) * num_rows) >> np.uint64(32)).astype(np.int64)
+    mixed >>= np.uint64(32)
+    return ((mixed * num_rows) >> np.uint64(32)).view(np.int64)
 
 
 def row_expression(tokens: pl.Expr, slot_salt: int, num_rows: int) -> pl.Expr:

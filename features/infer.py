@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 import yaml
@@ -10,6 +10,7 @@ import yaml
 from features.column_facts import ColumnFacts, Labels, label_auc
 from features.encode import missing_column
 from features.errors import InputError
+from features.frames import frame_of, is_frame
 from features.infer_rules import LABEL_NAMES, ROW_ID_UNIQUENESS, Guess, guess_feature
 from features.readers import expand, read_chunks
 from features.registry import is_plain_name
@@ -25,8 +26,10 @@ class _Line(NamedTuple):
     reason: str
 
 
-def infer_registry(path: str | Path, *, sample_rows: int = 200_000, label: str | None = None) -> str:
-    """A registry file drafted from the first `sample_rows` rows of a file, the reason of each guess beside it.
+def infer_registry(rows: Any, *, sample_rows: int = 200_000, label: str | None = None) -> str:
+    """A registry file drafted from the first `sample_rows` rows, the reason of each guess beside it.
+
+    `rows`: the path of a file, a polars or pandas frame, or anything with an Arrow C stream.
 
     Columns that should not be learned from are there as comments: row identifiers, constants, targets in disguise,
     moments in time, types without a feature type. Where no label is found a comment says so; `label:` then names a
@@ -35,11 +38,17 @@ def infer_registry(path: str | Path, *, sample_rows: int = 200_000, label: str |
     """
     if sample_rows < 1:
         raise InputError("sample_rows must be positive", found=str(sample_rows))
-    file = expand(path)[0]
-    sample = _sample(file, sample_rows)
+    file = None if is_frame(rows) else expand(rows)[0]
+    where = "the frame" if file is None else str(file)
+    if file is None:
+        sample = frame_of(rows.head(sample_rows) if hasattr(rows, "head") else rows, (), None).head(sample_rows)
+    else:
+        sample = _sample(file, sample_rows)
+    if sample.is_empty():
+        raise InputError(f"{where}: expected rows", found="none", remedy="draft the registry from another file")
     if label is not None and label not in sample.columns:
-        raise missing_column(label, sample.columns).located(str(file))
-    is_delimited = file.name.endswith((".csv", ".csv.gz"))
+        raise missing_column(label, sample.columns).located(where)
+    is_delimited = file is not None and file.name.endswith((".csv", ".csv.gz"))
     facts = {name: ColumnFacts.of(sample[name], is_delimited=is_delimited) for name in sample.columns}
     label_name, label_line = _label_line(facts, label)
     labels = _labels(facts[label_name]) if label_name is not None else None
@@ -47,10 +56,11 @@ def infer_registry(path: str | Path, *, sample_rows: int = 200_000, label: str |
     if not any(guess.is_used for guess in guesses.values()):
         found = ", ".join(f"{name!r}, a {guess.reason.split(':')[0]}" for name, guess in list(guesses.items())[:6])
         remedy = "add columns that are known before the label is"
-        raise InputError(f"{file}: expected a column to learn from", found=found or "the label alone", remedy=remedy)
+        raise InputError(f"{where}: expected a column to learn from", found=found or "the label alone", remedy=remedy)
     lines = [label_line, _group_line(facts, label_name), _Line("features:", "")]
     lines += [_feature_line(name, guess) for name, guess in guesses.items()]
-    return _rendered(f"Drafted from the first {len(sample):,} rows of {file.name}. Read every line before use.", lines)
+    title = f"Drafted from the first {len(sample):,} rows of {'a frame' if file is None else file.name}"
+    return _rendered(f"{title}. Read every line before use.", lines)
 
 
 def _sample(file: Path, num_rows: int) -> pl.DataFrame:
@@ -59,9 +69,7 @@ def _sample(file: Path, num_rows: int) -> pl.DataFrame:
         frames.append(chunk)
         if sum(map(len, frames)) >= num_rows:
             break
-    if not any(map(len, frames)):
-        raise InputError(f"{file}: expected rows", found="none", remedy="draft the registry from another file")
-    return pl.concat(frames).head(num_rows)
+    return pl.concat(frames).head(num_rows) if frames else pl.DataFrame()
 
 
 def _label_line(facts: Mapping[str, ColumnFacts], given: str | None) -> tuple[str | None, _Line]:

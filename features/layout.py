@@ -4,6 +4,7 @@ S slots (one per view, feature and probe), w row width, M table rows, n_f distin
 view is one reading of the table under salts of its own: `main` feeds the network, FinalMLP's gates add `fs1` and `fs2`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -17,9 +18,13 @@ from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
 from features.spec import Probes
 
-Kind = Literal["unified", "hashed", "collisionless"]
-"""Who reads which rows: all features the same ones by hash, each (view, feature) a range of its own by hash, or each
-value seen in train a row of its own."""
+Kind = Literal["unified", "hashed", "collisionless", "quotient_remainder", "robe"]
+"""Who reads which rows. `unified`: all features the same ones by hash; `hashed`: each (view, feature) a range of its
+own by hash; `collisionless`: each value seen in train a row of its own; `quotient_remainder`: two ranges a (view,
+feature), one by the quotient and one by the remainder of a hash; `robe`: all features the same ones, `block` rows in
+succession from a hashed one on, the last row followed by the first."""
+COUNTED: tuple[Kind, ...] = ("hashed", "collisionless", "quotient_remainder")
+"""Kinds whose ranges depend on the distinct values of train."""
 
 
 class Slot(NamedTuple):
@@ -33,6 +38,11 @@ class Slot(NamedTuple):
     """Of the rows that it may read."""
     num_rows: int
     """How many those are."""
+    num_ids: int
+    """How many a token may hash to; of no meaning in a collisionless table."""
+    divisor: int = 1
+    """Row = first_row + (id // divisor + offset) % num_rows."""
+    offset: int = 0
 
 
 class TableLayout(BaseModel):
@@ -62,7 +72,9 @@ class TableLayout(BaseModel):
     """List feature to `mean` or `sum`; scalars are left out."""
     kind: Kind = "unified"
     num_values: dict[str, Annotated[int, Field(ge=0, le=MAX_NUM_ROWS)]] = {}
-    """Feature to n_f, the missing value not counted; none for `unified`, which does not depend on them."""
+    """Feature to n_f, the missing value not counted; none for kinds that do not depend on them."""
+    block: int = Field(default=1, ge=1, le=4096)
+    """Z: rows in succession that `robe` reads from one hashed place on."""
 
     @staticmethod
     def of(
@@ -74,12 +86,13 @@ class TableLayout(BaseModel):
         views: Mapping[str, tuple[str, ...]],
         kind: Kind = "unified",
         num_values: Mapping[str, int] | None = None,
+        block: int = 1,
     ) -> "TableLayout":
         """Layout of a registry's token features; `probes` counts where a feature does not set its own.
 
         `num_values` is n_f of every token feature, for the kinds that need it; `collisionless` takes its number of rows
-        from it, and does not read `num_rows`. Raises `InputError` for sizes that no table of this kind has and for a
-        view of features that are not in the registry.
+        from it, and does not read `num_rows`; `robe` alone reads `block`. Raises `InputError` for sizes that no table
+        of this kind has and for a view of features that are not in the registry.
         """
         check_num_rows(num_rows)
         if width < 1 or probes < 1:
@@ -92,7 +105,7 @@ class TableLayout(BaseModel):
             raise InputError("a view reads token features of the registry", found=found, remedy=remedy)
         num_probes = {name: feature.probes or probes for name, feature in features.items()}
         slots = {view: {name: num_probes[name] for name in features if name in set(views[view])} for view in views}
-        given = {} if kind == "unified" or num_values is None else num_values
+        given = {} if kind not in COUNTED or num_values is None else num_values
         counts = {name: given[name] for name in features if name in given}
         if kind == "collisionless":
             num_rows = _rows_of_values(slots, counts)
@@ -109,6 +122,7 @@ class TableLayout(BaseModel):
             },
             "kind": kind,
             "num_values": counts,
+            "block": block if kind == "robe" else 1,
         }
         return TableLayout(**settings)
 
@@ -119,8 +133,10 @@ class TableLayout(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A unified layout is written as it was before there were other kinds: its bundles keep their identity."""
+        """A layout is written without what came after its kind: its bundles keep their identity."""
         document = write(self)
+        if self.kind != "robe":
+            del document["block"]
         if self.kind == "unified":
             del document["kind"], document["num_values"]
         return document
@@ -129,21 +145,41 @@ class TableLayout(BaseModel):
     def ranges(self) -> dict[tuple[str, str], tuple[int, int]]:
         """(view, feature) to the rows that it may read: the first one, and how many; in output order."""
         readers = [(view, feature) for view, probes in self.views.items() for feature in probes]
-        if self.kind == "unified":
+        if self.kind not in COUNTED:
             return dict.fromkeys(readers, (0, self.num_rows))
         counts = [self.num_values[feature] for _, feature in readers]
-        sizes = split_rows(self.num_rows, counts) if self.kind == "hashed" else [count + 2 for count in counts]
+        if self.kind == "collisionless":
+            sizes = [count + 2 for count in counts]
+        elif self.kind == "hashed":
+            sizes = split_rows(self.num_rows, counts)
+        else:  # two ranges of s rows tell s * s values apart
+            sizes = [2 * half for half in split_rows(self.num_rows // 2, [math.isqrt(count << 20) for count in counts])]
         return dict(zip(readers, zip(accumulate(sizes, initial=0), sizes, strict=False), strict=True))
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All S slots in output order."""
         return tuple(
-            Slot(view, feature, probe, salt(self.seed, self.keys[feature], view, probe), *self.ranges[view, feature])
+            self._slot(view, feature, probe)
             for view, probes in self.views.items()
             for feature, num_probes in probes.items()
             for probe in range(num_probes)
         )
+
+    def _slot(self, view: str, feature: str, probe: int) -> Slot:
+        first_row, num_rows = self.ranges[view, feature]
+
+        def salted(number: int) -> int:
+            return salt(self.seed, self.keys[feature], view, number)
+
+        if self.kind == "robe":
+            block, offset = divmod(probe, self.block)
+            return Slot(view, feature, probe, salted(block), first_row, num_rows, num_rows, offset=offset)
+        if self.kind == "quotient_remainder":
+            half = num_rows // 2
+            num_ids, divisor = min(half * half, MAX_NUM_ROWS), half if probe else 1
+            return Slot(view, feature, probe, salted(0), first_row + probe * half, half, num_ids, divisor)
+        return Slot(view, feature, probe, salted(probe), first_row, num_rows, num_rows)
 
     @cached_property
     def view_widths(self) -> dict[str, dict[str, int]]:
@@ -196,24 +232,30 @@ def _check_kind(
     kind: Kind, num_rows: int, views: Mapping[str, Mapping[str, int]], counts: Mapping[str, int], features: set[str]
 ) -> None:
     """Raise `InputError` unless a table of this kind can have these sizes."""
-    if set(counts) != (set() if kind == "unified" else features):
+    if set(counts) != (features if kind in COUNTED else set()):
         found = ", ".join(sorted(counts)) or "none"
         remedy = "count the values of the training data"
         raise InputError(f"a {kind} table needs num_values of its features", found=found, remedy=remedy)
-    num_readers = sum(len(names) for names in views.values())
-    if kind == "hashed" and num_rows < num_readers:
-        remedy = f"set embedding.num_rows to {num_readers} or more"
-        raise InputError("a hashed table needs a row for each feature and view", found=str(num_rows), remedy=remedy)
-    if kind != "collisionless":
+    if kind not in COUNTED:
         return
-    for names in views.values():
-        for name, probes in names.items():
-            if probes != 1:
-                remedy = "set embedding.probes=1 and embedding.width=16, say, and no other `probes:` in the registry"
-                raise InputError(
-                    "a collisionless table is read by one probe", found=f"{probes} of {name!r}", remedy=remedy
-                )
-    if num_rows != _rows_of_values(views, counts):
+    num_readers = sum(len(names) for names in views.values()) * (2 if kind == "quotient_remainder" else 1)
+    if kind != "collisionless" and num_rows < num_readers:
+        rows, remedy = "a row" if kind == "hashed" else "two rows", f"set embedding.num_rows to {num_readers} or more"
+        raise InputError(f"a {kind} table needs {rows} for each feature and view", found=str(num_rows), remedy=remedy)
+    if kind != "hashed":
+        _check_probes(kind, 1 if kind == "collisionless" else 2, views)
+    if kind == "collisionless" and num_rows != _rows_of_values(views, counts):
         raise InputError(
             f"expected {_rows_of_values(views, counts)} rows of a collisionless table", found=str(num_rows)
         )
+
+
+def _check_probes(kind: Kind, expected: int, views: Mapping[str, Mapping[str, int]]) -> None:
+    for names in views.values():
+        for name, probes in names.items():
+            if probes != expected:
+                number, width = ("one probe", 16) if expected == 1 else ("two probes", 8)
+                remedy = f"set embedding.probes={expected} and embedding.width={width}, say, and no other `probes:` in "
+                raise InputError(
+                    f"a {kind} table is read by {number}", found=f"{probes} of {name!r}", remedy=remedy + "the registry"
+                )

@@ -8,19 +8,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from features.dataset_info import DatasetInfo, DatasetSource, PartInfo, SplitInfo
-from features.encode import encode_frame, missing_column
+from features.encode import count_missing, encode_frame, missing_column
 from features.errors import InputError
 from features.files import cannot_write, sha256_of, temporary_directory_beside, write_parquet, write_text
 from features.fit import fit_registry
+from features.frames import frame_of, is_frame, is_pandas
 from features.hashing import mix64, token_of_text
 from features.progress import progress_bar
-from features.readers import columns_of, expand, parse_numbers, read_chunks
+from features.readers import CHUNK_ROWS, columns_of, expand, parse_numbers, read_chunks
 from features.registry import FeatureRegistry
 from features.spec import MAX_FLOAT32, Categorical, Numeric, canonical_text
 
@@ -32,7 +33,7 @@ LABEL_REMEDY = "map the label to 0 and 1 before (a rating, say, by a threshold)"
 
 def prepare(
     registry: FeatureRegistry,
-    splits: Mapping[str, Sequence[str | Path]],
+    splits: Mapping[str, Any],
     out: str | Path,
     *,
     source: DatasetSource | None = None,
@@ -41,10 +42,11 @@ def prepare(
     progress: bool = False,
     part_rows: int = PART_ROWS,
 ) -> DatasetInfo:
-    """Lower raw files (paths, directories or globs a split) and write a dataset directory.
+    """Lower raw rows and write a dataset directory.
 
-    Without `valid` files a share `holdout` of the training rows becomes the validation split; without `valid` and
-    `test` files a second such share becomes the test split. A row's side follows from its position alone.
+    `splits` has a frame (polars, pandas, anything with an Arrow C stream) a split, or a list of paths, directories and
+    globs. Without `valid` rows a share `holdout` of the training rows becomes the validation split; without `valid` and
+    `test` rows a second such share becomes the test split. A row's side follows from its position alone.
 
     Raises `InputError` for files, columns, values or labels that cannot be used, and when `out` holds a dataset and
     `overwrite` is not set; nothing is left behind then.
@@ -54,7 +56,7 @@ def prepare(
         raise InputError("holdout must be between 0 and 0.5", found=str(holdout), remedy="0.1 is usual")
     if part_rows < 1:
         raise InputError("part_rows must be positive", found=str(part_rows), remedy=f"{PART_ROWS} is usual")
-    files = {split: expand(list(patterns)) for split, patterns in splits.items() if patterns}
+    files = {split: _sources(rows, split, registry) for split, rows in splits.items() if is_frame(rows) or rows}
     if "train" not in files or not set(files) <= set(SPLITS):
         raise InputError("expected training files", found=f"splits {sorted(files)}", remedy="give --train GLOB")
     _check_out(out, files, overwrite)
@@ -77,6 +79,28 @@ def prepare(
     return info
 
 
+class _Frame(NamedTuple):
+    """Rows that were handed over as a frame instead of as files."""
+
+    split: str
+    rows: pl.DataFrame
+    columns: list[str]
+    """Of the frame as it was; `rows` may have fewer."""
+
+    def __str__(self) -> str:
+        return f"the frame of {self.split!r}"
+
+
+_Source = Path | _Frame
+
+
+def _sources(rows: Any, split: str, registry: FeatureRegistry) -> list[_Source]:
+    if not is_frame(rows):
+        return [*expand(list(rows))]
+    frame = frame_of(rows, registry.features, _needed_columns(registry))
+    return [_Frame(split, frame, [*map(str, rows.columns)] if is_pandas(rows) else frame.columns)]
+
+
 @contextmanager
 def _output(out: Path) -> Iterator[Path]:
     """A temporary directory inside `out`, which is made for it and goes again if nothing came of it."""
@@ -95,7 +119,7 @@ def _output(out: Path) -> Iterator[Path]:
             out.rmdir()
 
 
-def _check_out(out: Path, files: Mapping[str, Sequence[Path]], overwrite: bool) -> None:
+def _check_out(out: Path, files: Mapping[str, Sequence[_Source]], overwrite: bool) -> None:
     """Refuse an output that would replace a dataset unasked, or anything that no `prepare` wrote."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a directory to write to", found="a file", remedy="choose another --out")
@@ -103,7 +127,7 @@ def _check_out(out: Path, files: Mapping[str, Sequence[Path]], overwrite: bool) 
         raise InputError(
             f"{out}: expected no dataset yet", found="one", remedy="pass --overwrite, or choose another --out"
         )
-    inputs = [path.resolve() for paths in files.values() for path in paths]
+    inputs = [path.resolve() for paths in files.values() for path in paths if isinstance(path, Path)]
     for folder in (out / split for split in SPLITS):
         if any(path.is_relative_to(folder.resolve()) for path in inputs):
             raise InputError(f"{folder} would be replaced", found="input files in it", remedy="choose another --out")
@@ -112,18 +136,18 @@ def _check_out(out: Path, files: Mapping[str, Sequence[Path]], overwrite: bool) 
             raise InputError(f"{folder} would be replaced", found=found, remedy="choose another --out, or remove it")
 
 
-def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[Path]]) -> list[str]:
+def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[_Source]]) -> list[str]:
     """Refuse a file without a needed column or in two splits; return the columns that the registry does not use."""
     needed = _needed_columns(registry)
     unknown: dict[str, None] = {}
     split_of: dict[Path, str] = {}
     for split, paths in files.items():
         for path in paths:
-            other = split_of.setdefault(path.resolve(), split)
+            other = split_of.setdefault(path.resolve(), split) if isinstance(path, Path) else split
             if other != split:
                 remedy = "a model must not be judged on rows that it learned from: narrow one of the patterns"
                 raise InputError(f"{path}: expected a file of one split", found=f"{other} and {split}", remedy=remedy)
-            names = columns_of(path)
+            names = columns_of(path) if isinstance(path, Path) else path.columns
             for name in needed:
                 if name not in names:
                     raise missing_column(name, names).located(str(path))
@@ -136,7 +160,7 @@ def _needed_columns(registry: FeatureRegistry) -> list[str]:
     return list(dict.fromkeys(extra + [feature.name for feature in registry.features]))
 
 
-def _held_out(files: Mapping[str, Sequence[Path]], holdout: float) -> dict[str, float]:
+def _held_out(files: Mapping[str, Sequence[_Source]], holdout: float) -> dict[str, float]:
     """Shares of the training rows that become other splits."""
     if "valid" in files:
         return {}
@@ -144,11 +168,11 @@ def _held_out(files: Mapping[str, Sequence[Path]], holdout: float) -> dict[str, 
 
 
 class _Chunk(NamedTuple):
-    """Raw rows of one file."""
+    """Raw rows of one file, or of a frame."""
 
-    path: Path
+    path: _Source
     first_row: int
-    """Position of the first row in the file."""
+    """Position of the first row in it."""
     position: int
     """Position of the first row among all rows of the split's files."""
     raw: pl.DataFrame
@@ -165,17 +189,22 @@ class _Reader:
         self.shares = shares
         self.progress = progress
 
-    def chunks(self, paths: Sequence[Path], title: str) -> Iterator[_Chunk]:
+    def chunks(self, paths: Sequence[_Source], title: str) -> Iterator[_Chunk]:
         """Rows of the files in order."""
         position = 0
         with progress_bar(title, None, enabled=self.progress) as advance:
             for path in paths:
                 first_row = 0
-                for raw in read_chunks(path, self.columns, numeric=self.numeric):
+                for raw in self._read(path):
                     yield _Chunk(path, first_row, position, raw)
                     first_row += raw.height
                     position += raw.height
-                    advance(raw.height, note=path.name)
+                    advance(raw.height, note=path.name if isinstance(path, Path) else path.split)
+
+    def _read(self, path: _Source) -> Iterator[pl.DataFrame]:
+        if isinstance(path, Path):
+            return read_chunks(path, self.columns, numeric=self.numeric)
+        return path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
 
     def masks(self, chunk: _Chunk) -> dict[str, pl.Series]:
         """Split to the rows [N] of a chunk of training files that it gets; empty where train gets them all."""
@@ -190,7 +219,7 @@ class _Reader:
             low += share
         return masks | {"train": pl.Series(uniform >= low)}
 
-    def train_rows(self, paths: Sequence[Path]) -> Iterator[pl.DataFrame]:
+    def train_rows(self, paths: Sequence[_Source]) -> Iterator[pl.DataFrame]:
         """Raw training rows alone, for fitting."""
         for chunk in self.chunks(paths, "fit"):
             with _faults_in(chunk):
@@ -210,7 +239,7 @@ def _faults_in(chunk: _Chunk) -> Iterator[None]:
 
 
 def _write_splits(
-    registry: FeatureRegistry, reader: _Reader, files: Mapping[str, Sequence[Path]], directory: Path, part_rows: int
+    registry: FeatureRegistry, reader: _Reader, files: Mapping[str, Sequence[_Source]], directory: Path, part_rows: int
 ) -> dict[str, SplitInfo]:
     names = [split for split in SPLITS if split in files or split in reader.shares]
     writers = {split: _SplitWriter(directory / split, part_rows) for split in names}
@@ -292,11 +321,6 @@ def _missing_counts(raw: pl.DataFrame, registry: FeatureRegistry, mask: pl.Serie
         count = count_missing(column)
         counts[feature.name] = count_missing(column.filter(mask)) if count and mask is not None else count
     return counts
-
-
-def count_missing(column: pl.Series) -> int:
-    """Values that read as missing: nulls and NaNs."""
-    return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 
 def label_column(raw: pl.DataFrame, name: str) -> pl.Series:

@@ -136,6 +136,18 @@ class FeatureRegistry(BaseModel):
             raise error.located(str(path)) from None
         return _from_mapping(document, str(path))
 
+    @staticmethod
+    def infer(rows: Any, *, label: str | None = None) -> "FeatureRegistry":
+        """The registry that `infer_registry` drafts from a file or a frame, without the reasons: read those, too.
+
+        >>> import polars as pl
+        >>> FeatureRegistry.infer(pl.DataFrame({"click": [0, 1, 1] * 9, "user": ["a", "b", "a"] * 9})).label
+        'click'
+        """
+        from features.infer import infer_registry  # which imports this module
+
+        return _from_mapping(yaml.load(infer_registry(rows, label=label), Loader=_RegistryLoader), "the draft")
+
     def with_features(self, features: Iterable[AnyFeature]) -> "FeatureRegistry":
         """Copy with other features, checked again."""
         return _validated({**self.model_dump(), "features": [f.model_dump() for f in features]}, "registry")

@@ -4,7 +4,6 @@ There are two lowered forms only: a bag of 64-bit tokens (one token for a scalar
 float32 column. A new type is a class here and one line in `FEATURE_TYPES`.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -58,8 +57,12 @@ class FeatureSpec(BaseModel):
         """Raise `InputError` unless `lower` can take every value of the raw column [N]."""
         raise NotImplementedError
 
+    def simplify(self, column: pl.Series) -> pl.Series:
+        """The checked raw column [N] as `lower` takes it: a number as its bucket or its float, others as they are."""
+        return column
+
     def lower(self, dtype: pl.DataType) -> pl.Expr:
-        """Expression from a raw column of this (checked) data type to the lowered column."""
+        """Expression from a simplified column of this data type to the lowered column."""
         raise NotImplementedError
 
     def reject(self, expected: str, found: str, remedy: str, row: int | None = None) -> InputError:
@@ -197,44 +200,49 @@ class Numeric(FeatureSpec):
             remedy = "declare it `categorical`, or cast it before"
             raise self.reject("a number", _describe(column), remedy)
         if dtype.is_float():
-            row = _first(np.abs(column.to_numpy()) > MAX_FLOAT32)
-            if row is not None:
-                remedy = "make it null, or clip it before"
-                raise self.reject("finite numbers in float32's range", f"{column[row]:.12g}", remedy, row)
+            self.check_numbers(column.to_numpy())
+
+    def check_numbers(self, numbers: npt.NDArray[np.floating[Any]]) -> None:
+        """Raise `InputError` unless float32 can hold every number [N]; NaN is a missing one."""
+        row = _first(np.abs(numbers) > MAX_FLOAT32)
+        if row is not None:
+            remedy = "make it null, or clip it before"
+            raise self.reject("finite numbers in float32's range", f"{numbers[row]:.12g}", remedy, row)
+
+    def simplify(self, column: pl.Series) -> pl.Series:
+        numbers = column.cast(pl.Float64).to_numpy()  # null becomes NaN
+        if not self.has_tokens:
+            return pl.Series(self.name, self.floats(numbers))
+        buckets, is_missing = pl.Series(self.name, self.buckets(numbers)), np.isnan(numbers)
+        return buckets.set(pl.Series(is_missing), None) if is_missing.any() else buckets
 
     def lower(self, dtype: pl.DataType) -> pl.Expr:
-        value = pl.col(self.name).cast(pl.Float64).fill_nan(None)
-        if self.transform == "none":
-            number = value
-        elif self.transform == "log1p":
-            number = value.sign() * value.abs().log1p()
+        column = pl.col(self.name)
+        return token_of_text(canonical_text(column, dtype)).alias(self.name) if self.has_tokens else column
+
+    def floats(self, numbers: Floats) -> npt.NDArray[np.float32]:
+        """The float column [N] of numbers [N] where NaN is a missing one, and becomes 0."""
+        if self.transform == "log1p":
+            numbers = np.copysign(np.log1p(np.abs(numbers)), numbers)
         elif self.transform == "standardize":
             fitted = self._fitted()
-            # A tiny deviation may lift a new extreme above float32's range.
-            number = ((value - fitted.mean) / (fitted.std or 1.0)).clip(-MAX_FLOAT32, MAX_FLOAT32)
-        elif self.transform == "bucketize":
-            boundaries = np.asarray(self._fitted().boundaries, dtype=np.float64)
-            return self._tokens(value, lambda numbers: np.searchsorted(boundaries, numbers, side="right"))
-        else:
-            return self._tokens(value, _log_square)
-        return number.cast(pl.Float32).fill_null(0.0).alias(self.name)
+            with np.errstate(over="ignore"):  # a tiny deviation may lift a new extreme above float32's range
+                numbers = (numbers - fitted.mean) / (fitted.std or 1.0)
+            numbers = np.clip(numbers, -MAX_FLOAT32, MAX_FLOAT32)
+        return np.where(np.isnan(numbers), 0.0, numbers).astype(np.float32)
+
+    def buckets(self, numbers: Floats) -> npt.NDArray[np.int64]:
+        """The bucket [N] of each number [N]; of no meaning where that is NaN."""
+        present = np.where(np.isnan(numbers), 0.0, numbers)
+        if self.transform == "bucketize":
+            return np.searchsorted(np.asarray(self._fitted().boundaries, dtype=np.float64), present, side="right")
+        logs = np.log(np.maximum(present, 1.0))
+        small = np.maximum(np.trunc(present), float(np.iinfo(np.int64).min))  # below, a cast has no defined result
+        return np.where(present > 2, np.floor(logs * logs), small).astype(np.int64)
 
     def _fitted(self) -> NumericFit:
         assert self.fitted is not None, f"{self.name}: {self.transform} before prepare fitted it"
         return self.fitted
-
-    def _tokens(self, value: pl.Expr, bucket: Callable[[Floats], npt.NDArray[Any]]) -> pl.Expr:
-        def buckets(values: pl.Series) -> pl.Series:
-            numbers = bucket(values.fill_null(0.0).to_numpy())
-            return pl.Series(values.name, numbers, dtype=pl.Int64).set(values.is_null(), None)
-
-        text = value.map_batches(buckets, return_dtype=pl.Int64, is_elementwise=True).cast(pl.String)
-        return token_of_text(text).alias(self.name)
-
-
-def _log_square(numbers: Floats) -> npt.NDArray[np.int64]:
-    logs = np.log(np.maximum(numbers, 1.0))
-    return np.where(numbers > 2, np.floor(logs * logs), np.trunc(numbers)).astype(np.int64)
 
 
 def canonical_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:

@@ -2,8 +2,8 @@
 
 M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (Coleman et
 al., "Unified Embedding", NeurIPS 2023): of k + 1 entries that may read the same R rows, one shares its row with
-another with probability 1 - (1 - 1/R)^k. R is M in a unified table, a range of it in a hashed one; in a collisionless
-table the values of train share none.
+another with probability 1 - (1 - 1/R)^k. R is M in a unified table and in an array of ROBE's, a range of it in a hashed
+or quotient-remainder one; in a collisionless table the values of train share none.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from features.addressing import Vocabulary, rows_of
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN, Tokens
-from features.layout import TableLayout
+from features.layout import COUNTED, TableLayout
 
 Counts = npt.NDArray[np.int64]
 Distinct = Mapping[str, tuple[Tokens, int]]
@@ -128,7 +128,9 @@ def _feature(
 ) -> FeatureCollisions:
     (_, num_rows), num_probes = layout.ranges["main", name], layout.views["main"][name]
     main = rows[:num_probes]  # [probes, n_f]: the slots of `main` come first
-    others = int(usage.sum()) - rows.size if layout.kind == "unified" else 0  # else nobody reads one's own range
+    others = 0 if layout.kind in COUNTED else int(usage.sum()) - rows.size  # then nobody else reads one's own range
+    slots = [layout.slots[position] for position in layout.positions_of(name)[:num_probes]]
+    is_hashed = layout.kind != "collisionless"
     is_shared_within = np.array([_multiplicity(probe, scratch) > 1 for probe in main])
     is_shared_beyond = usage[main] > _multiplicity(rows, scratch)[:num_probes]
     return FeatureCollisions(
@@ -136,7 +138,7 @@ def _feature(
         distinct=distinct,
         load=distinct * num_probes / num_rows,
         share_of_reads=reads_share * len(rows),
-        expected_intra=0.0 if layout.kind == "collisionless" else _collides(max(distinct - 1, 0), num_rows),
+        expected_intra=float(np.mean([_collides(max(distinct - 1, 0), slot.num_rows) for slot in slots])) * is_hashed,
         measured_intra=_share(is_shared_within),
         expected_inter=_collides(others, num_rows) if distinct else 0.0,
         measured_inter=_share(is_shared_beyond),
@@ -147,7 +149,7 @@ def _feature(
 def _expected_occupied(layout: TableLayout, usage: Counts) -> float:
     if layout.kind == "collisionless":
         return float(usage.sum())
-    ranges = dict.fromkeys(layout.ranges.values())  # all readers of a unified table have the same one
+    ranges = dict.fromkeys((slot.first_row, slot.num_rows) for slot in layout.slots)  # readers may share one
     return sum(num * _collides(int(usage[first : first + num].sum()), num) for first, num in ranges)
 
 

@@ -1,4 +1,4 @@
-"""ROC and reliability curves, and the checked rows and runs of ties that they share with the metrics.
+"""ROC, gain and reliability curves, and the checked rows and runs of ties that they share with the metrics.
 
 Shapes: ``N`` rows, ``R`` runs of rows with equal score, ``G`` groups, ``K`` bins. Everything is numpy, O(N log N).
 A row of weight k counts as k rows do, and one of weight 0 as none. Without weights rows are counted in integers.
@@ -69,14 +69,42 @@ def roc_curve(
     check_both_classes(examples, "roc_curve")
     if max_points < 2:
         raise InputError("max_points must be at least 2", found=repr(max_points), remedy="leave it out")
-    runs = tied_runs(examples)
-    true = np.concatenate([[0], np.cumsum(runs.positives[::-1])])
-    false = np.concatenate([[0], np.cumsum(runs.negatives[::-1])])
-    false_rate, true_rate = false / false[-1], true / true[-1]
-    if len(false_rate) > max_points:
-        keep = np.unique(np.searchsorted(false_rate + true_rate, np.linspace(0, 2, max_points)))
-        false_rate, true_rate = false_rate[keep], true_rate[keep]
-    return false_rate, true_rate
+    false, true = _from_the_top(tied_runs(examples))
+    return _thinned(false / false[-1], true / true[-1], max_points)
+
+
+def gain_curve(
+    labels: ArrayLike, probabilities: ArrayLike, max_points: int = 200, *, weights: ArrayLike | None = None
+) -> tuple[Floats, Floats]:
+    """Points of the gain curve from (0, 0) to (1, 1): examples taken by falling score, and positives among them.
+
+    Gain over share is the lift. Arguments, points and errors are those of `roc_curve`.
+
+    Example:
+        >>> share, gain = gain_curve([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8])
+        >>> share.tolist(), gain.tolist()
+        ([0.0, 0.25, 0.75, 1.0], [0.0, 0.5, 1.0, 1.0])
+    """
+    examples = checked(labels, probabilities, weights=weights, is_probability=False)
+    check_both_classes(examples, "gain_curve")
+    if max_points < 2:
+        raise InputError("max_points must be at least 2", found=repr(max_points), remedy="leave it out")
+    false, true = _from_the_top(tied_runs(examples))
+    return _thinned((false + true) / (false[-1] + true[-1]), true / true[-1], max_points)
+
+
+def _from_the_top(runs: Runs) -> tuple[Amounts, Amounts]:
+    """Negatives and positives [R + 1] at or above each score, from the highest on; the first entry is 0."""
+    sums = [np.concatenate([[0], np.cumsum(rows[::-1])]) for rows in (runs.negatives, runs.positives)]
+    return sums[0], sums[1]
+
+
+def _thinned(x: Floats, y: Floats, max_points: int) -> tuple[Floats, Floats]:
+    """At most `max_points` of a rising curve's points, evenly spread along it."""
+    if len(x) <= max_points:
+        return x, y
+    keep = np.unique(np.searchsorted(x + y, np.linspace(0, 2, max_points)))
+    return x[keep], y[keep]
 
 
 def reliability_curve(

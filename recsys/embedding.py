@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.addressing import Vocabulary
 from features.hashing import check_num_rows
 from features.layout import Kind, TableLayout
+from recsys.mask import Gate, Mask, MaskGate, Reads
 from recsys.reads import Fetch, Touched, gather
 from recsys.slots import TABLE, Slots, table_config
 
@@ -31,13 +32,17 @@ class EmbeddingConfig(BaseModel):
 
     kind: Kind = "unified"
     """`unified`: every feature and view reads all rows by hash; `hashed`: each a range of its own, in proportion to its
-    distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe."""
+    distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe;
+    `quotient_remainder`: two probes, of one hash's quotient and remainder, each with a range of its own; `robe`: every
+    feature and view reads all rows, `block` probes in succession from a hashed row on."""
     num_rows: int = Field(default=32_768, ge=1, le=2**31)
     """M: rows of the table; under `collisionless` they follow from the data, and this is not read."""
     width: int = Field(default=4, ge=1, le=4096)
     """w: floats a row."""
     probes: int = Field(default=4, ge=1, le=64)
     """Rows that are read and concatenated per value, where a feature does not set its own number."""
+    block: int = Field(default=1, ge=1, le=4096)
+    """Z: probes that read rows in succession, under `robe` alone; with a width of 1 the table is an array of floats."""
     init: Literal["uniform", "normal"] = "uniform"
     """`uniform`: U(-0.05, 0.05), as for multiplexed tables; `normal`: N(0, 1e-4), as BARS."""
     optimizer: Literal["adam", "rowwise_adagrad", "dense_adam"] = "adam"
@@ -56,7 +61,7 @@ class UnifiedEmbedding(nn.Module):
     The weights live in a torchrec collection of one table with one torchrec feature a slot. In training, `forward`
     gathers the distinct rows of the batch into a small leaf, so that a step costs O(rows touched), and leaves it in
     `touched` for the row optimiser. With `fused`, the settings of torchrec's row-wise Adagrad, the collection updates
-    itself inside backward instead.
+    itself inside backward instead. Where a `gate` is set, it has the last word on the gathered values.
 
     >>> from features.registry import FeatureRegistry
     >>> registry = FeatureRegistry.of(features={"user": "categorical", "item": "categorical"})
@@ -90,12 +95,24 @@ class UnifiedEmbedding(nn.Module):
         self.touched: Touched | None = None
         self.fetch: Fetch = lambda rows: self.table.detach().index_select(0, rows)
         """Values of distinct rows, up to date, when training reads them; the row optimiser sets its own."""
+        self.gate: Gate | None = None
+        """What masks values between the table and the network; not under `fused`, which never shows them."""
         self._slots = Slots(layout, vocabulary)
 
     @property
     def table(self) -> Tensor:
         """The weights [M, w]."""
         return self.collection.embedding_bags[TABLE].weight
+
+    @property
+    def mask(self) -> Mask | None:
+        """What the table is held to; None where all of it counts."""
+        return self.gate.mask if isinstance(self.gate, MaskGate) else None
+
+    def hold_to(self, mask: Mask) -> None:
+        """Remove what a mask removes, now and in training to come; raises `InputError` for another table's mask."""
+        mask.check(self.layout).apply(self.table)
+        self.gate = MaskGate(mask)
 
     def forward(self, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Embeddings [B, W] of tokens: slots in layout order, list features pooled (no token: zeros)."""
@@ -105,12 +122,15 @@ class UnifiedEmbedding(nn.Module):
         lookups = self._slots.lookups(sparse_features)
         is_training = self.training and torch.is_grad_enabled()
         if is_training and self.is_fused:
+            assert self.gate is None
             return self._slots.scale(self.collection(self._slots.jagged_rows(lookups)).values(), lookups)
         rows = lookups.in_reading_order()
         if is_training:
             self.touched, values = gather(rows, self.layout.num_rows, self.fetch)
         else:
             values = F.embedding(rows, self.table)
+        if self.gate is not None:
+            values = self.gate(values, Reads(rows, *self._slots.readers(lookups)))
         return self._slots.scale(self._slots.sum(values, lookups), lookups)
 
 

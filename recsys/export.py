@@ -26,7 +26,8 @@ from recsys.dataset import batch_of
 from recsys.embedding import UnifiedEmbedding
 from recsys.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle import Bundle, PriorCorrection, TableDtype, dequantize, quantize_rows, write_bundle
+from serving.bundle import Bundle, PriorCorrection, TableDtype, served_rows, write_bundle
+from serving.profile import DISTRIBUTIONS, Distributions
 
 
 def export_bundle(
@@ -38,51 +39,72 @@ def export_bundle(
     table_dtype: TableDtype = "fp32",
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     info: DatasetInfo | None = None,
+    distributions: Distributions | None = None,
     trained_rows: npt.NDArray[np.bool_] | None = None,
     run_id: str | None = None,
     negative_rate: float = 1.0,
+    compression: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write what `serving` needs to reproduce the ranker's probabilities on raw rows, and read it back checked.
 
-    `trained_rows` [M] flags the rows that a training example read; `negative_rate` is the share of the negatives that
-    the training data kept. Raises `InputError` when `out` is taken or cannot be written, and for an impossible rate.
+    Of a masked table only the kept cells are written. `trained_rows` [M] flags the rows that a training example read;
+    `negative_rate` is the share of the negatives that the training data kept. `compression` goes into the manifest as
+    it is. Raises `InputError` when `out` is taken or cannot be written, and for an impossible rate.
     """
     correction = correction_of(negative_rate)
     golden = golden_frame(registry)
-    served = _with_served_table(ranker, table_dtype)
-    exact = probabilities(served, registry, golden, exact=True, correction=correction)
-    rounding = float(np.abs(probabilities(served, registry, golden, correction=correction) - exact).max())
+    as_served, embedding = served(ranker, table_dtype), ranker.embedding
+    exact = probabilities(as_served, registry, golden, exact=True, correction=correction)
+    rounding = float(np.abs(probabilities(as_served, registry, golden, correction=correction) - exact).max())
     return write_bundle(
         out,
         model=model,
         num_parameters=ranker.num_parameters,
         registry=registry,
-        layout=ranker.embedding.layout,
-        table=ranker.embedding.table.detach().cpu().numpy(),
-        dense_onnx=dense_graph(ranker.network, ranker.embedding.layout.embedded_width, len(registry.dense_features)),
+        layout=embedding.layout,
+        table=embedding.table.detach().cpu().numpy(),
+        dense_onnx=dense_graph(
+            ranker.network, embedding.layout.embedded_width, len(registry.dense_features), _kept_columns(embedding)
+        ),
         golden=golden.with_columns(pl.Series("probability", exact)),
-        profile={**profile_of(info), "float32_rounding": rounding},
+        profile={**profile_of(info, distributions, correction), "float32_rounding": rounding},
         table_dtype=table_dtype,
         trained_rows=trained_rows,
-        vocabulary=ranker.embedding.vocabulary,
+        vocabulary=embedding.vocabulary,
         prior_correction=correction,
         metrics=metrics,
         run_id=run_id,
+        row_widths=_row_widths(embedding),
+        compression=compression,
         overwrite=overwrite,
     )
 
 
-def _with_served_table(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
-    """The ranker as it will be served: its table rounded to the bundle's type, so that golden rows hold for that."""
+def served(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
+    """The ranker as it will be served, its table rounded to the stored type: golden rows and figures hold for that."""
     if table_dtype == "fp32":
         return ranker
-    layout = ranker.embedding.layout
-    served = copy.copy(ranker)  # the network is shared; only the table becomes another
-    served._modules = {**ranker._modules, "embedding": UnifiedEmbedding(layout, vocabulary=ranker.embedding.vocabulary)}
-    stored = quantize_rows(ranker.embedding.table.detach().cpu().numpy(), table_dtype)
-    served.embedding.table.data.copy_(torch.from_numpy(dequantize(*stored)))
-    return served
+    embedding = ranker.embedding
+    copied = copy.copy(ranker)  # the network is shared; only the table becomes another
+    rounded = UnifiedEmbedding(embedding.layout, vocabulary=embedding.vocabulary)
+    copied._modules = {**ranker._modules, "embedding": rounded}
+    rows = served_rows(embedding.table.detach().cpu().numpy(), table_dtype, _row_widths(embedding))
+    rounded.table.data.copy_(torch.from_numpy(rows))
+    rounded.gate = embedding.gate
+    return copied
+
+
+def _row_widths(embedding: UnifiedEmbedding) -> npt.NDArray[np.int64] | None:
+    return None if embedding.mask is None else embedding.mask.row_widths.cpu().numpy()
+
+
+def _kept_columns(embedding: UnifiedEmbedding) -> torch.Tensor | None:
+    """1 or 0 for each column [W] where some slot hands on less than its rows may hold; else None."""
+    mask = embedding.mask
+    if mask is None or bool((mask.slot_widths == embedding.layout.width).all()):
+        return None
+    return mask.columns(embedding.layout.width).cpu()
 
 
 def correction_of(negative_rate: float) -> PriorCorrection | None:
@@ -121,8 +143,12 @@ def probabilities(
     return uncorrected if correction is None else correction.apply(uncorrected)
 
 
-def dense_graph(network: nn.Module, embedded_width: int, num_dense: int) -> bytes:
+def dense_graph(
+    network: nn.Module, embedded_width: int, num_dense: int, kept_columns: torch.Tensor | None = None
+) -> bytes:
     """The network as ONNX: embedded [B, W] and, where N > 0, dense [B, N] to logit [B].
+
+    `kept_columns` [W], 1 or 0: what is multiplied with `embedded` first, where slots read less than a row.
 
     >>> from recsys.layers import ModelInputs
     >>> from recsys.models import MODELS
@@ -132,7 +158,7 @@ def dense_graph(network: nn.Module, embedded_width: int, num_dense: int) -> byte
     True
     """
     folded = fold_batch_norm(network).cpu().eval()
-    module = folded if num_dense else _TokensOnly(folded)
+    module = _Served(folded, kept_columns, has_dense=num_dense > 0)
     names = ["embedded", "dense"][: 2 if num_dense else 1]
     examples = (torch.zeros(2, embedded_width), torch.zeros(2, num_dense))[: len(names)]
     shapes = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO})[: len(names)]
@@ -166,24 +192,35 @@ def _stripped(model: Any) -> Any:
     return model
 
 
-class _TokensOnly(nn.Module):
-    """A network without its float input: an ONNX graph has no input of width 0."""
+class _Served(nn.Module):
+    """A network behind its mask of columns; without its float input where N is 0, as ONNX has no input of width 0."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, kept_columns: torch.Tensor | None, *, has_dense: bool) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.has_dense = network, has_dense
+        self.kept_columns: torch.Tensor | None
+        self.register_buffer("kept_columns", kept_columns)
 
-    def forward(self, embedded: torch.Tensor) -> torch.Tensor:
-        """[B, W] to logits [B]."""
-        return self.network(embedded, embedded[:, :0])
+    def forward(self, embedded: torch.Tensor, dense: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, W] and [B, N] to logits [B]."""
+        if self.kept_columns is not None:
+            embedded = embedded * self.kept_columns
+        return self.network(embedded, embedded[:, :0] if dense is None else dense)
 
 
-def profile_of(info: DatasetInfo | None) -> dict[str, Any]:
-    """What the bundle keeps of the training data's distribution: rows, label rate, missing rates."""
+def profile_of(
+    info: DatasetInfo | None, distributions: Distributions | None = None, correction: PriorCorrection | None = None
+) -> dict[str, Any]:
+    """What the bundle keeps of the training data: rows, label rate, missing rates, and how its features and the scores
+    that the bundle gives are distributed.
+    """
+    known: dict[str, Any] = {}
+    if distributions is not None:
+        known[DISTRIBUTIONS] = distributions.corrected(correction).model_dump(mode="json")
     if info is None:
-        return {}
+        return known
     train = info.splits["train"]
-    return {
+    return known | {
         "dataset": info.name,
         "dataset_digest": info.digest,
         "rows": train.rows,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.layout import TableLayout
+from features.layout import COUNTED, TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
 from recsys.batch import Batch
 from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
@@ -34,9 +34,11 @@ class Ranker(nn.Module):
         return self.network(self.embedding(batch.sparse_features), batch.dense_features)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The network's training loss on a batch, a scalar."""
+        """The network's training loss on a batch, a scalar, and the penalty of the embedding's gate."""
         embedded = self.embedding(batch.sparse_features)
-        return self.network.loss(embedded, batch.dense_features, batch.labels, batch.weights)
+        loss = self.network.loss(embedded, batch.dense_features, batch.labels, batch.weights)
+        penalty = None if self.embedding.gate is None else self.embedding.gate.penalty()
+        return loss if penalty is None else loss + penalty
 
     @property
     def num_parameters(self) -> int:
@@ -67,7 +69,7 @@ def layout_of(
     vocabulary: Vocabulary | None = None,
 ) -> TableLayout:
     """Rows and columns that a model reads of the table; raises `InputError` for what no table of its kind can have."""
-    if embedding.kind != "unified" and vocabulary is None:
+    if embedding.kind in COUNTED and vocabulary is None:
         raise InputError(f"a {embedding.kind} table needs the vocabulary of the training data", found="none")
     tokens = tuple(feature.name for feature in registry.token_features)
     return TableLayout.of(
@@ -78,6 +80,7 @@ def layout_of(
         views=MODELS[name].views(config, tokens),
         kind=embedding.kind,
         num_values={feature: len(ordered) for feature, ordered in (vocabulary or {}).items()},
+        block=embedding.block,
     )
 
 

@@ -85,7 +85,10 @@ class Slots:
         self.scalars = [p for p, slot in enumerate(layout.slots) if slot.feature not in layout.pooling]
         self.salts = _as_int64(np.array([slot.salt for slot in layout.slots], dtype=np.uint64))
         self.first_rows = torch.tensor([slot.first_row for slot in layout.slots], dtype=torch.int64)
-        self.num_rows = torch.tensor([slot.num_rows for slot in layout.slots], dtype=torch.int64)
+        self.num_ids = torch.tensor([slot.num_ids for slot in layout.slots], dtype=torch.int64)
+        # [3, S]: how an id becomes a row where it is none.
+        parts = [(slot.divisor, slot.offset, slot.num_rows) for slot in layout.slots]
+        self.composition = torch.tensor(parts, dtype=torch.int64).reshape(-1, 3).t().contiguous()
         self.sorted: dict[str, Tensor] = {}
         if layout.kind == "collisionless":
             assert vocabulary is not None
@@ -113,6 +116,18 @@ class Slots:
         }
         return Lookups(scalars, lists)
 
+    def readers(self, lookups: Lookups) -> tuple[Tensor, Tensor]:
+        """The slot and the example of each of `Lookups.in_reading_order`: [n] and [n]."""
+        device, num_examples = lookups.scalars.device, lookups.scalars.shape[1]
+        examples = torch.arange(num_examples, device=device)
+        slots = [torch.tensor(self.scalars, dtype=torch.int64, device=device).repeat(num_examples)]
+        places = [examples.repeat_interleave(len(self.scalars))]
+        for name, part in lookups.lists.items():
+            num_slots, num_tokens = part.rows.shape
+            slots.append(torch.tensor(self.lists[name], device=device).repeat_interleave(num_tokens))
+            places.append(examples.repeat_interleave(part.lengths).repeat(num_slots))
+        return torch.cat(slots), torch.cat(places)
+
     def rows(self, tokens: Tensor, positions: list[int]) -> Tensor:
         """Rows [P, N] of the slots at `positions` for tokens [P, N], or [1, N] where they all read the same ones."""
         self._move_to(tokens.device)
@@ -124,12 +139,16 @@ class Slots:
         salts = self.salts[positions][:, None]
         if self.layout.kind == "unified":
             return rows_of_tokens(tokens, salts, self.layout.num_rows)
-        return rows_of_tokens(tokens, salts, self.num_rows[positions][:, None]) + self.first_rows[positions][:, None]
+        ids = rows_of_tokens(tokens, salts, self.num_ids[positions][:, None])
+        if self.layout.kind != "hashed":
+            divisors, offsets, num_rows = self.composition[:, positions, None]
+            ids = (ids // divisors + offsets) % num_rows
+        return ids + self.first_rows[positions][:, None]
 
     def _move_to(self, device: torch.device) -> None:
         if self.salts.device != device:
             self.salts, self.first_rows = self.salts.to(device), self.first_rows.to(device)
-            self.num_rows = self.num_rows.to(device)
+            self.num_ids, self.composition = self.num_ids.to(device), self.composition.to(device)
             self.sorted = {name: ordered.to(device) for name, ordered in self.sorted.items()}
 
     def sum(self, values: Tensor, lookups: Lookups) -> Tensor:

@@ -1,40 +1,35 @@
-"""MLflow, and the only file that imports it: one run a training run, batched, resumable.
+"""MLflow: one run a training run, batched, resumable. Only this file, `tracking_store` and `model_registry` import it.
 
-Without `MLFLOW_TRACKING_URI` the store is `sqlite:///mlflow.db` in the working directory, which `mlflow ui` opens.
+To import mlflow takes a second, so that stands inside what needs it: who does not track does not pay.
 """
 
-import logging
 import math
 import os
+import re
 import subprocess
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import mlflow
 import polars as pl
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, DataType, Schema
-from mlflow.types.schema import AnyType
 
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
-from features.files import temporary_directory_beside
+from recsys.tracking_store import connect, tracking_uri
 
-DEFAULT_FILE = "mlflow.db"
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Metric, Run
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
 MAX_PARAM_LENGTH = 500
+MAX_METRICS = 1000
+"""Of one request, as MLflow's limits are."""
 KEY_TAG = "muxrec.run"
-
-
-def tracking_uri() -> str:
-    """Where runs are kept: `MLFLOW_TRACKING_URI`, or a SQLite file in the working directory (its absolute URI)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_FILE).absolute()}"
+FLUSH_SECONDS = 10.0
+"""Epochs that end faster than this are logged together: a request waits for the store's disk."""
 
 
 class Tracker:
@@ -44,13 +39,15 @@ class Tracker:
     raise when the store cannot be used: a run that nobody can find is not worth training.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
         self.client = client
         self.run_id = run_id
         self.seconds = 0.0
         """What tracking has cost so far."""
         self._points: set[tuple[str, int, float]] = set()
-        """Metric, step and value of what the run is known to hold."""
+        """Metric, step and value of what the run is known to hold, or is about to."""
+        self._waiting: list[Metric] = []
+        self._flushed = time.perf_counter()
 
     @staticmethod
     def start(*, experiment: str, name: str, tags: Mapping[str, str], key: str) -> "Tracker":
@@ -59,9 +56,11 @@ class Tracker:
         `MLFLOW_EXPERIMENT_NAME` wins over `experiment`.
         """
         began = time.perf_counter()
+        from mlflow.exceptions import MlflowException
+
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
         try:
-            client = _client(tracking_uri())
+            client = connect(tracking_uri())
             known = client.get_experiment_by_name(experiment)
             experiment_id = known.experiment_id if known else client.create_experiment(experiment)
             made = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
@@ -69,7 +68,7 @@ class Tracker:
             tracker = Tracker(client, run.info.run_id)
         except MlflowException as error:
             # The store's address is not shown: it may hold a password.
-            found = " ".join(str(error.message).split())[:200]
+            found = re.sub(r"\w+://\S+", "(address)", " ".join(str(error.message).split()))[:200]
             remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
             expected = f"cannot start an MLflow run in experiment {experiment!r}"
             raise InputError(expected, found=found, remedy=remedy) from None
@@ -79,12 +78,14 @@ class Tracker:
     @staticmethod
     def attach(uri: str, run_id: str) -> "Tracker":
         """A run that has ended, to add figures to; its status and its end stay as they are."""
-        return Tracker(_client(uri), run_id)
+        return Tracker(connect(uri), run_id)
 
     @staticmethod
     def resume(uri: str, run_id: str) -> "Tracker":
         """A run that `start` made in the store at `uri`; raises `InputError` where there is no such run any more."""
-        client = _client(uri)
+        from mlflow.exceptions import MlflowException
+
+        client = connect(uri)
         try:
             client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
@@ -100,31 +101,55 @@ class Tracker:
 
     def log_settings(self, params: Mapping[str, Any], info: DatasetInfo, directory: Path) -> None:
         """Params (nested mappings become dots), and each split as a dataset input with its digest."""
+        from mlflow.entities import Param
+
         with self._timed():
             flat = flatten(params)
             self.client.log_batch(self.run_id, params=[Param(key, _text(value)) for key, value in flat.items()])
             self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
 
     def log_epoch(self, record: Mapping[str, Any]) -> None:
-        """One epoch of the trainer's history, at its global step, in one request."""
+        """One epoch of the trainer's history, at its global step; short epochs wait for each other in one request.
+
+        What waits is lost with the process, so a run that is resumed logs the history again that it has on the disk.
+        """
         names = {"train_loss": "train/loss", "learning_rate": "train/learning_rate", "epoch": "train/epoch"}
-        values = {names[key]: record[key] for key in names}
-        values |= {f"val/{key.removeprefix('valid_')}": v for key, v in record.items() if key.startswith("valid_")}
-        self.log_metrics(values, step=int(record["global_step"]))
+        # Validation first, whose first is AUC: MLflow's page that compares runs begins with what was logged first.
+        values = {f"val/{key.removeprefix('valid_')}": v for key, v in record.items() if key.startswith("valid_")}
+        values |= {names[key]: record[key] for key in names}
+        values |= {key: value for key, value in record.items() if key.startswith("system/")}
+        with self._timed():
+            self._add(values, step=int(record["global_step"]))
+            if time.perf_counter() - self._flushed > FLUSH_SECONDS:
+                self._flush()
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Metrics at one step, in one request; values that are not finite are left out.
+        """Metrics at one step, in one request with what waits; values that are not finite are left out.
 
         So are those that the run holds: a process may be killed between logging an epoch and writing that down.
         """
         with self._timed():
-            now = int(time.time() * 1000)
-            points = {(key, step, float(v)) for key, v in values.items() if math.isfinite(v)} - self._points
-            self.client.log_batch(self.run_id, metrics=[Metric(key, v, now, step) for key, step, v in sorted(points)])
-            self._points |= points
+            self._add(values, step)
+            self._flush()
+
+    def _add(self, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [(key, step, float(value)) for key, value in values.items() if math.isfinite(value)]
+        points = [point for point in points if point not in self._points]
+        self._waiting += [Metric(key, value, now, step) for key, step, value in points]
+        self._points.update(points)
+
+    def _flush(self) -> None:
+        waiting, self._waiting, self._flushed = self._waiting, [], time.perf_counter()
+        for start in range(0, len(waiting), MAX_METRICS):
+            self.client.log_batch(self.run_id, metrics=waiting[start : start + MAX_METRICS])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run, in one request."""
+        from mlflow.entities import RunTag
+
         with self._timed():
             self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
@@ -139,31 +164,42 @@ class Tracker:
             self.client.log_artifact(self.run_id, str(path))
 
     def log_bundle(
-        self, bundle: Path, loader: Path, code: list[Path], requirements: list[str], raw: pl.DataFrame
+        self,
+        bundle: Path,
+        loader: Path,
+        code: list[Path],
+        requirements: list[str],
+        raw: pl.DataFrame,
+        *,
+        name: str = "bundle",
     ) -> None:
         """The bundle as a LoggedModel: a pyfunc from code, with signature, example and the serving requirements.
 
         `loader` is the script that MLflow runs to load it; `raw` holds some made-up raw rows and `probability`.
         No weights are pickled: the artifact is the bundle itself. What a process that was killed had logged goes.
         """
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
         inputs = raw.drop("probability").to_pandas()
-        # A category may be text, an integer or a boolean, a number of any width, a column absent: it then reads as
-        # missing. The scorer checks values itself, so the signature names the columns and leaves their types open.
-        signature = ModelSignature(
-            Schema([ColSpec(AnyType(), name, required=False) for name in inputs.columns]),
-            Schema([ColSpec(DataType.double, "probability")]),
-        )
-        with self._timed(), mlflow.start_run(run_id=self.run_id) as run:
-            of_this_run = f"source_run_id = '{self.run_id}'"
-            for model in self.client.search_logged_models([run.info.experiment_id], of_this_run):
+        with self._timed(), _requirements_unchecked():
+            run = self.client.get_run(self.run_id)
+            experiment = run.info.experiment_id
+            of_this_run = f"source_run_id = '{self.run_id}' and name = '{name}'"
+            for model in self.client.search_logged_models([experiment], of_this_run):
                 self.client.delete_logged_model(model.model_id)
-            mlflow.pyfunc.log_model(
-                name="bundle",
+            # What `mlflow.pyfunc.log_model` does inside `mlflow.start_run`, which would begin an ended run again.
+            made = self.client.create_logged_model(experiment, name, self.run_id, params=run.data.params)
+            Model.log(
+                artifact_path=None,
+                flavor=mlflow.pyfunc,
+                run_id=self.run_id,
+                model_id=made.model_id,
                 python_model=str(loader),
                 artifacts={"bundle": str(bundle)},
                 code_paths=[str(path) for path in code],
                 pip_requirements=requirements,
-                signature=signature,
+                signature=_signature(inputs.columns),
                 input_example=inputs.head(3),
             )
 
@@ -176,7 +212,63 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""
+        self._flush()
         self.client.set_terminated(self.run_id, status)
+
+
+class TrackedRun(NamedTuple):
+    """A run as the store has it."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    started: int
+    """Milliseconds since 1970."""
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """Last value of each."""
+    tags: Mapping[str, str]
+
+
+def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedRun]]:
+    """Name and id of an experiment, and its runs; None: `MLFLOW_EXPERIMENT_NAME`, or the only one that there is.
+
+    Raises `InputError` for an unknown experiment, and where there are several to choose from.
+    """
+    client = connect(tracking_uri())
+    known = {one.name: one.experiment_id for one in client.search_experiments()}
+    wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if wanted is None:
+        # MLflow makes "Default" in every store.
+        known = {name: number for name, number in known.items() if name != "Default"} or known
+        wanted = next(iter(known)) if len(known) == 1 else ""
+    if wanted not in known:
+        found = repr(wanted) if wanted else f"{len(known)} experiments"
+        raise InputError("expected the name of an experiment", found=found, remedy=f"use one of {', '.join(known)}")
+    runs: list[TrackedRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([known[wanted]], max_results=1000, page_token=token)
+        runs += [_tracked_run(run) for run in page]
+        token = page.token
+        if not token:
+            return wanted, known[wanted], runs
+
+
+def _tracked_run(run: "Run") -> TrackedRun:
+    info, data = run.info, run.data
+    return TrackedRun(
+        run_id=info.run_id,
+        experiment_id=info.experiment_id,
+        name=info.run_name or info.run_id,
+        status=info.status,
+        started=info.start_time,
+        params=data.params,
+        metrics=data.metrics,
+        tags=data.tags,
+    )
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -209,7 +301,9 @@ def _text(value: Any) -> str:
     return str(value)[:MAX_PARAM_LENGTH]
 
 
-def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> DatasetInput:
+def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     rows = info.splits[split].rows
     dataset = Dataset(
         name=info.name,
@@ -221,24 +315,34 @@ def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> DatasetInp
     return DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
 
 
-def _make_store(uri: str) -> None:
-    """Make a SQLite store whole or not at all: MLflow cannot use one that it was killed over."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or "?" in uri or path.exists() or not path.parent.is_dir():
+def _signature(columns: Iterable[str]) -> "ModelSignature":
+    """Names of the columns alone: a category may be text, an integer or a boolean, a number of any width.
+
+    A column may be absent: it then reads as missing. The scorer checks values itself.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
+
+    inputs = Schema([ColSpec(AnyType(), name, required=False) for name in columns])
+    return ModelSignature(inputs, Schema([ColSpec(DataType.double, "probability")]))
+
+
+@contextmanager
+def _requirements_unchecked() -> Iterator[None]:
+    """Log a model without MLflow's check that its requirements are installed here: they are read off what is.
+
+    For it MLflow lists the files of every installed package, which takes most of the second that logging would take.
+    """
+    from mlflow.utils import requirements_utils
+
+    name = "_check_requirement_satisfied"
+    check = getattr(requirements_utils, name, None)
+    if check is None:  # a version that has it elsewhere, or not at all
+        yield
         return
-    with temporary_directory_beside(path.absolute()) as temporary:
-        MlflowClient(f"sqlite:///{temporary / path.name}")
-        if not path.exists():  # else another process was faster
-            (temporary / path.name).rename(path)
-
-
-def _client(uri: str) -> MlflowClient:
-    """Keep the store's migrations and MLflow's hints out of the user's terminal; errors still show."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="mlflow.*")
-    _make_store(uri)
-    mlflow.set_tracking_uri(uri)
-    return MlflowClient()
+    setattr(requirements_utils, name, lambda requirement_str: None)
+    try:
+        yield
+    finally:
+        setattr(requirements_utils, name, check)

@@ -50,7 +50,9 @@ from serving.manifest import (
     read_manifest,
     to_json,
 )
-from serving.table import Bitmap, StoredTable, TableDtype, dequantize, pack_bits, quantize_rows, write_table
+from serving.table import Bitmap, StoredTable, TableDtype, pack_bits, served_rows, write_table
+from serving.table_plan import CODE_BITS
+from serving.tensors import fault
 from serving.vocabulary import read_vocabulary, write_vocabulary
 
 __all__ = [
@@ -60,10 +62,9 @@ __all__ = [
     "PriorCorrection",
     "StoredTable",
     "TableDtype",
-    "dequantize",
     "installed_version",
     "open_session",
-    "quantize_rows",
+    "served_rows",
     "write_bundle",
 ]
 
@@ -131,10 +132,13 @@ class Bundle:
         dense_onnx = (path / DENSE).read_bytes()
         _check_graph(path / DENSE, dense_onnx, manifest)
         has_vocabulary = VOCABULARY in manifest.files
+        table = StoredTable(path / TABLE, manifest.layout, manifest.table_dtype)
+        if manifest.num_stored not in (None, table.num_stored):
+            raise fault(path / TABLE, f"{manifest.num_stored} stored rows", str(table.num_stored))
         return Bundle(
             path=path,
             manifest=manifest,
-            table=StoredTable(path / TABLE, manifest.layout, manifest.table_dtype),
+            table=table,
             dense_onnx=dense_onnx,
             golden=_read_golden(path / GOLDEN, manifest.registry),
             profile=read_json(path / PROFILE),
@@ -154,9 +158,11 @@ def write_bundle(
     golden: pl.DataFrame,
     profile: Mapping[str, Any],
     table_dtype: TableDtype = "fp32",
+    row_widths: npt.NDArray[Any] | None = None,
     trained_rows: npt.NDArray[Any] | None = None,
     vocabulary: Vocabulary | None = None,
     prior_correction: PriorCorrection | None = None,
+    compression: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     run_id: str | None = None,
     created_at: str | None = None,
@@ -164,9 +170,11 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle that is there whole or not at all, and open it with every check.
 
-    `table` is [M, w]; `trained_rows` flags [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the
-    registry and `probability`; `vocabulary` is that of a collisionless table, and left out for the others. So are rows
-    of zeros, and metrics that are not finite.
+    `table` is [M, w]; `row_widths` [M] how many columns of each row are stored, where not all are; `trained_rows` flags
+    [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the registry and `probability`; `vocabulary` is
+    that of a collisionless table, and left out for the others. So are rows of zeros, and metrics that are not finite.
+    `compression` is for the manifest: what became of the table, as JSON holds it. The manifest has the lowest format
+    version that allows for all this.
 
     Raises `InputError` when `out` exists (unless `overwrite` and it is a bundle), when a part does not fit the
     layout, and when the disk is full.
@@ -179,7 +187,8 @@ def write_bundle(
         found = ", ".join(vocabulary or {}) or "none"
         raise InputError(f"vocabulary: expected tokens of {', '.join(layout.num_values)}", found=found)
     with temporary_directory_beside(out) as temporary:
-        write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows))
+        write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows), row_widths)
+        is_compact = row_widths is not None or table_dtype in CODE_BITS or compression is not None
         _write(temporary / DENSE, dense_onnx)
         buffer = io.BytesIO()
         golden.write_parquet(buffer)
@@ -192,6 +201,7 @@ def write_bundle(
             for name in files_of(layout)
         }
         settings: dict[str, Any] = {
+            "format_version": 2 if is_compact else 1,
             "muxrec_version": installed_version(),
             "created_at": created_at or datetime.now(UTC).isoformat(timespec="seconds"),
             "model": model,
@@ -205,6 +215,9 @@ def write_bundle(
             "metrics": {split: _finite(values) for split, values in (metrics or {}).items()},
             "files": files,
         }
+        if is_compact:
+            num_stored = StoredTable(temporary / TABLE, layout, table_dtype).num_stored
+            settings |= {"num_stored": num_stored, "compression": compression}
         _write(temporary / MANIFEST, manifest_bytes(settings))
         bundle = Bundle.open(temporary)  # the reader is the judge, before anybody else can see the directory
         _flush(temporary)

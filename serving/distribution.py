@@ -3,6 +3,8 @@
 N scores.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +24,7 @@ class ScoreDistribution:
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS, dtype=np.int64)
-        self._total = 0.0
+        self._sums: list[float] = []
         self._smallest, self._largest = 1.0, 0.0
 
     def add(self, scores: npt.NDArray[np.float64]) -> None:
@@ -32,7 +34,7 @@ class ScoreDistribution:
         inside = np.clip(scores, 1e-12, 1.0 - 1e-12)
         log_odds = np.clip(np.log(inside) - np.log1p(-inside), -_LIMIT, _LIMIT)
         self._counts += np.histogram(log_odds, bins=_BINS, range=(-_LIMIT, _LIMIT))[0]
-        self._total += float(scores.sum())
+        self._sums.append(float(scores.sum()))
         self._smallest = min(self._smallest, float(scores.min()))
         self._largest = max(self._largest, float(scores.max()))
 
@@ -40,7 +42,8 @@ class ScoreDistribution:
     def mean(self) -> float | None:
         """Mean score; None for no score."""
         num_scores = int(self._counts.sum())
-        return self._total / num_scores if num_scores else None
+        # Exact, so that the order in which parts are finished does not show.
+        return math.fsum(self._sums) / num_scores if num_scores else None
 
     def quantiles(self) -> dict[str, float]:
         """`min`, `p01` ... `p99`, `max`; empty for no score."""

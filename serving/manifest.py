@@ -12,14 +12,24 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
 from serving.table import TableDtype
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest; a bundle that does without what is new is written as version 1, which older readers open."""
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
 DENSE = "dense.onnx"
@@ -60,7 +70,7 @@ class FileEntry(_Strict):
 class Manifest(_Strict):
     """What manifest.json says; it is checked against the registry and the layout that it holds."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = Field(default=1, ge=1, le=FORMAT_VERSION)
     muxrec_version: str
     """Version of muxrec that wrote the bundle."""
     created_at: str
@@ -78,6 +88,15 @@ class Manifest(_Strict):
     metrics: dict[str, dict[str, float]]
     """Split to metric to value."""
     files: dict[str, FileEntry]
+    num_stored: int | None = Field(default=None, ge=0)
+    """Rows of the table that any column is stored of; since version 2."""
+    compression: dict[str, JsonValue] | None = None
+    """How the table was made smaller, and what that cost; since version 2, and none where it was not."""
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of the embedding files: the table, and the vocabulary of a collisionless one."""
+        return sum(self.files[name].bytes for name in (TABLE, VOCABULARY) if name in self.files)
 
     @property
     def model_id(self) -> str:
@@ -87,8 +106,19 @@ class Manifest(_Strict):
         parts += [self.prior_correction.model_dump_json() if self.prior_correction else ""]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later is left out of an older form, whose readers refuse keys that they do not know."""
+        document = write(self)
+        for name in ("num_stored", "compression"):
+            if document[name] is None:
+                del document[name]
+        return document
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.format_version == 1 and (self.num_stored, self.compression) != (None, None):
+            raise InputError("expected no num_stored and no compression in format_version 1", remedy=REMEDY)
         expected = files_of(self.layout)
         if set(self.files) != set(expected):
             found = ", ".join(self.files) or "none"

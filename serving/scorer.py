@@ -1,8 +1,11 @@
 """Scorer: raw rows to probabilities with numpy, polars and onnxruntime alone.
 
-B examples, S slots, P slots of one feature, w row width, M table rows, T tokens of a list feature in a batch.
+B examples, S slots, w row width.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +13,73 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from features.addressing import Addressing, Vocabulary
-from features.encode import EncodedBatch, encode
+from features.encode import EncodedBatch
 from features.errors import InputError
-from features.hashing import Rows
-from features.layout import TableLayout
+from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
-from serving.bundle import PROBABILITY, Bundle, StoredTable, open_session
-from serving.rows import to_frame
+from features.spec import AnyFeature
+from serving.bundle import PROBABILITY, Bundle, open_session
+from serving.lookup import Lookup
+from serving.rows import encode_rows, rows_of
 
 CHUNK_ROWS = 16_384
-_CHUNK_FLOATS = 2**24
+"""Rows that are encoded at once, so that memory does not grow with a frame."""
+BLOCK_ROWS = 512
+"""Rows that go through the network at once: its activations then stay in the processor's cache, and a row of a large
+batch takes half the time."""
 
 Floats = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
+
+
+class Coverage(NamedTuple):
+    """How the values of a feature met what training saw; counts of several batches add up by `plus`."""
+
+    num_examples: int
+    missing: int
+    """Examples without a value, as a dataset's `missing_rates` count them."""
+    num_values: int
+    """Values looked up: one for an example that has one, or its list's elements but null; 0 for a float column."""
+    unseen: int
+    """Values that certainly no training example had, as one of their rows was never read: all such values in a
+    collisionless table, fewer where values share rows, none where the bundle does not say which rows were trained."""
+
+    def plus(self, other: "Coverage") -> "Coverage":
+        """The counts of both."""
+        return Coverage(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Rows [B] that `Scorer.encode` checked and encoded."""
+
+    examples: EncodedBatch
+    context: EncodedBatch | None = None
+    """One example, of the features that all B share."""
+    shared: frozenset[str] = frozenset()
+    """Names of these features."""
+
+    @property
+    def num_examples(self) -> int:
+        """B."""
+        return self.examples.num_examples
+
+
+class _Part(NamedTuple):
+    """Some of a bundle's features: how they are encoded, and how they are read."""
+
+    registry: FeatureRegistry
+    lookup: Lookup
+    dense_positions: list[int]
+    """Where their float columns stand among all of them."""
+
+    @staticmethod
+    def of(bundle: Bundle, names: frozenset[str]) -> "_Part":
+        features = tuple(feature for feature in bundle.registry.features if feature.name in names)
+        # A copy is not checked again: a part may be empty, which a registry may not.
+        registry = bundle.registry.model_copy(update={"features": features})
+        positions = [k for k, feature in enumerate(bundle.registry.dense_features) if feature.name in names]
+        return _Part(registry, Lookup(bundle, names), positions)
 
 
 class Scorer:
@@ -31,38 +87,71 @@ class Scorer:
 
         scorer = Scorer("runs/frappe/bundle")
         scorer.score([{"user": 7, "item": "a", "genres": ["x", "y"]}])  # array([0.31...])
+        scorer.score({"user": 7}, [{"item": "a"}, {"item": "b"}])  # one user, two candidates
 
-    `num_threads`: threads of one call inside onnxruntime; None: one a core. Raises `InputError` for a bad bundle.
+    `num_threads`: threads of one call inside onnxruntime; None: one a core. Where several calls run at once, as in a
+    server, 1 is best. Raises `InputError` for a bad bundle.
     """
 
     def __init__(self, bundle: Bundle | str | Path, *, num_threads: int | None = None) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._session = open_session(self.bundle.dense_onnx, num_threads=num_threads)
-        self._slots = _Slots(self.bundle.registry, self.bundle.layout, self.bundle.vocabulary)
-        # Wide inputs get shorter chunks: a chunk's embeddings take 64 MB at most.
-        self._chunk_rows = max(256, min(CHUNK_ROWS, _CHUNK_FLOATS // max(1, self.bundle.layout.embedded_width)))
+        self._names = frozenset(feature.name for feature in self.registry.features)
+        self._whole = _Part.of(self.bundle, self._names)
+        # Bounded, as what a context holds is the caller's choice; without `self`, so that it goes with its last user.
+        self._split = lru_cache(maxsize=64)(partial(_split, self.bundle, self._names))
 
     @property
     def registry(self) -> FeatureRegistry:
         """What a raw example means."""
         return self.bundle.registry
 
-    def score(self, rows: object, *, allow_missing: bool = False) -> Probabilities:
-        """Probabilities [B] of raw rows, in their order.
+    def score(self, rows: object, candidates: object = None, *, allow_missing: bool = False) -> Probabilities:
+        """Probabilities [B] of raw rows, or of candidates in a context, in their order.
 
         `rows`: a polars or pandas frame, anything with an Arrow C stream, or a sequence of mappings from feature to
         value, where an absent key is a missing value. A frame without a feature's column raises `InputError`, or is
         all missing there with `allow_missing`; so does a value that its feature cannot take, and a NaN logit.
+
+        With `candidates`, which are such rows, the first argument is one mapping, of what they have in common. The
+        scores are those of the rows `{**context, **candidate}`; a feature may stand in one of the two alone.
         """
-        frame = to_frame(rows, self.registry)
+        if candidates is not None:
+            return self.score_encoded(self.encode(rows, candidates, allow_missing=allow_missing))
+        whole = rows_of(rows, self.registry)
         chunks: list[Probabilities] = []
-        for start in range(0, max(1, len(frame)), self._chunk_rows):  # at least once: an empty frame is checked too
+        for start in range(0, max(1, len(whole)), CHUNK_ROWS):  # at least once: an empty frame is checked too
             try:
-                encoded = encode(frame[start : start + self._chunk_rows], self.registry, allow_missing=allow_missing)
-                chunks.append(self.probabilities(self.logits(encoded)))
+                chunk = whole[start : start + CHUNK_ROWS]
+                chunks.append(self.score_encoded(self.encode(chunk, allow_missing=allow_missing)))
             except InputError as error:
                 raise error if error.row is None else _in_row(error, start + error.row) from None
         return np.concatenate(chunks)
+
+    def encode(self, rows: object, candidates: object = None, *, allow_missing: bool = False) -> Encoded:
+        """What `score` does before it reads the table: checks of every value, tokens and floats; same arguments."""
+        if candidates is None:
+            whole = rows_of(rows, self.registry)
+            return Encoded(examples=encode_rows(whole, self.registry, allow_missing=allow_missing))
+        if not isinstance(rows, Mapping):
+            remedy = "send what all candidates share, such as the user's features, and the candidates apart"
+            raise InputError("expected a context: one mapping", found=type(rows).__name__, remedy=remedy)
+        shared = self._names.intersection(rows)
+        context, rest = self._split(shared)
+        own = rows_of(candidates, self.registry)
+        if twice := shared.intersection(own.columns if isinstance(own, pl.DataFrame) else set().union(*own)):
+            remedy = "send it in one of the two"
+            raise InputError("a context and its candidates share no feature", found=repr(min(twice)), remedy=remedy)
+        try:
+            encoded = encode_rows([rows], context.registry)
+        except InputError as error:  # row 0 of the context is no row of the candidates
+            raise InputError(error.expected, found=error.found, remedy=error.remedy) from None
+        examples = encode_rows(own, rest.registry, allow_missing=allow_missing)
+        return Encoded(examples=examples, context=encoded, shared=shared)
+
+    def score_encoded(self, encoded: Encoded) -> Probabilities:
+        """Probabilities [B] of what `encode` returned: rows of the table, network, prior correction."""
+        return self.probabilities(self.logits(encoded))
 
     def probabilities(self, logits: Floats) -> Probabilities:
         """Probabilities of logits [B]: the sigmoid in float64, then the bundle's prior correction."""
@@ -70,44 +159,44 @@ class Scorer:
             row = int(np.flatnonzero(np.isnan(logits))[0])
             remedy = "look for extreme numbers in that row, then for a diverged training run"
             raise InputError("expected a logit that is a number", found="NaN", remedy=remedy, row=row)
-        # exp overflows above 709, where the probability is 0 for any use.
-        probabilities = 1.0 / (1.0 + np.exp(np.clip(-logits.astype(np.float64), -700.0, 700.0)))
+        # exp overflows above 709, where the probability is 0 for any use; below -700 it is 0 as it is.
+        probabilities = 1.0 / (1.0 + np.exp(np.minimum(-logits.astype(np.float64), 700.0)))
         correction = self.bundle.manifest.prior_correction
         return probabilities if correction is None else correction.apply(probabilities)
 
-    def logits(self, encoded: EncodedBatch) -> Floats:
-        """Logits [B] of an encoded batch."""
-        if encoded.num_examples == 0:  # many graphs cannot reshape a batch of none
-            return np.zeros(0, dtype=np.float32)
-        inputs: dict[str, Any] = {"embedded": self.embed(encoded)}
-        if self.registry.dense_features:
-            inputs["dense"] = encoded.dense
-        logits: Any = self._session.run(["logit"], inputs)[0]
-        if logits.shape != (encoded.num_examples,):
-            found = str(list(logits.shape))
-            raise InputError(
-                f"dense.onnx: expected logits [{encoded.num_examples}]", found=found, remedy="export again"
-            )
+    def logits(self, encoded: Encoded) -> Floats:
+        """Logits [B] of encoded rows."""
+        logits = np.zeros(encoded.num_examples, dtype=np.float32)  # many graphs cannot reshape a batch of none
+        for first, embedded in self._blocks(encoded):
+            inputs: dict[str, Any] = {"embedded": embedded}
+            if self.registry.dense_features:
+                inputs["dense"] = self._dense(encoded, first, first + len(embedded))
+            block: Any = self._session.run(["logit"], inputs)[0]
+            if block.shape != (len(embedded),):
+                expected, found = f"dense.onnx: expected logits [{len(embedded)}]", str(list(block.shape))
+                raise InputError(expected, found=found, remedy="export again")
+            logits[first : first + len(embedded)] = block
         return logits
 
-    def embed(self, encoded: EncodedBatch) -> Floats:
+    def embed(self, encoded: Encoded) -> Floats:
         """Rows of the table for every slot, pooled where the feature is a list: [B, S * w]."""
-        layout, table, slots = self.bundle.layout, self.bundle.table, self._slots
-        num_examples = encoded.num_examples
-        scalars = np.zeros((num_examples, 0, layout.width), dtype=np.float32)
-        if slots.scalar_features:
-            tokens = np.stack([encoded.tokens[name] for name in slots.scalar_features], axis=1)
-            rows = slots.scalars.rows(tokens[:, slots.feature_of_slot])  # [B, S of scalars]
-            scalars = table.gather(rows.ravel()).reshape(num_examples, len(slots.feature_of_slot), layout.width)
-        if slots.lists:
-            embedded = np.empty((num_examples, len(layout.slots), layout.width), dtype=np.float32)
-            embedded[:, slots.scalar_positions] = scalars
-            for bag in slots.lists:
-                rows = bag.addressing.rows(encoded.tokens[bag.name][:, None])
-                embedded[:, bag.positions] = _pool(table, rows, encoded.lengths[bag.name], mean=bag.is_mean)
-        else:
-            embedded = scalars  # already in output order
-        return embedded.reshape(num_examples, layout.embedded_width)
+        blocks = [embedded for _, embedded in self._blocks(encoded)]
+        return np.concatenate([np.zeros((0, self.bundle.layout.embedded_width), dtype=np.float32), *blocks])
+
+    def coverage(self, encoded: Encoded) -> dict[str, Coverage]:
+        """By feature, how many examples have no value, and how many values training did not see.
+
+        It looks the rows up once more; what a context holds counts once for each example.
+        """
+        parts = [(encoded.examples, self._whole if encoded.context is None else self._split(encoded.shared)[1], 1)]
+        if encoded.context is not None:
+            parts.append((encoded.context, self._split(encoded.shared)[0], encoded.num_examples))
+        counts = {
+            feature.name: Coverage(*(times * count for count in _coverage(batch, part.lookup, feature)))
+            for batch, part, times in parts
+            for feature in part.registry.features
+        }
+        return {feature.name: counts[feature.name] for feature in self.registry.features}
 
     def verify(self) -> float:
         """Score the golden rows again: the largest difference to the trainer's probability.
@@ -119,53 +208,46 @@ class Scorer:
         expected = golden[PROBABILITY].cast(pl.Float64).to_numpy()
         return float(np.abs(self.score(golden.drop(PROBABILITY)) - expected).max())
 
+    def _blocks(self, encoded: Encoded) -> Iterator[tuple[int, Floats]]:
+        """The network's input [n, S * w], a block of examples at a time, with the number of its first one."""
+        part, shared = self._whole, None
+        if encoded.context is not None:
+            context, part = self._split(encoded.shared)
+            shared = context.lookup.read(encoded.context, 0, 1)
+        width = self.bundle.layout.embedded_width
+        for first in range(0, encoded.num_examples, BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, encoded.num_examples)
+            yield first, part.lookup.read(encoded.examples, first, last, shared).reshape(last - first, width)
 
-class _Bag(NamedTuple):
-    """The slots of a list feature."""
-
-    name: str
-    addressing: Addressing
-    positions: list[int]
-    is_mean: bool
-
-
-class _Slots:
-    """The layout's slots, split into those of scalar features, which are read in one go, and list features."""
-
-    def __init__(self, registry: FeatureRegistry, layout: TableLayout, vocabulary: Vocabulary | None) -> None:
-        used = {slot.feature for slot in layout.slots}
-        self.lists: list[_Bag] = []
-        for name, pooling in layout.pooling.items():
-            if name in used:
-                positions = layout.positions_of(name)
-                self.lists.append(_Bag(name, Addressing(layout, vocabulary, positions), positions, pooling == "mean"))
-        self.scalar_features = [
-            feature.name for feature in registry.token_features if feature.name in used and not feature.is_list
-        ]
-        scalars = [(p, slot) for p, slot in enumerate(layout.slots) if slot.feature not in layout.pooling]
-        self.scalar_positions = [position for position, _ in scalars]
-        self.feature_of_slot = [self.scalar_features.index(slot.feature) for _, slot in scalars]
-        self.scalars = Addressing(layout, vocabulary, self.scalar_positions)
+    def _dense(self, encoded: Encoded, first: int, last: int) -> Floats:
+        """Float columns [n, N] of some examples."""
+        own = encoded.examples.dense[first:last]
+        if encoded.context is None:
+            return own
+        context, part = self._split(encoded.shared)
+        dense = np.empty((last - first, len(self.registry.dense_features)), dtype=np.float32)
+        dense[:, context.dense_positions] = encoded.context.dense
+        dense[:, part.dense_positions] = own
+        return dense
 
 
-def _pool(table: StoredTable, rows: Rows, lengths: npt.NDArray[np.int64], *, mean: bool) -> Floats:
-    """Sum or mean of each example's rows: rows [T, P] and lengths [B] to [B, P, w]; zeros where a list is empty.
+def _split(bundle: Bundle, names: frozenset[str], shared: frozenset[str]) -> tuple[_Part, _Part]:
+    """The features of a context, and the others."""
+    return _Part.of(bundle, shared), _Part.of(bundle, names - shared)
 
-    Step k adds the k-th value of every list that has one. So each sum runs in the order of the list, as in training
-    (`np.add.reduceat` sums in pairs, and gives an empty list its neighbour's row), and memory does not grow with T.
-    """
-    num_slots = rows.shape[1]
-    pooled = np.zeros((len(lengths), num_slots, table.rows.shape[1]), dtype=np.float32)
-    longest_first = np.argsort(-lengths, kind="stable")
-    starts = (np.cumsum(lengths) - lengths)[longest_first]
-    ascending = lengths[longest_first][::-1]
-    for k in range(int(lengths.max(initial=0))):
-        num_active = len(lengths) - int(np.searchsorted(ascending, k, side="right"))
-        step = rows[starts[:num_active] + k]  # [active, P]
-        pooled[longest_first[:num_active]] += table.gather(step.ravel()).reshape(num_active, num_slots, -1)
-    if mean:
-        pooled /= np.maximum(lengths, 1).astype(np.float32)[:, None, None]
-    return pooled
+
+def _coverage(batch: EncodedBatch, lookup: Lookup, feature: AnyFeature) -> Coverage:
+    if not feature.has_tokens:
+        return Coverage(batch.num_examples, batch.num_missing.get(feature.name, 0), 0, 0)
+    tokens = batch.tokens[feature.name]
+    is_missing = tokens == np.uint64(MISSING_TOKEN)
+    present = tokens[~is_missing]
+    missing = len(tokens) - len(present)
+    if feature.is_list:  # a missing list is one missing value
+        lengths = batch.lengths[feature.name]
+        starts = np.cumsum(lengths) - lengths
+        missing = int(is_missing[starts[lengths == 1]].sum())
+    return Coverage(batch.num_examples, missing, len(present), lookup.num_untrained(feature.name, present))
 
 
 def _in_row(error: InputError, row: int) -> InputError:

@@ -1,273 +1,342 @@
 """table.safetensors: how the embedding rows are stored, their writer, and a memory-mapped reader.
 
-M table rows, K stored rows (fewer than M where rows were pruned), w row width, N rows asked for. A bitmap holds bit r
-in byte r // 8 at r % 8, the least significant bit first.
+A row may store a prefix of its columns only, or nothing; what is not stored reads as 0. So the columns are cut into
+blocks (`serving.table_plan`): the first holds the first columns of the rows that have any, the next one those that
+follow, of the rows among these that go on, and so forth. A row set (`serving.row_sets`) says which rows they are. A
+table that asks for none of this is one block of all columns.
+
+M table rows, K rows of a block, b columns of a block, w row width, N rows asked for.
 """
 
-import json
-import math
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import InputError
 from features.hashing import Rows
 from features.layout import TableLayout
+from serving.quantize import (
+    NUM_CODES,
+    ROTATED_BITS,
+    SAMPLE_GROUPS,
+    VALUES_PER_BYTE,
+    Floats,
+    SharedCodebook,
+    TableDtype,
+    check_values,
+    distinct,
+    groups_of,
+    learn_codebook,
+)
+from serving.rotated import MAX_WIDTH, RotatedCodebooks
+from serving.row_sets import (
+    Bitmap,
+    Flags,
+    RankedBitmap,
+    RowSet,
+    decode_positions,
+    encode_positions,
+    pack_bits,
+    row_set_of,
+)
+from serving.table_plan import (
+    BITMAP,
+    CODE_BITS,
+    POSITIONS,
+    STORED_DTYPES,
+    Block,
+    Plan,
+    numbered,
+    plan_table,
+    stored_columns,
+    table_bytes,
+)
+from serving.tensors import NUMPY_DTYPES, fault, header, map_tensors, take
 
-TableDtype = Literal["fp32", "fp16", "int8"]
-Floats = npt.NDArray[np.float32]
-Bitmap = npt.NDArray[np.uint8]
+__all__ = ["Bitmap", "StoredTable", "TableDtype", "pack_bits", "served_rows", "table_bytes", "write_table"]
 
-STORED_DTYPES: dict[str, str] = {"fp32": "F32", "fp16": "F16", "int8": "I8"}
-MAX_HEADER_BYTES = 2**20  # 100 a tensor or so; a length from a damaged file must not become a large allocation
-REMEDY = "the bundle is damaged: copy it again, or export it again"
-
-_NUMPY_DTYPES = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "U64": np.dtype("<u8"),
-}
-_MAX_FP16 = float(np.finfo(np.float16).max)
-_WRITE_ROWS = 65_536
+RowWidths = npt.NDArray[np.integer]
+Coder = SharedCodebook | RotatedCodebooks
+_CHUNK_ROWS = 65_536
 
 
-class QuantizedRows(NamedTuple):
-    """Rows as they are stored."""
+def write_table(
+    path: Path,
+    table: npt.NDArray[Any],
+    dtype: TableDtype,
+    trained_rows: Bitmap | None = None,
+    row_widths: RowWidths | None = None,
+) -> None:
+    """Write rows [M, w] some at a time, so that a table near the size of memory needs no second copy.
 
-    rows: npt.NDArray[Any]
-    """[K, w] float32, float16 or int8."""
-    scale: Floats | None
-    """[K], for int8 alone: value = int8 * scale."""
-
-
-def quantize_rows(table: npt.NDArray[Any], dtype: TableDtype) -> QuantizedRows:
-    """Rows [K, w] in the stored type; int8 is symmetric, with a scale of its own for each row.
-
-    The error of a value is at most scale / 2 = max|row| / 254 for int8, and 2^-11 of the value for fp16. Raises
-    `InputError` for NaN, infinite values, and values that fp16 cannot hold.
-
-    >>> quantize_rows(np.array([[1.0, -0.5]]), "int8").rows.tolist()
-    [[127, -64]]
+    `row_widths` [M]: columns of each row that are stored, the first ones, 0 to w. What is not stored reads as 0,
+    whatever the table holds there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
+    [ceil(M / 8)]: bitmap of the rows that training read; without widths fp32 and fp16 files hold it as it is, other
+    files only where it says more than which rows are stored. Raises `InputError` for values that the type cannot hold.
     """
-    values = np.asarray(table, dtype=np.float32)
-    largest = np.abs(values).max(axis=1, initial=0.0)
-    if not np.isfinite(largest).all():
-        row = int(np.flatnonzero(~np.isfinite(largest))[0])
-        remedy = "the training diverged: lower trainer.learning_rate and train again"
-        raise InputError("table rows must be finite numbers", found=f"{largest[row]} in a row", remedy=remedy)
-    if dtype == "fp32":
-        return QuantizedRows(values, None)
-    if dtype == "fp16":
-        if (largest > _MAX_FP16).any():
-            raise InputError(
-                f"fp16 rows hold up to {_MAX_FP16:.0f}", found=f"{largest.max():.6g}", remedy="use int8 or fp32"
-            )
-        return QuantizedRows(values.astype(np.float16), None)
-    # The smallest normal float below: a scale in the subnormal range has few digits, and its row is zero for any use.
-    scale = np.where(largest >= 127 * np.finfo(np.float32).tiny, largest / np.float32(127), np.float32(0))
-    divisor = np.where(scale > 0, scale, np.float32(np.inf))
-    return QuantizedRows(np.rint(values / divisor[:, None]).astype(np.int8), scale.astype(np.float32))
-
-
-def dequantize(rows: npt.NDArray[Any], scale: npt.NDArray[Any] | None = None) -> Floats:
-    """Stored rows [K, w] as float32; `scale` [K] where they are int8.
-
-    >>> dequantize(np.array([[127, -64]], dtype=np.int8), np.array([0.5], dtype=np.float32)).tolist()
-    [[63.5, -32.0]]
-    """
-    values = rows.astype(np.float32)
-    return values if scale is None else values * scale.astype(np.float32)[:, None]
-
-
-def pack_bits(flags: npt.NDArray[np.bool_]) -> Bitmap:
-    """Flags [M] as a bitmap [ceil(M / 8)].
-
-    >>> pack_bits(np.array([True, False, True])).tolist()
-    [5]
-    """
-    return np.packbits(flags, bitorder="little")
-
-
-def write_table(path: Path, table: npt.NDArray[Any], dtype: TableDtype, trained_rows: Bitmap | None = None) -> None:
-    """Write rows [M, w] a block at a time, so that a table near the size of memory needs no second copy.
-
-    Rows of zeros (pruned ones) are left out behind the bitmap `kept_rows` where that makes the file smaller.
-    Raises `InputError` as `quantize_rows` does.
-    """
-    num_rows, width = table.shape
-    kept = np.asarray(table.any(axis=1), dtype=np.bool_)
-    row_bytes = width * _NUMPY_DTYPES[STORED_DTYPES[dtype]].itemsize + (4 if dtype == "int8" else 0)
-    if (num_rows - int(kept.sum())) * row_bytes <= 2 * math.ceil(num_rows / 8):
-        kept[:] = True
-    num_stored = int(kept.sum())
-    shapes: dict[str, tuple[str, list[int]]] = {"rows": (STORED_DTYPES[dtype], [num_stored, width])}
-    if dtype == "int8":
-        shapes = {"scale": ("F32", [num_stored]), **shapes}  # wider elements first keeps every tensor aligned
-    bitmaps = {} if num_stored == num_rows else {"kept_rows": pack_bits(kept)}
-    bitmaps |= {} if trained_rows is None else {"trained_rows": trained_rows}
-    shapes |= {name: ("U8", [len(bitmap)]) for name, bitmap in bitmaps.items()}
+    source = _Source.of(table, dtype, row_widths)
+    plan = source.plan
+    if trained_rows is not None and plan.is_compact:
+        is_trained = np.unpackbits(trained_rows, count=plan.num_rows, bitorder="little").astype(np.bool_)
+        if is_trained[source.is_stored(plan.blocks[0])].all():
+            trained_rows = None
+    shapes = plan.shapes(has_trained_rows=trained_rows is not None)
     with path.open("wb") as file:
         file.write(header(shapes))
-        if dtype == "int8":
-            for block in _blocks(table, kept, dtype):
-                assert block.scale is not None
-                file.write(block.scale.astype("<f4").tobytes())
-        for block in _blocks(table, kept, dtype):
-            file.write(block.rows.astype(block.rows.dtype.newbyteorder("<"), copy=False).tobytes())
-        for bitmap in bitmaps.values():
-            file.write(bitmap.tobytes())
+        if source.coder is not None:
+            for tensor in source.coder.tensors():
+                file.write(tensor.astype(tensor.dtype.newbyteorder("<")).tobytes())
+        for block in plan.blocks:
+            for _, values in source.values(block):
+                file.write(source.stored(values).tobytes())
+        if "columns" in shapes:
+            file.write(np.array([block.stop - block.start for block in plan.blocks], dtype="<u2").tobytes())
+        for block in plan.blocks:
+            file.write(source.row_set(block).tobytes())
+        file.write(b"" if trained_rows is None else trained_rows.tobytes())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _blocks(table: npt.NDArray[Any], kept: npt.NDArray[np.bool_], dtype: TableDtype) -> Iterator[QuantizedRows]:
-    for start in range(0, len(table), _WRITE_ROWS):
-        block = slice(start, start + _WRITE_ROWS)
-        yield quantize_rows(table[block][kept[block]], dtype)
+def served_rows(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None) -> Floats:
+    """Rows [M, w] as a reader of the written table will see them; raises `InputError` as `write_table` does.
+
+    >>> served_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
+    [[1.0, -0.5], [0.25, 0.0]]
+    """
+    source = _Source.of(table, dtype, row_widths)
+    served = np.zeros(table.shape, dtype=np.float32)
+    for block in source.plan.blocks:
+        for rows, values in source.values(block):
+            served[rows, block.start : block.stop] = _as_floats(source.stored(values), source.coder, values.shape[1])
+    return served
 
 
-def header(shapes: dict[str, tuple[str, list[int]]]) -> bytes:
-    """How a safetensors file of these tensors starts: name to (type, shape), in the order in which they follow."""
-    entries: dict[str, Any] = {}
-    end = 0
-    for name, (dtype, shape) in shapes.items():
-        begin, end = end, end + math.prod(shape) * _NUMPY_DTYPES[dtype].itemsize
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+class _Source(NamedTuple):
+    """A table, and all that is decided before it is written."""
+
+    table: npt.NDArray[Any]
+    widths: npt.NDArray[np.integer]
+    """Columns of each row that are stored [M]; 0 for a row of zeros."""
+    plan: Plan
+    coder: Coder | None
+    """For rows of codes."""
+
+    @staticmethod
+    def of(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None) -> "_Source":
+        widths = _stored_widths(table, row_widths)
+        is_compact = row_widths is not None or dtype in CODE_BITS
+        histogram = np.bincount(widths, minlength=table.shape[1] + 1)
+        source = _Source(table, widths, plan_table(histogram, table.shape[1], dtype, is_compact=is_compact), None)
+        return source._replace(coder=source.learned()) if dtype in CODE_BITS else source
+
+    def is_stored(self, block: Block) -> Flags:
+        """Which rows [M] a block holds."""
+        is_whole = block.start == 0 and block.num_rows == self.plan.num_rows
+        return np.ones(self.plan.num_rows, dtype=np.bool_) if is_whole else self.widths > block.start
+
+    def values(self, block: Block, only: Flags | None = None) -> Iterator[tuple[Rows, Floats]]:
+        """Some at a time, the rows [n] of a block (those flagged in `only` [M]) and their values [n, b].
+
+        Zeros where a row has ended. Raises `InputError` for values that the type cannot hold.
+        """
+        is_stored = self.is_stored(block) if only is None else self.is_stored(block) & only
+        for start in range(0, self.plan.num_rows, _CHUNK_ROWS):
+            rows = start + np.flatnonzero(is_stored[start : start + _CHUNK_ROWS])
+            values = self.table[rows, block.start : block.stop].astype(np.float32)
+            values[np.arange(block.start, block.stop) >= self.widths[rows, None]] = 0
+            check_values(values, self.plan.dtype)
+            yield rows, values
+
+    def stored(self, values: Floats) -> npt.NDArray[Any]:
+        """Values [n, b] as the file holds them."""
+        if self.coder is not None:
+            return self.coder.encode(values)
+        return values.astype(NUMPY_DTYPES[STORED_DTYPES[self.plan.dtype]], copy=False)
+
+    def row_set(self, block: Block) -> Bitmap:
+        """Which of its candidates a block holds, as the file says it; nothing where it holds all."""
+        if block.num_rows == block.num_candidates:
+            return np.zeros(0, dtype=np.uint8)
+        flags = self.is_stored(block)
+        for before in self.plan.blocks:
+            if before.stop == block.start:
+                flags = flags[self.is_stored(before)]
+        return encode_positions(flags) if self.plan.set_form(block)[0] else pack_bits(flags)
+
+    def learned(self) -> Coder:
+        """How to code the stored values, learned from some of the rows where they are many."""
+        block = self.plan.blocks[0]
+        if self.plan.dtype in ROTATED_BITS:
+            rows = np.concatenate([values for _, values in self.values(block, self._sample(block.num_rows))])
+            return RotatedCodebooks.learn(rows, stored_columns(self.plan.dtype, self.plan.width))
+        size = VALUES_PER_BYTE[self.plan.dtype]
+        num_groups = sum(block.num_rows * -(-(block.stop - block.start) // size) for block in self.plan.blocks)
+        sample = np.concatenate(list(self._groups(size, self._sample(num_groups))))
+        few = distinct(sample)
+        for groups in self._groups(size):  # a table that was rounded before: no entry of its codebook may be missed
+            if len(few) >= NUM_CODES:
+                break
+            few = distinct(np.concatenate([few, groups]))
+        return SharedCodebook(learn_codebook(few if len(few) < NUM_CODES else sample))
+
+    def _sample(self, num_groups: int) -> Flags:
+        """Rows [M] whose share of all groups is about as many as are learned from."""
+        if num_groups <= SAMPLE_GROUPS:
+            return np.ones(self.plan.num_rows, dtype=np.bool_)
+        stored = np.flatnonzero(self.is_stored(self.plan.blocks[0]))
+        count = max(1, len(stored) * SAMPLE_GROUPS // num_groups)
+        sampled = np.zeros(self.plan.num_rows, dtype=np.bool_)
+        sampled[np.random.default_rng(0).choice(stored, count, replace=False)] = True
+        return sampled
+
+    def _groups(self, size: int, only: Flags | None = None) -> Iterator[Floats]:
+        for block in self.plan.blocks:
+            for _, values in self.values(block, only):
+                yield groups_of(values, size).reshape(-1, size)
+
+
+def _stored_widths(table: npt.NDArray[Any], row_widths: RowWidths | None) -> npt.NDArray[np.integer]:
+    """Columns of each row that are to be stored [M]: as given, but 0 where they hold zeros alone."""
+    num_rows, width = table.shape
+    if row_widths is None:
+        return np.where(table.any(axis=1), width, 0)
+    assert row_widths.shape == (num_rows,)
+    assert row_widths.min(initial=0) >= 0
+    assert row_widths.max(initial=0) <= width
+    widths = row_widths.copy()
+    for start in range(0, num_rows, _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        has_values = ((table[chunk] != 0) & (np.arange(width) < widths[chunk, None])).any(axis=1)
+        widths[chunk][~has_values] = 0
+    return widths
+
+
+def _as_floats(stored: npt.NDArray[Any], coder: Coder | None, width: int) -> Floats:
+    """Values [n, b] of what the file holds."""
+    return stored.astype(np.float32, copy=False) if coder is None else coder.decode(stored, width)
+
+
+class _StoredBlock(NamedTuple):
+    """A block as it is read."""
+
+    start: int
+    stop: int
+    row_set: RowSet | None
+    """None: all candidates."""
+    rows: npt.NDArray[Any]
+    """[K, b] floats or int8, or codes [K, ceil(b / c)]; on the disk."""
 
 
 class StoredTable:
     """The rows of a bundle, read from the disk as they are asked for; raises `InputError` for a damaged file."""
 
     def __init__(self, path: Path, layout: TableLayout, dtype: TableDtype) -> None:
-        self.num_rows = layout.num_rows
+        self.num_rows, self.width = layout.num_rows, layout.width
         tensors = map_tensors(path)
-        _check_tensors(path, tensors, layout, dtype)
-        self.rows = tensors["rows"]
-        """[K, w], as stored."""
-        self.scale = tensors.get("scale")
-        """[K], for int8 alone."""
-        self.trained_rows = tensors.get("trained_rows")
-        """Bitmap of the rows that a training example read [ceil(M / 8)], where the exporter gave one."""
-        self._kept = None if "kept_rows" not in tensors else _RankedBitmap(tensors["kept_rows"])
-        num_stored = self.num_rows if self._kept is None else self._kept.count
-        if len(self.rows) != num_stored:
-            raise fault(path, f"{num_stored} stored rows", f"{len(self.rows)}")
+        found = ", ".join(sorted(tensors)) or "none"
+        stored_dtype, partners = STORED_DTYPES[dtype], _partners(dtype)
+        if dtype == "int8" and "scale" in tensors:  # as format version 1 had it: integers, and a scale for each row
+            stored_dtype, partners = "I8", {"scale"}
+        expected = fault(path, f"tensors {', '.join(sorted({'rows'} | partners))} for {dtype}", found)
+        if not {"rows"} | partners <= set(tensors):
+            raise expected
+        self._coder = _read_coder(path, tensors, dtype, self.width) if "codebook" in partners else None
+        self._blocks: list[_StoredBlock] = []
+        start, num_candidates = 0, self.num_rows
+        for number, columns in enumerate(_columns(path, tensors, self.width)):
+            if numbered("rows", number) not in tensors:
+                raise expected
+            row_set = _read_row_set(path, tensors, number, num_candidates)
+            num_candidates = num_candidates if row_set is None else row_set.count
+            shape = (num_candidates, stored_columns(dtype, columns))
+            rows = take(path, tensors, numbered("rows", number), shape, stored_dtype)
+            self._blocks.append(_StoredBlock(start, start + columns, row_set, rows))
+            start += columns
+        self.num_stored = len(self._blocks[0].rows)
+        """Rows that have any column stored."""
+        scale = take(path, tensors, "scale", (self.num_stored,), "F32", "F16") if "scale" in partners else None
+        self._scale = scale
+        self._trained_rows: Bitmap | None = None
+        if "trained_rows" in tensors:
+            self._trained_rows = take(path, tensors, "trained_rows", (-(-self.num_rows // 8),), "U8")
+        is_whole = [block.stop for block in self._blocks] == [self.width]
+        if tensors or (not is_whole and (scale is not None or dtype in ROTATED_BITS)):
+            raise expected
 
     def gather(self, rows: Rows) -> Floats:
-        """Rows [N] of the table as float32 [N, w]; pruned rows are zeros."""
-        if self._kept is None:
-            return self._stored(rows)
-        is_kept, ranks = self._kept.rank(rows)
-        values = np.zeros((len(rows), self.rows.shape[1]), dtype=np.float32)
-        values[is_kept] = self._stored(ranks[is_kept])
+        """Rows [N] of the table as float32 [N, w]; what is not stored is 0."""
+        first = self._blocks[0]
+        if first.row_set is None and first.stop == self.width:
+            return self._read(first, rows)
+        values = np.zeros((len(rows), self.width), dtype=np.float32)
+        places, ranks = np.arange(len(rows)), rows
+        for block in self._blocks:
+            if block.row_set is not None:
+                is_stored, ranks = block.row_set.rank(ranks)
+                places, ranks = places[is_stored], ranks[is_stored]
+            values[places, block.start : block.stop] = self._read(block, ranks)
         return values
 
     def is_trained(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Whether a training example read each of the rows [N]; all true where the bundle does not say."""
-        if self.trained_rows is None:
-            return np.ones(len(rows), dtype=np.bool_)
-        return (self.trained_rows[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 1
+        """Whether a training example read each of the rows [N].
 
-    def _stored(self, ranks: Rows) -> Floats:
-        scale = None if self.scale is None else self.scale[ranks]
-        values = self.rows.take(ranks, axis=0)
-        return values if values.dtype == np.float32 else dequantize(values, scale)
+        Where the bundle has no bitmap of that, a row that is stored counts as read and one that is not, as not: it was
+        never read, or nothing is left of what it learned.
+        """
+        if self._trained_rows is not None:
+            return (self._trained_rows[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 1
+        row_set = self._blocks[0].row_set
+        return np.ones(len(rows), dtype=np.bool_) if row_set is None else row_set.rank(rows)[0]
 
-
-class _RankedBitmap:
-    """A bitmap that answers "is bit r set, and how many are set before it" without a table of M entries."""
-
-    def __init__(self, bitmap: Bitmap) -> None:
-        self._words = np.pad(bitmap, (0, -len(bitmap) % 8)).view("<u8")
-        counts = np.bitwise_count(self._words).astype(np.int64)
-        self.count = int(counts.sum())
-        self._before = np.cumsum(counts) - counts
-
-    def rank(self, rows: Rows) -> tuple[npt.NDArray[np.bool_], Rows]:
-        word, bit = self._words[rows >> 6], (rows & 63).astype(np.uint64)
-        below = np.bitwise_count(word & ((np.uint64(1) << bit) - np.uint64(1)))
-        return (word >> bit) & np.uint64(1) == 1, self._before[rows >> 6] + below
+    def _read(self, block: _StoredBlock, ranks: Rows) -> Floats:
+        """Values [n, b] of the stored rows with these numbers [n]."""
+        values = _as_floats(block.rows.take(ranks, axis=0), self._coder, block.stop - block.start)
+        return values if self._scale is None else values * self._scale[ranks].astype(np.float32)[:, None]
 
 
-def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Views of a safetensors file's tensors; raises `InputError` before anything of a faulty header is believed."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise fault(path, f"a header of 2 to {MAX_HEADER_BYTES} bytes", f"{length} in a file of {size} bytes")
-            entries = json.loads(file.read(length))
-    except OSError as error:
-        raise fault(path, "a readable file", error.strerror or str(error)) from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise fault(path, "a header in JSON", str(error)[:100]) from None
-    if not isinstance(entries, dict):
-        raise fault(path, "a header of tensors", type(entries).__name__)
-    entries.pop("__metadata__", None)
-    data, tensors, covered = 8 + length, {}, 0
-    for name, entry in entries.items():
-        dtype, shape, begin, end = _entry(path, name, entry)
-        if end > size - data:
-            raise fault(path, f"at least {data + end} bytes", f"{size} (cut off?)")
-        covered += end - begin
-        if math.prod(shape) == 0:
-            tensors[name] = np.zeros(shape, dtype=dtype)  # nothing to map
-        else:
-            tensors[name] = np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=data + begin, shape=shape))
-    if covered != size - data:
-        raise fault(path, f"{covered} bytes of tensors", f"{size - data}")
-    return tensors
+def _partners(dtype: TableDtype) -> set[str]:
+    """Names of the tensors that rows of a type need."""
+    return ({"codebook"} if dtype in CODE_BITS else set()) | (
+        {"rotation", "groups"} if dtype in ROTATED_BITS else set()
+    )
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
-    try:
-        dtype, shape = _NUMPY_DTYPES[entry["dtype"]], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        numbers = (*shape, begin, end)
-        if not all(type(number) is int and 0 <= number < 2**48 for number in numbers) or not 1 <= len(shape) <= 2:
-            raise ValueError(f"{numbers}")
-        if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{end - begin} bytes")
-    except (KeyError, TypeError, ValueError):
-        raise fault(path, f"a sound entry for tensor {name!r}", repr(entry)[:120]) from None
-    return dtype, shape, begin, end
+def _read_coder(path: Path, tensors: dict[str, npt.NDArray[Any]], dtype: TableDtype, width: int) -> Coder:
+    """How the rows of codes are read."""
+    if dtype in VALUES_PER_BYTE:
+        return SharedCodebook(take(path, tensors, "codebook", (NUM_CODES, VALUES_PER_BYTE[dtype]), "F16"))
+    if width > MAX_WIDTH:
+        raise fault(path, f"{dtype} rows of up to {MAX_WIDTH} columns", str(width))
+    codebook = take(path, tensors, "codebook", (NUM_CODES, width), "F16")
+    rotation = take(path, tensors, "rotation", (width, width), "F16")
+    sizes = take(path, tensors, "groups", (stored_columns(dtype, width),), "U16").astype(np.int64)
+    if sizes.min() == 0 or sizes.sum() != width:
+        raise fault(path, f"groups that add up to {width}", f"{sizes.tolist()}"[:100])
+    return RotatedCodebooks(codebook, rotation, sizes.tolist())
 
 
-def _check_tensors(path: Path, tensors: dict[str, npt.NDArray[Any]], layout: TableLayout, dtype: TableDtype) -> None:
-    """Raise `InputError` unless the tensors are those of this layout and this stored type."""
-    expected = {"rows", "scale"} if dtype == "int8" else {"rows"}
-    names = set(tensors) - {"kept_rows", "trained_rows"}
-    if names != expected:
-        raise fault(path, f"tensors {', '.join(sorted(expected))} for {dtype}", ", ".join(sorted(tensors)) or "none")
-    num_stored = layout.num_rows if "kept_rows" not in tensors else len(tensors["rows"])
-    bitmap = (math.ceil(layout.num_rows / 8),)
-    wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-        "rows": ((num_stored, layout.width), (STORED_DTYPES[dtype],)),
-        "scale": ((num_stored,), ("F32", "F16")),
-        "kept_rows": (bitmap, ("U8",)),
-        "trained_rows": (bitmap, ("U8",)),
-    }
-    for name, tensor in tensors.items():
-        shape, dtypes = wanted[name]
-        if tensor.shape != shape or tensor.dtype not in [_NUMPY_DTYPES[stored] for stored in dtypes]:
-            found = f"{tensor.dtype} {list(tensor.shape)}"
-            raise fault(path, f"tensor {name!r} to be {' or '.join(dtypes)} {list(shape)}", found)
+def _columns(path: Path, tensors: dict[str, npt.NDArray[Any]], width: int) -> list[int]:
+    """Columns of each block."""
+    if "columns" not in tensors:
+        return [width]
+    content = tensors["columns"]
+    columns = take(path, tensors, "columns", (min(len(content), width),), "U16").astype(np.int64)
+    if len(columns) == 0 or columns.min() == 0 or columns.sum() > width:
+        raise fault(path, f"columns of blocks that add up to {width} at most", f"{columns.tolist()}"[:100])
+    return columns.tolist()
 
 
-def fault(path: Path, expected: str, found: str) -> InputError:
-    """The error for a damaged file of a bundle."""
-    return InputError(f"{path}: expected {expected}", found=found, remedy=REMEDY)
+def _read_row_set(path: Path, tensors: dict[str, npt.NDArray[Any]], number: int, num_candidates: int) -> RowSet | None:
+    """Which of the candidates a block holds; None: all."""
+    positions, bitmap = numbered(POSITIONS, number), numbered(BITMAP, number)
+    if positions in tensors:
+        content = take(path, tensors, positions, (len(tensors[positions]),), "U8")
+        count = len(tensors[numbered("rows", number)])
+        return row_set_of(decode_positions(path, positions, content, count, num_candidates), num_candidates)
+    if bitmap in tensors:
+        return RankedBitmap(take(path, tensors, bitmap, (-(-num_candidates // 8),), "U8"))
+    return None

@@ -8,7 +8,7 @@ import numpy as np
 
 from features.addressing import Vocabulary
 from features.hashing import MISSING_TOKEN, Tokens
-from serving.table import fault, header, map_tensors
+from serving.tensors import fault, header, map_tensors
 
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:

@@ -1,5 +1,6 @@
 """The row contract in plain integers, for each kind of table, with the other implementation of xxh3."""
 
+import math
 from collections.abc import Collection, Mapping
 from fractions import Fraction
 from typing import Any
@@ -13,9 +14,12 @@ from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 
-KINDS = ("unified", "hashed", "collisionless")
+KINDS = ("unified", "hashed", "collisionless", "quotient_remainder", "robe")
+COUNTED = ("hashed", "collisionless", "quotient_remainder")
+BLOCK = 2
 
-# Probes of one for every kind; lists between scalars; views against the registry's order, as gates have them.
+# No probes of their own, which some kinds refuse; lists between scalars; views against the registry's order, as gates
+# have them.
 REGISTRY = FeatureRegistry.of(
     seed=5,
     features={
@@ -39,8 +43,13 @@ def layout_and_vocabulary(
     """The layout of `REGISTRY` and `VIEWS` when train showed these values."""
     vocabulary = {name: np.array(sorted(seen[name]), dtype=np.uint64) for name in seen}
     counts = {name: len(tokens) for name, tokens in vocabulary.items()}
-    settings: dict[str, Any] = {"num_rows": num_rows, "width": width, "probes": probes, "views": VIEWS}
-    return TableLayout.of(REGISTRY, **settings, kind=kind, num_values=counts), vocabulary
+    settings: dict[str, Any] = {"num_rows": num_rows, "width": width, "probes": probes_of(kind, probes), "views": VIEWS}
+    return TableLayout.of(REGISTRY, **settings, kind=kind, num_values=counts, block=BLOCK), vocabulary
+
+
+def probes_of(kind: str, probes: int) -> int:
+    """As many as asked for, where the kind leaves a choice."""
+    return {"collisionless": 1, "quotient_remainder": 2}.get(kind, probes)
 
 
 def row(
@@ -54,21 +63,36 @@ def row(
             return first
         ordered = sorted(int(value) for value in vocabulary[feature])
         return first + 2 + ordered.index(token) if token in ordered else first + 1
-    text = "\x1f".join((str(layout.seed), layout.keys[feature], view, str(probe)))
+    if layout.kind == "quotient_remainder":
+        half = num_rows // 2
+        number = _hashed(layout, view, feature, 0, token, min(half * half, 2**31))
+        return first + (half + number // half if probe else number % half)
+    if layout.kind == "robe":
+        return (_hashed(layout, view, feature, probe // BLOCK, token, num_rows) + probe % BLOCK) % num_rows
+    return first + _hashed(layout, view, feature, probe, token, num_rows)
+
+
+def _hashed(layout: TableLayout, view: str, feature: str, number: int, token: int, size: int) -> int:
+    text = "\x1f".join((str(layout.seed), layout.keys[feature], view, str(number)))
     value = token ^ xxhash.xxh3_64_intdigest(text.encode())
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         value = ((value ^ (value >> shift)) * multiplier) % 2**64
     value ^= value >> 31
-    return first + (((value >> 32) * num_rows) >> 32)
+    return ((value >> 32) * size) >> 32
 
 
 def range_of(layout: TableLayout, view: str, feature: str) -> tuple[int, int]:
     """First row and number of rows that a feature may read in a view."""
-    if layout.kind == "unified":
+    if layout.kind not in COUNTED:
         return 0, layout.num_rows
     readers = [(view, feature) for view, probes in layout.views.items() for feature in probes]
     counts = [layout.num_values[feature] for _, feature in readers]
-    sizes = shares_of(layout.num_rows, counts) if layout.kind == "hashed" else [count + 2 for count in counts]
+    if layout.kind == "hashed":
+        sizes = shares_of(layout.num_rows, counts)
+    elif layout.kind == "collisionless":
+        sizes = [count + 2 for count in counts]
+    else:
+        sizes = [2 * half for half in shares_of(layout.num_rows // 2, [math.isqrt(count * 2**20) for count in counts])]
     position = readers.index((view, feature))
     return sum(sizes[:position]), sizes[position]
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -13,7 +14,11 @@ import torch
 from benchmarks.common import Worker, WorkerError, in_turn, parse_sizes
 from benchmarks.contenders import METHODS, Case, DenseAdam, Muxrec, Source, SparseAdam
 from benchmarks.lowering import CONTENDERS, FLOOR, NAMES, work
+from benchmarks.requests import CASES, requests
+from benchmarks.scorers import METHODS as SCORERS
+from benchmarks.scorers import Contender
 from benchmarks.train import PROCESS_BYTES, blocks_of, groups_of, parse_methods
+from benchmarks.untrained import write_bundle_of
 from features.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +55,50 @@ def test_training_steps(tmp_path):
     assert {"CPU", "OMP_NUM_THREADS", "torch threads"} <= set(document["facts"])
     for block in document["rounds"].values():
         assert all(len(one["rounds"]) == 2 and one["rounds"][0]["steps"] >= 2 for one in block.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_ways_to_score_give_the_same_scores(tmp_path, case):
+    """Of the contenders without a server: what is timed against each other is the same answer."""
+    write_bundle_of(CASES[case], tmp_path / "bundle")
+    answers = {}
+    for method in ("rows", "context", "torch"):
+        contender = Contender(method=method, case=case, bundle=str(tmp_path / "bundle"))
+        score, ready = SCORERS[method].build(contender, requests(CASES[case], 9, number=2))
+        answers[method] = np.concatenate([score(request) for request in ready])
+    logits, ready = SCORERS["floor"].build(contender, requests(CASES[case], 9, number=2))
+    answers["floor"] = np.concatenate([1 / (1 + np.exp(-logits(inputs)[0])) for inputs in ready])
+    for method, scores in answers.items():
+        np.testing.assert_allclose(scores, answers["rows"], rtol=0, atol=1e-6, err_msg=method)
+    assert answers["rows"].std() > 1e-4, "all scores alike would say nothing"
+
+
+def test_requests_are_made_of_every_feature():
+    for case in CASES.values():
+        for size in (1, 5):
+            for request in requests(case, size, number=3):
+                assert len(request.rows) == len(request.candidates) == size
+                assert all(row.keys() == case.features.keys() for row in request.rows)
+                assert request.context.keys() == set(case.shared)
+
+
+@pytest.mark.slow
+def test_scoring(tmp_path):
+    tables = run("serve", tmp_path / "serve.md", "--case", "frappe")
+    titles = [SCORERS[method].title for method in ("floor", "rows", "context", "torch", "pyfunc", "serve", "mlflow")]
+    for size in (1, 20):
+        table = tables[f"frappe: one request of {size}"]
+        assert [line[0] for line in table] == titles
+        assert table[0][3] == "1.00"
+        assert [bool(line[5]) for line in table] == [False, True, True, False, False, False, False]
+    assert [line[0] for line in tables["frappe: half of saturation, at random moments"]] == ["1", "20"]
+    assert tables["frappe: 600 rows"][0][2] == "1.00"
+    assert [line[0] for line in tables["frappe: a new process"]] == ["Scorer", "eager torch", "MLflow pyfunc"]
+    packages = [line[0] for line in tables["Base install"]]
+    assert {"numpy", "polars", "onnxruntime", "xxhash"} <= set(packages)
+    assert not {"torch", "pandas", "mlflow", "pyarrow"} & set(packages)
+    assert packages[0] == f"{len(packages) - 1} packages"
 
 
 @pytest.mark.slow
@@ -204,3 +253,11 @@ def test_a_worker_that_ends_says_why(tmp_path):
     with pytest.raises(WorkerError, match="signal 9"):
         worker.ask("run")
     worker.close()
+
+
+@pytest.mark.slow
+def test_tracking_costs(tmp_path):
+    """One round without and with MLflow; what it adds is not judged here."""
+    tables = run("tracking", tmp_path / "tracking.md", "--name", "logistic_regression", "--rounds", "1")
+    assert [line[0] for line in tables["Seconds"]] == ["whole command, s", "processor, s", "training steps, s"]
+    assert float(tables["Share"][1][1].split()[0]) > 0, "the tracker counted something"

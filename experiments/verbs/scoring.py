@@ -2,26 +2,40 @@
 
 import dataclasses
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from experiments.verbs.common import BundlePath, Json, Overwrite, show
+from experiments.verbs.common import BundleUri, Json, Overwrite, show
+
+if TYPE_CHECKING:
+    from serving.batch import ScoringReport
+
+SHOWN_FEATURES = 5
 
 
-def verify(bundle: BundlePath, as_json: Json = False) -> None:
+class EngineName(StrEnum):
+    """Where the parts of a scoring job are made."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def verify(bundle: BundleUri, as_json: Json = False) -> None:
     """Check a bundle's files and re-score its golden rows; exit 1 where the scores differ."""
+    from experiments.model_uri import resolve_bundle
     from serving.scorer import Scorer
 
-    scorer = Scorer(bundle)
+    scorer = Scorer(resolve_bundle(bundle))
     difference = scorer.verify()
     tolerance = scorer.bundle.golden_tolerance
     ok = difference <= tolerance
     show(
         as_json,
         {
-            "bundle": str(bundle),
+            "bundle": bundle,
             "model_id": scorer.bundle.model_id,
             "max_abs_diff": difference,
             "tolerance": tolerance,
@@ -33,20 +47,79 @@ def verify(bundle: BundlePath, as_json: Json = False) -> None:
 
 
 def score(
-    bundle: BundlePath,
+    bundle: BundleUri,
     inputs: Annotated[list[str], typer.Option("--input", help="Raw files: path, directory or glob.")],
     out: Annotated[Path, typer.Option(help="Directory of scored parts to write.")],
     keep: Annotated[str, typer.Option(help="Columns to carry over, separated by commas.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Input rows to score, in all.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; they share the files.")] = 1,
+    max_rejected: Annotated[float, typer.Option(help="Share of rows that may be rejected; 0.01 is 1 %.")] = 0.0,
     allow_missing: Annotated[bool, typer.Option(help="Read an absent column as missing.")] = False,
     overwrite: Overwrite = False,
+    engine: Annotated[
+        EngineName, typer.Option(help="ray: workers of the Ray cluster at RAY_ADDRESS.")
+    ] = EngineName.LOCAL,
+    track: Annotated[bool, typer.Option("--track", help="Log the job to MLflow, in a process of its own.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score raw files into parquet parts; a job that was cut off continues."""
+    from experiments.model_uri import resolve_bundle
+    from experiments.scoring_run import log_scoring_run, require_mlflow
     from serving.batch import score_files
 
+    if track:
+        require_mlflow()
     columns = [name.strip() for name in keep.split(",") if name.strip()]
     report = score_files(
-        bundle, inputs, out, keep=columns, allow_missing=allow_missing, overwrite=overwrite, progress=not as_json
+        resolve_bundle(bundle),
+        inputs,
+        out,
+        keep=columns,
+        limit=limit,
+        workers=workers,
+        max_rejected=max_rejected,
+        allow_missing=allow_missing,
+        overwrite=overwrite,
+        engine=_ray_engine(workers) if engine is EngineName.RAY else None,
+        progress=not as_json,
     )
+    values = dataclasses.asdict(report)
+    params = {
+        "bundle": bundle,
+        "input": inputs,
+        "keep": columns,
+        "limit": limit,
+        "workers": workers,
+        "engine": engine.value,
+    }
+    logged = {"mlflow_run_id": log_scoring_run(values, params)} if track else {}
     heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
-    show(as_json, {**dataclasses.asdict(report), "heavy_modules": heavy})
+    show(as_json, {**(values if as_json else _summary(report)), **logged, "heavy_modules": heavy})
+
+
+def _ray_engine(workers: int) -> Any:
+    import importlib.util
+    from functools import partial
+
+    from features.errors import InputError
+
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "--engine ray needs Ray", found="no ray", remedy="pip install '.[ray]', or leave the engine out"
+        )
+    from experiments.ray_engine import score_on_ray
+
+    return partial(score_on_ray, num_workers=workers)
+
+
+def _summary(report: "ScoringReport") -> dict[str, Any]:
+    """The report for a terminal: of the rates by feature, those that stand out."""
+    values = dataclasses.asdict(report)
+    for kind in ("missing", "unseen"):
+        rates, known = values.pop(f"{kind}_rates"), values.pop(f"training_{kind}_rates")
+        moved = {name: rate for name, rate in rates.items() if rate != known.get(name, 0.0)}
+        most = sorted(moved, key=lambda name: -abs(moved[name] - known.get(name, 0.0)))[:SHOWN_FEATURES]
+        values[kind] = {
+            name: f"{moved[name]:.2%}" + (f", in training {known[name]:.2%}" if name in known else "") for name in most
+        }
+    return values

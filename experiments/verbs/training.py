@@ -43,6 +43,39 @@ def train(
     show(as_json, {"run": str(out), **metrics})
 
 
+def prune(
+    run: RunPath,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
+    out: Annotated[Path, typer.Option(help="Run directory to write; one that was cut off is resumed.")] = ...,  # pyright: ignore[reportArgumentType]
+    method: Annotated[str | None, typer.Option(help="How to choose what stays; optembed if not given.")] = None,
+    target_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes of the bundle's embedding files; else a tenth of the run's.")
+    ] = None,
+    table_dtype: Annotated[str, typer.Option(help="Stored rows: fp32, fp16, int8 or int4.")] = "int4",
+    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train a run again in fewer bytes; `muxrec prune RUN --out SMALL --target-bytes 80000`."""
+    require_training()
+    from experiments.process import prepare_for_training
+
+    prepare_for_training()
+    from experiments.prune import DEFAULT_METHOD, prune_run
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    metrics = prune_run(
+        run,
+        out,
+        method=method or DEFAULT_METHOD,
+        target_bytes=target_bytes,
+        table_dtype=table_dtype,
+        overrides=overrides or [],
+        track=track,
+        progress=not as_json,
+    )
+    show(as_json, {"run": str(out), **metrics})
+
+
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
@@ -71,7 +104,9 @@ def evaluate(
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Bundle directory to write.")],
-    table_dtype: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    table_dtype: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8 or int4; else the pruned run's own, or fp32.")
+    ] = None,
     negative_rate: Annotated[
         float | None, typer.Option(help="Share of the negatives that the data kept; else the run's negative_rate.")
     ] = None,
@@ -84,7 +119,12 @@ def export(
 
     bundle = export_run(run, out, table_dtype=table_dtype, negative_rate=negative_rate, overwrite=overwrite)
     correction = bundle.manifest.prior_correction
-    values = {"bundle": str(out), "model_id": bundle.model_id, "bytes": bundle.num_bytes, "table": table_dtype}
+    values = {
+        "bundle": str(out),
+        "model_id": bundle.model_id,
+        "bytes": bundle.num_bytes,
+        "table": bundle.manifest.table_dtype,
+    }
     show(as_json, {**values, "negative_rate": correction.negative_rate if correction else 1.0})
 
 

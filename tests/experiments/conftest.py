@@ -63,7 +63,8 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path_factory, monkeypatch):
-    """Never the store of whoever runs the tests."""
+    """Never the store, or the cache, of whoever runs the tests."""
+    monkeypatch.setenv("MUXREC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     store = tmp_path_factory.getbasetemp() / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     monkeypatch.chdir(tmp_path_factory.getbasetemp())

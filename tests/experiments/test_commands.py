@@ -80,7 +80,7 @@ def test_evaluate_prints_metrics_and_collisions(run, muxrec):
     assert "% shared" in text
 
 
-@pytest.mark.parametrize("table_dtype", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("table_dtype", ["fp32", "fp16", "int8", "int4", "int2"])
 def test_export_verify_parity_and_score(table_dtype, run, project, muxrec, tmp_path):
     bundle, scores = tmp_path / "bundle", tmp_path / "scores"
     assert muxrec("export", run, "--out", bundle, "--table-dtype", table_dtype, "--json").code == 0
@@ -89,7 +89,7 @@ def test_export_verify_parity_and_score(table_dtype, run, project, muxrec, tmp_p
     values = json.loads(parity.out)
     assert values["ids_equal"]
     assert parity.code == (0 if table_dtype == "fp32" else 1)
-    assert values["max_abs_diff"] < {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05}[table_dtype]
+    assert values["max_abs_diff"] < {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int4": 0.2, "int2": 0.5}[table_dtype]
     arguments = ("--input", project / "test.parquet", "--out", scores, "--keep", "f00, label", "--json")
     assert muxrec("score", bundle, *arguments).code == 0
     scored = read_scores(scores)
@@ -137,7 +137,7 @@ def test_a_tracked_run_can_be_found_loaded_and_scored_in_mlflow(run, dataset, pr
     found = mlflow.get_run(run_id)
     assert found.info.status == "FINISHED"
     assert found.data.params["embedding.num_rows"] == "500"
-    assert {name.partition("/")[0] for name in found.data.metrics} == {"train", "val", "test", "perf"}
+    assert {name.partition("/")[0] for name in found.data.metrics} == {"train", "val", "test", "perf", "system"}
     assert found.data.metrics["test/auc"] == json.loads((out / "metrics.json").read_text())["test"]["auc"]
     assert {tag.value for item in found.inputs.dataset_inputs for tag in item.tags} == {"train", "valid", "test"}
     (model,) = mlflow.search_logged_models(experiment_ids=[found.info.experiment_id], output_format="list")

@@ -14,7 +14,11 @@ from features.hashing import MISSING_TOKEN
 from recsys import checkpoint
 from serving.bundle import Bundle
 from tests.experiments.conftest import SMALL, read_scores
-from tests.rows import KINDS
+from tests.rows import COUNTED
+from tests.rows import KINDS as ALL_KINDS
+
+KINDS = [kind for kind in ALL_KINDS if kind != "quotient_remainder"]
+"""That one refuses the registry's `probes: 1`; tests/recsys/compression/test_common.py takes it through everything."""
 
 VOCABULARY = "vocabulary.safetensors"
 
@@ -73,7 +77,7 @@ def test_export_verify_parity_and_score(kind, table_dtype, trained, awkward, mux
 def test_the_run_and_its_bundle_have_one_identity(kind, trained, muxrec, tmp_path):
     assert muxrec("export", trained, "--out", tmp_path / "bundle", "--json").code == 0
     assert Bundle.open(tmp_path / "bundle").model_id == Bundle.open(trained / "bundle").model_id
-    assert (trained / VOCABULARY).exists() == (kind != "unified")
+    assert (trained / VOCABULARY).exists() == (kind in COUNTED)
     assert (trained / "bundle" / VOCABULARY).exists() == (kind == "collisionless")
 
 
@@ -100,7 +104,7 @@ def test_evaluate_counts_collisions(kind, trained, muxrec):
     trained_rows = np.load(trained / "checkpoint" / "trained_rows.npy")
     assert report["occupied"] == trained_rows.sum() <= report["num_rows"] == len(trained_rows)
     shared = {name: max(row[f"measured_{name}"] for row in report["features"]) for name in ("intra", "inter")}
-    assert (shared["intra"] > 0, shared["inter"] > 0) == (kind != "collisionless", kind == "unified")
+    assert (shared["intra"] > 0, shared["inter"] > 0) == (kind != "collisionless", kind not in COUNTED)
 
 
 @pytest.mark.slow
@@ -151,7 +155,8 @@ def test_settings_that_a_kind_cannot_have(dataset, muxrec, tmp_path):
     command = ("train", "final_mlp", "--data", dataset, "--out", tmp_path / "run", "--no-track", *SMALL)
     refused(muxrec(*command, "embedding.kind=hashed", "embedding.num_rows=5"), "found 5", "embedding.num_rows to 6")
     refused(muxrec(*command, "embedding.kind=collisionless"), "found 4 of 'f00'", "embedding.probes=1")
-    refused(muxrec(*command, "embedding.kind=perfect"), "embedding.kind", "'unified', 'hashed' or 'collisionless'")
+    refused(muxrec(*command, "embedding.kind=perfect"), "embedding.kind", "'quotient_remainder' or 'robe'")
+    refused(muxrec(*command, "embedding.kind=quotient_remainder", "embedding.probes=2"), "found 1 of 'f02'")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments import results, studies
+from experiments.process import alone_in
 from experiments.results import Job, Results, RunError, key_of, plan, train_missing
 from experiments.results_report import Result, comparisons, csv_lines, draw, study_page, welch, write_results
 from experiments.runs import RUNS
@@ -194,9 +195,9 @@ def test_what_a_user_gets_wrong_is_one_line(monkeypatch, tmp_path, capsys, datas
 
 
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):
-    with results._alone(tmp_path), pytest.raises(InputError, match="no other process"), results._alone(tmp_path):
+    with alone_in(tmp_path), pytest.raises(InputError, match="no other process"), alone_in(tmp_path):
         pass
-    with results._alone(tmp_path):
+    with alone_in(tmp_path):
         pass
 
 

@@ -20,6 +20,7 @@ from features.hashing import (
     rows_of_tokens,
     salt,
     token_of_text,
+    tokens_of_texts,
 )
 from features.registry import FeatureRegistry
 
@@ -88,19 +89,23 @@ def reference_row(token: int, slot_salt: int, num_rows: int) -> int:
 def test_token_is_the_golden_one_and_what_xxhash_says(text: str, token: int):
     assert xxhash.xxh3_64_intdigest(text.encode()) == token
     assert hash_text(text) == token
-    assert tokens_of([text, text]) == [token, token]
+    assert tokens_of([text, text]) == tokens_of_texts([text, text]).tolist() == [token, token]
 
 
 def test_missing_has_a_token_of_its_own():
     assert xxhash.xxh3_64_intdigest(b"\xffmissing") == MISSING_TOKEN
-    assert tokens_of([None]) == [MISSING_TOKEN]
+    assert tokens_of([None]) == tokens_of_texts([None]).tolist() == [MISSING_TOKEN]
+    assert tokens_of_texts([]).shape == (0,)
     assert MISSING_TOKEN not in tokens_of([text for text, _ in GOLDEN_TOKENS])
 
 
 @settings(deadline=None)
-@given(st.text())
-def test_token_agrees_with_xxhash(text: str):
-    assert tokens_of([text]) == [xxhash.xxh3_64_intdigest(text.encode())]
+@given(st.lists(st.one_of(st.none(), st.text()), max_size=9))
+def test_columns_and_python_texts_have_the_tokens_that_xxhash_says(texts: list[str | None]):
+    expected = [MISSING_TOKEN if text is None else xxhash.xxh3_64_intdigest(text.encode()) for text in texts]
+    tokens = tokens_of_texts(texts)
+    assert tokens.dtype == np.uint64
+    assert tokens.tolist() == tokens_of(texts) == expected
 
 
 @pytest.mark.parametrize(("slot", "slot_salt", "rows_of_7", "rows_of_missing"), GOLDEN_ROWS)

@@ -64,7 +64,7 @@ def test_salts_are_those_of_the_contract():
     keys = {"age": "years", "user": "user", "genres": "genres"}
     for slot in layout.slots:
         assert slot == Slot(
-            slot.view, slot.feature, slot.probe, salt(9, keys[slot.feature], slot.view, slot.probe), 0, 100
+            slot.view, slot.feature, slot.probe, salt(9, keys[slot.feature], slot.view, slot.probe), 0, 100, 100
         )
     assert len({slot.salt for slot in layout.slots}) == len(layout.slots)
 

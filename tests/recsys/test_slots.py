@@ -18,7 +18,7 @@ from recsys.ranker import Ranker, build_ranker, model_config
 from recsys.slots import Slots
 from recsys.table_optim import build_table
 from tests.recsys.conftest import jagged, looked_up
-from tests.rows import KINDS, REGISTRY, layout_and_vocabulary, values_of_train
+from tests.rows import COUNTED, KINDS, REGISTRY, layout_and_vocabulary, probes_of, values_of_train
 
 SEEN = {"user": {7, 9, 2**63 + 1}, "tags": {1, 2}, "item": {5, 2**64 - 1}, "words": {3}}
 BAGS: dict[str, Any] = {
@@ -30,10 +30,10 @@ BAGS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(seen=values_of_train, more=st.lists(st.integers(0, 2**64 - 1), max_size=5), num_rows=st.integers(7, 2**31))
+@given(seen=values_of_train, more=st.lists(st.integers(0, 2**64 - 1), max_size=5), num_rows=st.integers(14, 2**31))
 @settings(deadline=None, max_examples=40)
 def test_torch_reads_the_rows_that_numpy_reads(kind: str, seen: dict[str, Any], more: list[int], num_rows: int):
-    layout, vocabulary = layout_and_vocabulary(kind, seen, num_rows, probes=1 if kind == "collisionless" else 2)
+    layout, vocabulary = layout_and_vocabulary(kind, seen, num_rows, probes=3)
     slots = Slots(layout, vocabulary)
     for name, values in seen.items():
         tokens = np.array([*values, *more, MISSING_TOKEN], dtype=np.uint64)
@@ -100,7 +100,9 @@ def _slot(layout: Any, feature: str) -> int:
 
 
 def built(kind: str, vocabulary: Any, **settings: Any) -> Ranker:
-    table = EmbeddingConfig.model_validate({"kind": kind, "num_rows": 40, "width": 8, "probes": 1, **settings})
+    table = EmbeddingConfig.model_validate(
+        {"kind": kind, "num_rows": 40, "width": 8, "probes": probes_of(kind, 1), **settings}
+    )
     config = model_config(
         "final_mlp", {"mlp1_hidden": [6], "mlp2_hidden": [4], "num_heads": 2, "fs1_context": ["item"]}
     )
@@ -111,7 +113,8 @@ def test_a_kind_decides_the_rows_of_a_ranker():
     vocabulary = {name: np.array(sorted(seen), dtype=np.uint64) for name, seen in SEEN.items()}
     rows = {kind: built(kind, vocabulary).embedding.table.shape[0] for kind in KINDS}
     # user 3, tags 2, item 2 and words 1 in main, item 2 for the gate; two more each.
-    assert rows == {"unified": 40, "hashed": 40, "collisionless": 10 + 5 * 2}
+    others = {"unified": 40, "hashed": 40, "quotient_remainder": 40, "robe": 40}
+    assert rows == {**others, "collisionless": 10 + 5 * 2}
     unified = built("unified", None)
     assert all(
         torch.equal(a, b) for a, b in zip(unified.parameters(), built("hashed", vocabulary).parameters(), strict=True)
@@ -121,7 +124,7 @@ def test_a_kind_decides_the_rows_of_a_ranker():
 
 def test_settings_that_a_kind_cannot_have():
     vocabulary = {name: np.array(sorted(seen), dtype=np.uint64) for name, seen in SEEN.items()}
-    for kind in ("hashed", "collisionless"):
+    for kind in COUNTED:
         with pytest.raises(InputError, match=f"a {kind} table needs the vocabulary of the training data"):
             built(kind, None)
     with pytest.raises(

@@ -152,7 +152,7 @@ def test_each_split_is_an_input_with_a_digest_of_its_own(tracked: Tracked):
 @pytest.mark.slow
 def test_metrics_have_prefixes_and_steps(tracked: Tracked):
     names = tracked.run.data.metrics
-    assert {name.split("/")[0] for name in names} == {"train", "val", "test", "perf"}
+    assert {name.split("/")[0] for name in names} == {"train", "val", "test", "perf", "system"}
     assert {"train/loss", "train/learning_rate", "val/auc", "val/logloss", "test/auc", "perf/samples_per_s"} <= set(
         names
     )

@@ -1,5 +1,6 @@
 """A small bundle whose model a plain loop can compute: logit = w . embedded + v . dense + b."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.batch import ScoringReport, score_files
-from serving.bundle import Bundle, PriorCorrection, dequantize, quantize_rows, write_bundle
+from serving.bundle import Bundle, PriorCorrection, served_rows, write_bundle
 from serving.manifest import manifest_bytes
 from tests.rows import row
 
@@ -51,8 +52,7 @@ RATE = 0.25
 
 FILES = ["table.safetensors", "dense.onnx", "golden.parquet", "profile.json"]
 Run = Callable[..., ScoringReport]
-NAMES = ["part-00000-a.parquet", "part-00001-b.parquet", "part-00002-c_d_.parquet"]
-WHOLE = ["_SUCCESS", "_manifest.json", *NAMES]
+MARKS = ["_SUCCESS", "_manifest.json"]
 
 
 def embedded_weights() -> npt.NDArray[np.float32]:
@@ -152,7 +152,7 @@ def make_bundle(out: Path, **changes: Any) -> Bundle:
     """Write the bundle of this module, with some settings changed."""
     if "golden" not in changes:
         golden = raw_frame(20, seed=9).drop("row")
-        rows = dequantize(*quantize_rows(changes.get("table", table()), changes.get("table_dtype", "fp32")))
+        rows = served_rows(changes.get("table", table()), changes.get("table_dtype", "fp32"), changes.get("row_widths"))
         layout, vocabulary = changes.get("layout", LAYOUT), changes.get("vocabulary")
         answers = reference(golden, rows, layout=layout, vocabulary=vocabulary)
         changes["golden"] = golden.with_columns(probability=pl.Series(answers))
@@ -205,6 +205,17 @@ def inputs(tmp_path: Path) -> Path:
     return folder
 
 
+def name_of(file: Path, stem: str | None = None) -> str:
+    """Name of the part of an input file."""
+    return f"part-{stem or file.stem}-{hashlib.sha256(str(file).encode()).hexdigest()[:8]}.parquet"
+
+
+@pytest.fixture
+def names(inputs: Path) -> list[str]:
+    """Names of the parts of the three files."""
+    return [name_of(inputs / "a.parquet"), name_of(inputs / "b.parquet"), name_of(inputs / "c d!.parquet", "c_d_")]
+
+
 @pytest.fixture
 def run(bundle: Bundle, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Score the inputs into OUT, 16 rows at a time."""
@@ -223,4 +234,5 @@ def visible(out: Path) -> list[str]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in out.iterdir()}
+    """Every file below a directory, hidden ones too, by its path."""
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}

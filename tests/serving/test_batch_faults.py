@@ -3,17 +3,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
-import serving.batch
+import serving.parts
 from features.errors import InputError
 from serving.batch import lineage_of
 from serving.bundle import Bundle
-from tests.serving.conftest import NAMES, WHOLE, Run, content, make_bundle, raw_frame, table, visible
+from tests.serving.conftest import MARKS, Run, content, make_bundle, raw_frame, table, visible
 
 
-def test_another_model_is_refused_unless_overwritten(run: Run, tmp_path: Path) -> None:
+def test_another_model_is_refused_unless_overwritten(run: Run, tmp_path: Path, names: list[str]) -> None:
     run()
     before = content(tmp_path / "out")
     other = make_bundle(tmp_path / "other", table=table() * 2)
@@ -22,8 +21,8 @@ def test_another_model_is_refused_unless_overwritten(run: Run, tmp_path: Path) -
     assert content(tmp_path / "out") == before
     report = run(bundle=other, overwrite=True)
     assert (report.skipped_parts, report.model_id) == (0, other.model_id)
-    assert visible(tmp_path / "out") == WHOLE
-    assert lineage_of(tmp_path / "out" / NAMES[0])["model_id"] == other.model_id
+    assert visible(tmp_path / "out") == [*MARKS, *names]
+    assert lineage_of(tmp_path / "out" / names[0])["model_id"] == other.model_id
 
 
 @pytest.mark.parametrize("changes", [{"keep": ["row", "user"]}, {"keep": []}, {"limit": 50}, {"allow_missing": True}])
@@ -36,12 +35,14 @@ def test_other_settings_are_refused_unless_overwritten(run: Run, tmp_path: Path,
     assert run(overwrite=True, **changes).skipped_parts == 0
 
 
-def test_parts_of_other_inputs_are_refused_unless_overwritten(run: Run, inputs: Path, tmp_path: Path) -> None:
+def test_parts_of_other_inputs_are_refused_unless_overwritten(
+    run: Run, inputs: Path, tmp_path: Path, names: list[str]
+) -> None:
     run()
-    with pytest.raises(InputError, match=f"expected parts of these 1 inputs; found {NAMES[1]}"):
+    with pytest.raises(InputError, match=f"expected parts of these 1 inputs; found {names[1]}"):
         run(inputs=[inputs / "a.parquet"])
     run(inputs=[inputs / "a.parquet"], overwrite=True)
-    assert visible(tmp_path / "out") == ["_SUCCESS", "_manifest.json", NAMES[0]]
+    assert visible(tmp_path / "out") == ["_SUCCESS", "_manifest.json", names[0]]
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -67,6 +68,9 @@ def test_an_input_inside_the_output_is_refused(run: Run, inputs: Path) -> None:
         ({"keep": ["row", "row"]}, "keep: expected different columns"),
         ({"keep": "row"}, r"keep: expected a list of columns; found 'row'; write \['row'\]"),
         ({"limit": 0}, "limit: expected at least 1 row; found 0"),
+        ({"workers": 0}, "workers: expected at least 1 process; found 0"),
+        ({"max_rejected": 1.5}, "max_rejected: expected a share from 0 to 1; found 1.5"),
+        ({"max_rejected": float("nan")}, "max_rejected: expected a share from 0 to 1; found nan"),
         ({"inputs": ["/nowhere/*.parquet"]}, "no file matches"),
         ({"bundle": "/nowhere"}, "expected a bundle directory"),
     ],
@@ -91,25 +95,32 @@ def test_a_feature_that_is_not_there(run: Run, inputs: Path, tmp_path: Path) -> 
         run(allow_missing=True, out=tmp_path / "other")
 
 
-def test_a_value_that_cannot_be_scored_is_located(run: Run, inputs: Path, tmp_path: Path) -> None:
-    raw = raw_frame(40).with_columns(user=pl.when(pl.col("row") == 33).then(0.5).otherwise(pl.col("user")))
-    raw.write_parquet(inputs / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet: column 'user': expected .*; found the number 0.5 in row 34;"):
+def test_parts_of_another_program_are_never_touched(run: Run, tmp_path: Path) -> None:
+    """Spark's parts have such names, too."""
+    (tmp_path / "out").mkdir()
+    raw_frame(3).write_parquet(tmp_path / "out" / "part-00000-a.parquet")
+    before = content(tmp_path / "out")
+    for overwrite in (True, False):
+        with pytest.raises(InputError, match=r"expected an empty or a scored directory; found part-00000-a\.parquet"):
+            run(overwrite=overwrite)
+    assert content(tmp_path / "out") == before
+
+
+def test_an_input_that_changes_meanwhile_makes_no_part(
+    run: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    score = serving.parts.score_rows
+
+    def appending(*arguments: Any, **settings: Any) -> Any:
+        with (inputs / "b.parquet").open("ab") as file:
+            file.write(b"x")
+        return score(*arguments, **settings)
+
+    run(inputs=[inputs / "a.parquet"])
+    monkeypatch.setattr(serving.parts, "score_rows", appending)
+    with pytest.raises(InputError, match=r"b\.parquet: expected a file at rest; found one that changed"):
         run()
-    assert visible(tmp_path / "out") == ["_manifest.json", NAMES[0]]
-    text = raw_frame(40).drop("words").with_columns(age=pl.lit("old"))
-    text.write_csv(tmp_path / "x.csv")
-    with pytest.raises(InputError, match=r"x\.csv: column 'age': expected a number; found 'old' in row 1;"):
-        run(inputs=[tmp_path / "x.csv"], out=tmp_path / "x", allow_missing=True)
-
-
-def test_a_manifest_that_is_none(run: Run, tmp_path: Path) -> None:
-    run()
-    for text in ("", "{}", "[" * 10_000, "7"):
-        (tmp_path / "out" / "_manifest.json").write_text(text)
-        with pytest.raises(InputError, match=r"expected a scoring manifest; found .*; choose another output"):
-            run()
-    assert run(overwrite=True).rows == 147
+    assert [*content(tmp_path / "out")] == [names[0]]
 
 
 def test_an_output_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
@@ -132,19 +143,41 @@ except InputError as error:
 """
 
 
-def test_a_full_disk_leaves_no_half_part(run: Run, bundle: Bundle, inputs: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_part(
+    run: Run, bundle: Bundle, inputs: Path, tmp_path: Path, names: list[str]
+) -> None:
     raw_frame(30_000).write_parquet(inputs / "b.parquet")
     code = FULL.format(bundle=str(bundle.path), inputs=str(inputs), out=str(tmp_path / "out"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "InputError: cannot write" in done.stderr
     assert "found File too large; free space" in done.stderr
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["_manifest.json", NAMES[0]]
+    assert [*content(tmp_path / "out")] == [names[0]]
+
+
+def test_an_input_that_goes_meanwhile(
+    run: Run, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    score = serving.parts.score_rows
+
+    def deleting(*arguments: Any, **settings: Any) -> Any:
+        (inputs / "b.parquet").unlink(missing_ok=True)
+        return score(*arguments, **settings)
+
+    monkeypatch.setattr(serving.parts, "score_rows", deleting)
+    with pytest.raises(InputError, match=r"b\.parquet: expected a readable file; found No such file or directory"):
+        run()
+    assert [*content(tmp_path / "out")] == [names[0]]
 
 
 def test_lost_rows_are_noticed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = serving.batch._Job.score
-    monkeypatch.setattr(serving.batch._Job, "score", lambda *arguments: score(*arguments).head(15))
-    with pytest.raises(RuntimeError, match="read 100 rows and wrote 94"):
+    score = serving.parts.score_rows
+
+    def losing(*arguments: Any, **settings: Any) -> Any:
+        whole = score(*arguments, **settings)
+        return whole._replace(good=whole.good.head(15), probabilities=whole.probabilities[:15])
+
+    monkeypatch.setattr(serving.parts, "score_rows", losing)
+    with pytest.raises(RuntimeError, match="read 100 rows, rejected 0 and wrote 94"):
         run()
-    assert visible(tmp_path / "out") == ["_manifest.json"]
+    assert visible(tmp_path / "out") == []

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from features.errors import InputError
 from features.registry import FeatureRegistry
-from serving.bundle import Bundle, Manifest, PriorCorrection, dequantize, quantize_rows
+from serving.bundle import Bundle, Manifest, PriorCorrection
 from serving.manifest import manifest_bytes
 from tests.serving.conftest import FILES, LAYOUT, REGISTRY, dense_graph, make_bundle, raw_frame, reseal, table
 
@@ -51,19 +51,28 @@ def test_the_same_model_makes_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_other_software_reads_the_table(fresh: Fresh) -> None:
-    tensors = load_file(fresh(table_dtype="int8").path / "table.safetensors")
-    assert {name: tensor.dtype.name for name, tensor in tensors.items()} == {"rows": "int8", "scale": "float32"}
-    assert np.abs(dequantize(tensors["rows"], tensors["scale"]) - table()).max() < 0.01
+    tensors = load_file(fresh(table_dtype="int4").path / "table.safetensors")
+    assert {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == {
+        "codebook": ("float16", (256, 2)),
+        "rows": ("uint8", (LAYOUT.num_rows, 3)),
+    }
+    values = tensors["codebook"][tensors["rows"]].reshape(LAYOUT.num_rows, 6)[:, :5]
+    assert np.abs(values - table()).max() < 0.3
+    assert np.square(values - table()).mean() < 0.01 * np.square(table()).mean()
 
 
-def test_a_table_of_other_software_is_read(fresh: Fresh) -> None:
-    path = fresh(table_dtype="int8").path
-    rows, scale = quantize_rows(table(), "int8")
-    assert scale is not None
-    save_file({"scale": scale.astype(np.float16), "rows": rows}, path / "table.safetensors", metadata={"by": "me"})
-    reseal(path)
-    expected = dequantize(rows, scale.astype(np.float16))
-    assert np.array_equal(Bundle.open(path).table.gather(np.arange(LAYOUT.num_rows)), expected)
+@pytest.mark.parametrize("scale_dtype", [np.float32, np.float16])
+def test_an_int8_table_of_format_version_1_is_read(fresh: Fresh, scale_dtype: Any) -> None:
+    """Integers and a scale a row, as they were written before there were codebooks, and by other software."""
+    path = fresh().path
+    scale = (np.abs(table()).max(axis=1) / 127).astype(scale_dtype)
+    rows = np.rint(table() / scale.astype(np.float32)[:, None]).clip(-127, 127).astype(np.int8)
+    save_file({"scale": scale, "rows": rows}, path / "table.safetensors", metadata={"by": "me"})
+    reseal(path, table_dtype="int8")
+    expected = rows.astype(np.float32) * scale.astype(np.float32)[:, None]
+    bundle = Bundle.open(path)
+    assert bundle.manifest.format_version == 1
+    assert np.array_equal(bundle.table.gather(np.arange(LAYOUT.num_rows)), expected)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -113,8 +122,8 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_upgrade(fresh: Fresh) -> None:
     path = fresh().path
-    edit_manifest(path, format_version=2, something_new={})
-    with pytest.raises(InputError, match=r"expected format_version 1 to 1; found 2; upgrade muxrec"):
+    edit_manifest(path, format_version=3, something_new={})
+    with pytest.raises(InputError, match=r"expected format_version 1 to 2; found 3; upgrade muxrec"):
         Bundle.open(path)
 
 
@@ -122,7 +131,7 @@ def test_a_newer_version_asks_for_an_upgrade(fresh: Fresh) -> None:
 def test_a_version_that_is_none(fresh: Fresh, version: object) -> None:
     path = fresh().path
     edit_manifest(path, format_version=version)
-    with pytest.raises(InputError, match="expected format_version 1 to 1"):
+    with pytest.raises(InputError, match="expected format_version 1 to 2"):
         Bundle.open(path)
 
 

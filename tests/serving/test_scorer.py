@@ -13,12 +13,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.encode import encode
 from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
-from serving.bundle import Bundle, dequantize, quantize_rows
-from serving.rows import to_frame
+from serving import scorer as scoring
+from serving.bundle import Bundle, served_rows
 from serving.scorer import Scorer
 from tests.serving.conftest import (
     BIAS,
@@ -46,7 +45,7 @@ def scorer(bundle: Bundle) -> Scorer:
 def test_scores_are_those_of_plain_loops(tmp_path: Any, dtype: Any) -> None:
     scorer = Scorer(make_bundle(tmp_path / "bundle", table_dtype=dtype))
     raw = raw_frame(200, seed=1)
-    rows = dequantize(*quantize_rows(table(), dtype))
+    rows = served_rows(table(), dtype)
     assert np.abs(scorer.score(raw) - reference(raw, rows)).max() < 1e-6
     assert scorer.verify() < 1e-6
 
@@ -68,11 +67,17 @@ def test_a_batch_is_its_rows(scorer: Scorer) -> None:
     assert np.array_equal(scorer.score(raw.reverse())[::-1], scores)
 
 
-def test_chunks_change_nothing(scorer: Scorer, bundle: Bundle) -> None:
+def test_chunks_and_blocks_change_nothing(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_frame(100, seed=3)
-    short = Scorer(bundle)
-    short._chunk_rows = 7
-    assert np.abs(short.score(raw) - scorer.score(raw)).max() <= 1e-7
+    expected = scorer.score(raw)
+    candidates = raw.drop("user", "words").to_dicts()
+    in_context = scorer.score({"user": 7, "words": ["a"]}, candidates)
+    monkeypatch.setattr(scoring, "BLOCK_ROWS", 3)
+    assert np.abs(scorer.score(raw) - expected).max() <= 1e-7
+    assert np.abs(scorer.score({"user": 7, "words": ["a"]}, candidates) - in_context).max() <= 1e-7
+    monkeypatch.setattr(scoring, "CHUNK_ROWS", 7)
+    assert np.abs(scorer.score(raw) - expected).max() <= 1e-7
+    assert np.abs(scorer.score(raw.to_dicts()) - expected).max() <= 1e-7
 
 
 def test_other_columns_and_their_order_change_nothing(scorer: Scorer) -> None:
@@ -135,8 +140,9 @@ def test_no_rows(scorer: Scorer) -> None:
     for nothing in ([], (), raw_frame(0), raw_frame(0).to_arrow(), pd.DataFrame({"user": []})):
         scores = scorer.score(nothing, allow_missing=True)
         assert (scores.shape, scores.dtype) == ((0,), np.float64)
-    assert scorer.embed(encode(raw_frame(0), scorer.registry)).shape == (0, LAYOUT.embedded_width)
-    assert scorer.logits(encode(raw_frame(0), scorer.registry)).dtype == np.float32
+    assert scorer.embed(scorer.encode(raw_frame(0))).shape == (0, LAYOUT.embedded_width)
+    assert scorer.logits(scorer.encode(raw_frame(0))).dtype == np.float32
+    assert scorer.score({"user": 7}, []).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +211,7 @@ def test_pooling_sums_in_the_order_of_the_list(bundle: Bundle, scorer: Scorer) -
     """Bit for bit what a loop over the values gives in float32, next to lists that are empty."""
     generator = np.random.default_rng(6)
     words = [[str(k) for k in generator.integers(0, 999, n)] for n in (0, 3, 0, 0, 40, 1, 17, 0)]
-    encoded = encode(to_frame([{"words": value} for value in words], scorer.registry), scorer.registry)
-    embedded = scorer.embed(encoded).reshape(len(words), -1, LAYOUT.width)
+    embedded = scorer.embed(scorer.encode([{"words": value} for value in words])).reshape(len(words), -1, LAYOUT.width)
     for position in LAYOUT.positions_of("words"):
         salt = LAYOUT.slots[position].salt
         for row, values in enumerate(words):

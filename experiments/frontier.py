@@ -1,0 +1,385 @@
+"""The frontier of quality against bytes: every method of compression at every budget, by one command that resumes.
+
+    python -m experiments.frontier --data-movielens work/movielens --data-frappe work/frappe --workers 2
+
+A budget is a share of the bytes that a collisionless fp32 table of 16 floats a value takes on the disk, its vocabulary
+not counted; what a method spends is the bytes of its bundle's embedding files, the vocabulary counted. A point of the
+frontier is one `muxrec prune` in a process of its own, from a base run that methods share; when it has ended, its
+figures are a line of results.jsonl in the work folder, and its directory goes. Where a study is cut off, what is done
+is the part that says most: one seed, MovieLens, a tenth of the bytes come first.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import typer
+
+from experiments.cli import run_command
+from experiments.config import Compression, Experiment
+from experiments.frontier_report import Curve, write_frontier
+from experiments.process import alone_in, prepare_for_training
+from experiments.results import Processes, Record, Results, RunError, key_of, say, train_missing
+from experiments.run_directory import RunDirectory
+from experiments.studies import SINGLE, WIDTH, Cell, Facts, Shape, Variant, cells_of, read_facts, table, yaml_text
+from features.errors import InputError
+from features.golden import golden_frame
+from features.progress import progress_bar
+from recsys.compression import COMPRESSORS
+from serving.bundle import Bundle
+from serving.scorer import Scorer
+from serving.table import TableDtype, table_bytes
+
+BUDGETS = (0.1, 0.2, 0.5, 0.02, 0.01)
+"""Shares of the collisionless table's bytes, in the order in which they are tried."""
+DTYPES: tuple[TableDtype, ...] = ("int8", "int4", "fp32")
+"""Types of the exported rows that are tried at each budget, in this order."""
+MODELS = {"movielens": "dcn_v2", "frappe": "final_mlp"}
+SHAPES = {"movielens": Shape(4, 4), "frappe": Shape(8, 4)}
+"""The best shape of a unified table, by data: docs/results."""
+REFERENCE = "collisionless"
+ROWS_A_VALUE = 32
+"""Rows of the base `wide` for each row of the collisionless table: nearly no collisions, and unread rows go."""
+
+Base = Literal["collisionless", "unified", "wide"]
+
+
+class Method(NamedTuple):
+    """A curve of the frontier."""
+
+    compressor: str
+    """Key into COMPRESSORS."""
+    base: Base
+    """The run that it starts from; shape-only methods take its network and its seed alone."""
+    dtypes: tuple[TableDtype, ...] = DTYPES
+    """Those that it is tried with."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`compression.settings.KEY` to value, where it is not the default."""
+        known = COMPRESSORS[self.compressor].Config.model_fields
+        return {"rows_a_value": None} if "rows_a_value" in known else {}  # the base `wide` is as wide already
+
+
+METHODS: dict[str, Method] = {
+    "smaller table": Method("smaller", "unified"),
+    "magnitude": Method("magnitude", "wide"),
+    "OptEmbed": Method("optembed", "wide"),
+    "importance": Method("importance", "wide"),
+    "frequency cut-off": Method("frequency", "wide"),
+    "OptFS": Method("opt_fs", "wide"),
+    "mixed dimensions": Method("mixed_dimensions", "wide"),
+    "ROBE": Method("robe", "unified", ("int8", "fp32")),  # single floats: two do not share a byte
+    "quotient-remainder": Method("quotient_remainder", "unified"),
+    "hashed": Method("hashed", "unified"),
+    "low-bit rows": Method("quantized", "collisionless", ("int8", "int4")),
+}
+"""Label to method; those whose compressor is not in COMPRESSORS are passed over."""
+
+
+class Point(NamedTuple):
+    """One run to be done: a method at a budget with a type of rows and a seed; without a method, the reference."""
+
+    data: str
+    method: str | None
+    dtype: TableDtype
+    budget: float
+    cell: Cell
+    """The base run's."""
+    facts: Facts
+    seed: int
+    target_bytes: int
+
+    @property
+    def experiment(self) -> Experiment:
+        """The base run's."""
+        return self.cell.experiment(self.seed)
+
+    @property
+    def compression(self) -> dict[str, Any] | None:
+        """What distinguishes the points of one base run."""
+        if self.method is None:
+            return None
+        method = METHODS[self.method]
+        budget = {"table_dtype": self.dtype, "target_bytes": self.target_bytes}
+        return Compression(method=method.compressor, **budget, settings=method.settings).model_dump(mode="json")
+
+    @property
+    def base_key(self) -> str:
+        """Identity of the base run."""
+        return key_of(self.experiment, self.facts.info.digest)
+
+    @property
+    def key(self) -> str:
+        """Identity of the point."""
+        return key_of(self.experiment, self.facts.info.digest, self.compression)
+
+    @property
+    def name(self) -> str:
+        """For lines about its progress."""
+        what = REFERENCE if self.method is None else f"{self.method} {self.dtype}@{self.budget:g}"
+        return f"{self.data} {what} seed {self.seed}"
+
+
+class Choice(NamedTuple):
+    """What a call of the command asks for."""
+
+    methods: Sequence[str]
+    budgets: Sequence[float]
+    dtypes: Sequence[str]
+    seeds: int
+
+
+def bases_of(facts: Facts, data: str) -> tuple[dict[str, Cell], int]:
+    """The base runs of a dataset by name, and the bytes of its collisionless fp32 table."""
+    sizes: list[int] = []
+
+    def variants(rows: int) -> Iterator[Variant]:
+        sizes.append(table_bytes(rows, WIDTH, "fp32"))
+        yield Variant("collisionless", 1.0, table("collisionless", SINGLE, 1.0, rows))
+        yield Variant("unified", 1.0, table("unified", SHAPES[data], 1.0, rows))
+        yield Variant("wide", float(ROWS_A_VALUE), table("unified", SINGLE, ROWS_A_VALUE, rows))
+
+    return {cell.label: cell for cell in cells_of(facts, data, MODELS[data], variants)}, sizes[0]
+
+
+def points_of(facts: Mapping[str, Facts], choice: Choice) -> list[Point]:
+    """Every point that was asked for, in the order in which to do them: seed, data, budget, type of rows, method."""
+    points: list[Point] = []
+    bases = {data: bases_of(own, data) for data, own in facts.items()}
+    for seed in range(1, choice.seeds + 1):
+        for data, own in facts.items():
+            cells, full_bytes = bases[data]
+            points.append(Point(data, None, "fp32", 1.0, cells[REFERENCE], own, seed, full_bytes))
+            points += [
+                Point(data, name, dtype, budget, cells[METHODS[name].base], own, seed, int(budget * full_bytes))
+                for budget in choice.budgets
+                for dtype in DTYPES
+                for name in choice.methods
+                if dtype in METHODS[name].dtypes and dtype in choice.dtypes
+            ]
+    return points
+
+
+class Bench:
+    """Does points: base runs once each, kept; compressed runs measured and removed."""
+
+    def __init__(self, work: Path, processes: Processes, log: "Log | None" = None) -> None:
+        self.work, self.processes, self.log = work, processes, log
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def run(self, point: Point) -> Record:
+        """The record of a point; raises `RunError` where a process ended badly."""
+        base = self._base(point)
+        record: Record = {
+            "experiment": point.experiment.model_dump(mode="json"),
+            "dataset_digest": point.facts.info.digest,
+            "compression": point.compression,
+            "base_seconds": RunDirectory(base).metrics()["perf"]["train_seconds"],
+        }
+        began = time.perf_counter()
+        try:
+            run = base if point.method is None else self._compressed(point, base)
+        except RunError as error:
+            # The command says so where no table, or no mask, is as small as that; anything else is a failure.
+            if error.code != 2 or "bytes are too few" not in str(error):
+                raise
+            shutil.rmtree(self.work / "runs" / point.key, ignore_errors=True)
+            return {**record, "unreachable": str(error).partition(" (exit code")[0], "seconds": 0.0}
+        record["seconds"] = time.perf_counter() - began
+        with self._lock:  # one at a time, or they would share a core
+            record |= measured(run)
+        if record["embedding_bytes"] > point.target_bytes and point.method is not None:
+            raise RunError(f"{record['embedding_bytes']:,} bytes of embedding files, {point.target_bytes:,} allowed")
+        if point.method is not None and not self.processes.keep_runs:
+            shutil.rmtree(run)
+        if self.log:
+            self.log.add(point, record)
+        return record
+
+    def _base(self, point: Point) -> Path:
+        key = point.base_key
+        path = self.work / "bases" / key
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if not RunDirectory(path).is_finished:
+                words = ["train", *point.cell.arguments(point.seed), "--data", str(point.facts.directory)]
+                self.processes.run([*words, "--out", str(path), "--no-track", "--json"], path.with_name(f"{key}.log"))
+        return path
+
+    def _compressed(self, point: Point, base: Path) -> Path:
+        compression = point.compression
+        assert compression is not None
+        out = self.work / "runs" / point.key
+        words = ["prune", str(base), "--out", str(out), "--method", compression["method"], "--no-track", "--json"]
+        words += ["--target-bytes", str(point.target_bytes), "--table-dtype", point.dtype]
+        settings = METHODS[point.method or ""].settings
+        words += [f"compression.settings.{key}={yaml_text(value)}" for key, value in settings.items()]
+        self.processes.run(words, out.with_name(f"{point.key}.log"))
+        return out
+
+
+def measured(run: Path) -> Record:
+    """Metrics of a finished run, and what its bundle takes: bytes on the disk, and time."""
+    bundle = Bundle.open(RunDirectory(run).bundle)
+    files = {path.name: path.stat().st_size for path in RunDirectory(run).bundle.iterdir()}
+    return {
+        "metrics": RunDirectory(run).metrics(),
+        "embedding_bytes": bundle.manifest.table_bytes,
+        "bundle_bytes": sum(files.values()),
+        "scorer_us_per_row": scorer_microseconds(bundle),
+    }
+
+
+def scorer_microseconds(bundle: Bundle, num_rows: int = 4096, repeats: int = 5) -> float:
+    """Microseconds a row that one thread takes to score made-up raw rows together; the quickest of some repeats."""
+    scorer, rows = Scorer(bundle, num_threads=1), golden_frame(bundle.registry, num_rows=num_rows, seed=1)
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        scorer.score(rows)
+        seconds.append(time.perf_counter() - began)
+    return float(np.min(seconds)) / num_rows * 1e6
+
+
+class Log:
+    """The study in MLflow: a parent run, and below it a run a point."""
+
+    def __init__(self) -> None:
+        from recsys.tracking import Tracker
+
+        self._start, self._lock = Tracker.start, threading.Lock()
+        self.parent = Tracker.start(experiment="frontier", name="frontier", tags={"stage": "study"}, key="frontier")
+
+    def add(self, point: Point, record: Record) -> None:
+        """One point, as a run of its own."""
+        with self._lock:
+            tags = {"mlflow.parentRunId": self.parent.run_id, "stage": "compress", "dataset.name": point.data}
+            child = self._start(experiment="frontier", name=point.name, tags=tags, key=point.key)
+            what = {"method": point.method or REFERENCE, "table_dtype": point.dtype, "budget": point.budget}
+            settings = {**what, "seed": point.seed, "compression": point.compression, "base": point.cell.label}
+            child.log_settings(settings, point.facts.info, point.facts.directory)
+            prefixes = {"valid": "val", "test": "test"}
+            figures = {
+                f"{prefix}/{name}": value
+                for split, prefix in prefixes.items()
+                for name, value in record["metrics"].get(split, {}).items()
+            }
+            costs = ("embedding_bytes", "bundle_bytes", "scorer_us_per_row", "seconds", "base_seconds")
+            child.log_metrics({**figures, **{f"perf/{name}": record[name] for name in costs}})
+            child.finish()
+
+
+@contextmanager
+def _logged(out: Path, is_wanted: bool) -> Iterator[Log | None]:
+    """The study's log, to which the reports are added in the end; its parent run ends however the block does."""
+    if not is_wanted:
+        yield None
+        return
+    log = Log()
+    try:
+        yield log
+        for path in sorted(out.glob("frontier_*")):
+            log.parent.log_file(path)
+    except BaseException as error:
+        log.parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    log.parent.finish()
+
+
+def curves_of(points: Sequence[Point], kept: Results) -> list[Curve]:
+    """What is done of some points, a curve a method and type of rows."""
+    curves: dict[tuple[str, str, str], Curve] = {}
+    for point in points:
+        method = point.method or REFERENCE
+        curve = curves.setdefault((point.data, method, point.dtype), Curve(point.data, method, point.dtype, {}))
+        record = kept.records.get(point.key)
+        if record is not None:
+            curve.records.setdefault(point.budget, {})[point.seed] = {**record, "target_bytes": point.target_bytes}
+    return list(curves.values())
+
+
+def _checked(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown {what}", found=repr(name), remedy=f"use some of {', '.join(known)}")
+    return [name for name in known if not names or name in names]
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def frontier(
+    data_movielens: Annotated[Path | None, typer.Option(help="Dataset directory, as docs/results says.")] = None,
+    data_frappe: Annotated[Path | None, typer.Option(help="Dataset directory of data.frappe.")] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="A method, as 'OptEmbed'; else all of them.")] = None,
+    budgets: Annotated[
+        list[float] | None, typer.Option(help="A share of the bytes; else 0.1 0.2 0.5 0.02 0.01.")
+    ] = None,
+    dtypes: Annotated[list[str] | None, typer.Option(help="A type of rows; else each method's own ones.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs a point.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 2,
+    work: Annotated[Path, typer.Option(help="Folder of results.jsonl and of base runs.")] = Path("work/frontier"),
+    out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("docs/results"),
+    keep_runs: Annotated[bool, typer.Option(help="Keep the compressed runs too.")] = False,
+    report_only: Annotated[bool, typer.Option(help="Train nothing: write reports of what is done.")] = False,
+    track: Annotated[bool, typer.Option(help="Log to MLflow: a parent run, a nested one a point.")] = True,
+) -> None:
+    """Do the points that are missing, then write the reports; exit 1 where one failed."""
+    given = {"movielens": data_movielens, "frappe": data_frappe}
+    facts = {name: read_facts(directory) for name, directory in given.items() if directory is not None}
+    if not facts:
+        raise InputError("expected data", found="none", remedy="give --data-movielens or --data-frappe, or both")
+    known = [name for name, method in METHODS.items() if method.compressor in COMPRESSORS]
+    chosen = _checked(methods or [], known, "method")
+    choice = Choice(chosen, budgets or BUDGETS, _checked(dtypes or [], DTYPES, "type of rows"), seeds)
+    points = points_of(facts, choice)
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    processes = Processes(work, threads=threads, keep_runs=keep_runs)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with alone_in(work), _logged(out, track and not report_only) as log:
+        kept = Results(work / "results.jsonl")
+        failures = [] if report_only else _do(points, kept, Bench(work, processes, log), workers)
+        # Curves that this call did not ask for are drawn too, where they are done.
+        everything = Choice(known, sorted({*BUDGETS, *choice.budgets}, reverse=True), DTYPES, seeds)
+        write_frontier(out, curves_of(points_of(facts, everything), kept), facts)
+    for line in failures:
+        say(f"failed: {line}")
+    raise typer.Exit(1 if failures else 0)
+
+
+def _do(points: Sequence[Point], kept: Results, bench: Bench, workers: int) -> list[str]:
+    missing = sum(point.key not in kept.records for point in points)
+    try:
+        with progress_bar("points", missing, enabled=sys.stderr.isatty()) as advance:
+
+            def run(point: Point) -> Record:
+                try:
+                    return bench.run(point)
+                finally:
+                    advance(1, point.name)
+
+            return train_missing(points, kept, run, workers, say)
+    finally:
+        bench.processes.stop()
+
+
+def main() -> None:
+    """The command of this module."""
+    prepare_for_training()
+    run_command(app, "frontier")
+
+
+if __name__ == "__main__":
+    main()

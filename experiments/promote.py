@@ -1,0 +1,250 @@
+"""`muxrec promote`: a run's bundle becomes a model version, and an alias moves to it if it passes the gate.
+
+The gate: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
+worse than the champion's on the same test rows by more than a margin. It asks for proof: the bad end of a 95 % interval
+must lie inside the margin, so that a small test set lets nothing through by luck.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.champion import Comparison, TestSet, compare_scorers, rate_of
+from experiments.evaluate import parity_of
+from experiments.logged_model import log_model
+from experiments.run_directory import RunDirectory
+from features.errors import InputError
+from features.files import cache_directory
+from recsys.model_registry import ModelRegistry, Version
+from recsys.paired import Difference
+from recsys.tracking import Tracker, tracking_uri
+from serving.bundle import Bundle
+from serving.scorer import Scorer
+
+MAX_ROUNDS = 5
+"""How often the champion may change under a promotion before it gives up."""
+
+
+class Margins(BaseModel):
+    """How much worse than the champion's a challenger's figures may be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auc: float = Field(default=0.001, ge=0)
+    """In AUC; .001 is what papers of the field call a difference that matters."""
+    calibration: float = Field(default=0.01, ge=0)
+    """In clicks promised at the wrong place, as a share of all clicks."""
+
+
+class Check(NamedTuple):
+    """One line of the gate."""
+
+    name: str
+    outcome: str
+    """passed, failed or not run."""
+    note: str
+    """What was found, beside what was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """What a promotion did."""
+
+    version: Version
+    alias: str
+    champion: Version | None
+    """Who held the alias before; None for nobody."""
+    checks: list[Check]
+    comparison: Comparison | None
+
+    @property
+    def passed(self) -> bool:
+        """True where no check failed."""
+        return all(check.outcome != "failed" for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "name": self.version.name,
+            "version": self.version.number,
+            "alias": self.alias,
+            "champion": self.champion.number if self.champion else None,
+            "passed": self.passed,
+            "checks": [check._asdict() for check in self.checks],
+            "comparison": self.comparison.as_json() if self.comparison else None,
+        }
+
+
+def promote(
+    path: Path,
+    *,
+    alias: str,
+    name: str | None = None,
+    bundle: Path | None = None,
+    test: Sequence[str] = (),
+    inputs: Sequence[str] = (),
+    margins: Margins | None = None,
+) -> Promotion:
+    """Register a finished run's bundle (or another export of it), judge it, and move the alias to it if it passes.
+
+    `name` of the registered model is by default the dataset's; `test` the dataset of the run; `inputs` are raw rows for
+    the parity check. Called again it changes nothing. Raises `InputError` for what cannot be judged at all.
+    """
+    run, margins = RunDirectory(path), margins or Margins()
+    run.metrics()
+    scorer = Scorer(bundle or run.bundle)
+    name = name or str(scorer.bundle.profile.get("dataset") or run.experiment().name)
+    checks = [_verified(scorer)]
+    registry, version = _registered(run, scorer.bundle, name)
+    checks.append(_parity(path, scorer.bundle.path, inputs))
+    sources = tuple(test) or (run.facts()["dataset"],)
+    for _ in range(MAX_ROUNDS):
+        champion = registry.holder(name, alias)
+        judged, comparison = _judged(registry, champion, version, scorer, sources, margins)
+        found = Promotion(
+            version=version, alias=alias, champion=champion, checks=[*checks, *judged], comparison=comparison
+        )
+        with _alone(name):
+            # Another promotion may have moved the alias meanwhile: then there is another champion to be compared with.
+            if _number(registry.holder(name, alias)) == _number(champion):
+                if _number(champion) != version.number:  # else its tags say how it became the champion
+                    registry.tag(version, _tags(found))
+                    if found.passed:
+                        registry.point(alias, version)
+                return found
+    remedy = "wait for the other promotions to end"
+    raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
+
+
+def _number(version: Version | None) -> str | None:
+    return version.number if version else None
+
+
+def _verified(scorer: Scorer) -> Check:
+    difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
+    return _check("verify", difference <= tolerance, f"golden rows differ by {difference:.1e}, {tolerance:.1e} allowed")
+
+
+def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
+    if not inputs:
+        return Check("parity", "not run", "no raw rows: give --input")
+    found = parity_of(path, bundle, inputs)
+    ids = "ids equal" if found["ids_equal"] else "ids differ"
+    return _check("parity", found["ok"], f"{found['rows']:,} raw rows: {ids}, |dp| {found['max_abs_diff']:.1e}")
+
+
+def _judged(
+    registry: ModelRegistry,
+    champion: Version | None,
+    version: Version,
+    scorer: Scorer,
+    sources: tuple[str, ...],
+    margins: Margins,
+) -> tuple[list[Check], Comparison | None]:
+    """The checks against the champion on the test rows."""
+    if champion is None or champion.number == version.number:
+        note = "no champion yet" if champion is None else "is the champion"
+        return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
+    fetched = registry.fetch(champion.name, champion.number, cache=cache_directory() / "models")
+    test = TestSet(sources, rate_of(scorer))
+    comparison = compare_scorers(Scorer(fetched), scorer, test)
+    by_name = {one.metric: one for one in comparison.differences}
+    rows = comparison.test["rows"]
+    return [
+        _not_worse("auc", by_name["auc"], margins.auc, rows),
+        _not_worse("calibration", by_name["calibration_error"], margins.calibration, rows),
+    ], comparison
+
+
+def _not_worse(name: str, one: Difference, margin: float, rows: int) -> Check:
+    """Passed where the challenger is surely not worse by more than the margin."""
+    note = (
+        f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
+    )
+    note += f", may lose {margin:g}"
+    room = margin - (one.loss + one.loss_at_least) / 2
+    if one.loss > margin and room > 0:  # where the loss itself is too large, more rows would not help
+        # The interval shrinks with the root of the rows.
+        enough = rows * ((one.loss - one.loss_at_least) / 2 / room) ** 2
+        note += f"; {rows:,} rows cannot tell: some {enough:,.0f} rows or a wider margin"
+    return _check(name, one.loss <= margin, note)
+
+
+def _check(name: str, passed: bool, note: str) -> Check:
+    return Check(name, "passed" if passed else "failed", note)
+
+
+def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, Version]:
+    """The version that a bundle is, logged and registered where it was not."""
+    with _alone(name):
+        if run.facts()["mlflow_run_id"] is None:
+            _track(run)
+        facts = run.facts()
+        uri, run_id = facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"]
+        registry = ModelRegistry.open(uri)
+        logged = registry.logged_model(run_id, bundle)
+        if logged is None:
+            is_own = bundle.path.resolve() == run.bundle.resolve()
+            label = "bundle" if is_own else f"bundle-{bundle.manifest.table_dtype}-{bundle.model_id[:8]}"
+            log_model(Tracker.attach(uri, run_id), bundle, name=label)
+            logged = registry.logged_model(run_id, bundle)
+        assert logged is not None, "what was logged is there"
+        return registry, registry.register(name, logged, run_id, {"muxrec.model_id": bundle.model_id})
+
+
+def _track(run: RunDirectory) -> None:
+    """Give a run that was trained without tracking its MLflow run, with its metrics."""
+    experiment, facts = run.experiment(), run.facts()
+    dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
+    tags = {"dataset.digest": facts["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
+    tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=facts["key"])
+    for split, values in run.metrics().items():
+        prefix = {"valid": "val"}.get(split, split)
+        tracker.log_metrics(
+            {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+        )
+    tracker.finish()
+    # A store of the user's is not written down: its address may hold a password.
+    uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
+    run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Wait for this machine's other promotions of the model: MLflow cannot move an alias on a condition."""
+    folder = cache_directory() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / (re.sub(r"[^\w-]", "_", name) + ".lock")).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _tags(found: Promotion) -> dict[str, str]:
+    tags = {f"gate.{check.name}": f"{check.outcome}: {check.note}" for check in found.checks}
+    tags |= {"validation_status": "passed" if found.passed else "failed", "gate.alias": found.alias}
+    tags["gate.champion"] = found.champion.number if found.champion else "none"
+    if found.comparison:
+        test = found.comparison.test
+        tags["gate.test"] = f"{test['rows']} rows of {test['name']}, digest {test['digest']}"
+    return tags
+
+
+def promotion_table(found: Promotion) -> Table:
+    """The gate for a terminal."""
+    before = f"champion so far: version {found.champion.number}" if found.champion else "no champion so far"
+    title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("check", "outcome", "found"):
+        table.add_column(heading)
+    for check in found.checks:
+        table.add_row(*check)
+    return table

@@ -1,0 +1,222 @@
+"""`muxrec prune`: a finished run once more in fewer bytes: reshape, supernet, freeze, train under the mask.
+
+Every stage can be killed and goes on by the same command: the trainings have checkpoints, the search keeps what it has
+measured, and a mask that stands in the run directory is not looked for again.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.compression_facts import embedding_bytes
+from experiments.config import Experiment, validated, with_overrides
+from experiments.run_directory import RunDirectory
+from experiments.train import train_run
+from features.errors import InputError
+from features.files import write_text
+from features.hashing import MISSING_TOKEN
+from features.layout import COUNTED
+from recsys import checkpoint
+from recsys.compression import Compressor, Evidence, Facts, Values
+from recsys.dataset import Split
+from recsys.mask import Mask
+from recsys.mask_file import load_mask, save_mask
+from recsys.ranker import Ranker, layout_of
+from recsys.segments import token_counts
+from recsys.trainer import Trainer
+from serving.bundle import Bundle
+from serving.table import table_bytes
+
+DEFAULT_METHOD = "optembed"
+SHARE = 10
+"""Without a budget, one of so many bytes stays."""
+
+MISSING = np.uint64(MISSING_TOKEN)
+
+Metrics = dict[str, dict[str, float]]
+
+
+def prune_run(
+    path: Path,
+    out: Path,
+    *,
+    method: str = DEFAULT_METHOD,
+    target_bytes: int | None = None,
+    table_dtype: str = "int4",
+    overrides: Sequence[str] = (),
+    track: bool = True,
+    progress: bool = False,
+) -> Metrics:
+    """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
+
+    `target_bytes` is what the embedding files of the bundle may take; None: a tenth of the run's. `overrides` change
+    settings of the run, or those of the method as `compression.settings.KEY=VALUE`. Raises `InputError` for a run that
+    has not ended or was compressed itself, data that changed since, and budgets that cannot be met.
+    """
+    parent = RunDirectory(path)
+    before = _figures_before(parent)
+    train = Split(parent.facts()["dataset"], "train")
+    if train.info.digest != parent.facts()["dataset_digest"]:
+        raise InputError(f"{train.directory}: expected the data of training", found="prepared again since")
+    settings = {
+        "method": method,
+        "target_bytes": target_bytes or max(1, int(before["bytes_before"]) // SHARE),
+        "table_dtype": table_dtype,
+    }
+    experiment = _with_compression(parent.experiment(), settings, overrides)
+    assert experiment.compression is not None
+    compressor = experiment.compression.compressor()
+    facts = _facts(train, experiment)
+    stages = Stages(parent, compressor, facts, before, train, progress)
+    reshaped = compressor.reshape(experiment.embedding, facts)
+    if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
+        remedy = "add embedding.optimizer=adam"
+        raise InputError(
+            "pruning trains with an optimiser that shows its gradients", found="rowwise_adagrad", remedy=remedy
+        )
+    experiment = experiment.model_copy(update={"embedding": reshaped})
+    if not compressor.is_shape_only:
+        _check_reachable(experiment, train, facts, compressor)
+    return train_run(
+        experiment,
+        train.directory,
+        out,
+        track=track,
+        progress=progress,
+        tags={"stage": "prune", "muxrec.parent": parent.facts()["mlflow_run_id"] or str(path)},
+        prepare=stages.prepare,
+    )
+
+
+def _with_compression(experiment: Experiment, settings: dict[str, Any], overrides: Sequence[str]) -> Experiment:
+    if experiment.compression is not None:
+        found = f"one that {experiment.compression.method} made"
+        raise InputError("expected a run that was not compressed", found=found, remedy="name the run it was made of")
+    name = f"{experiment.name}_{settings['method']}"
+    document = experiment.model_dump(mode="json")
+    compressed = validated({**document, "name": name, "compression": settings}, "compression")
+    return with_overrides(compressed, overrides)
+
+
+def _figures_before(parent: RunDirectory) -> dict[str, float]:
+    metrics = parent.metrics()
+    figures = {"bytes_before": float(embedding_bytes(Bundle.open(parent.bundle, verify=False)))}
+    for split in [name for name in ("valid", "test") if name in metrics]:
+        figures |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
+    return figures
+
+
+def _facts(train: Split, experiment: Experiment) -> Facts:
+    names = [feature.name for feature in train.registry.token_features]
+    counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
+    values = {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
+    unified = experiment.embedding.model_copy(update={"kind": "unified"})
+    layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
+    return Facts({view: tuple(names) for view, names in layout.views.items()}, values)
+
+
+def _check_reachable(experiment: Experiment, train: Split, facts: Facts, compressor: Compressor) -> None:
+    """Raise `InputError` before anything is trained where not even a table without a row fits the budget."""
+    vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in facts.values.items()}
+    layout = layout_of(
+        train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
+    )
+    counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind in COUNTED else 0
+    nothing = table_bytes(layout.num_rows, layout.width, compressor.budget.dtype, np.zeros(layout.num_rows, np.int64))
+    if counted + nothing > compressor.budget.num_bytes:
+        remedy = "raise --target-bytes, or train with fewer embedding.num_rows"
+        found = f"{counted + nothing:,} without a single row"
+        raise InputError(f"{compressor.budget.num_bytes:,} bytes are too few", found=found, remedy=remedy)
+
+
+class Stages(NamedTuple):
+    """What comes before the last training."""
+
+    parent: RunDirectory
+    compressor: Compressor
+    facts: Facts
+    before: dict[str, float]
+    train: Split
+    progress: bool
+
+    def prepare(self, run: RunDirectory, ranker: Ranker) -> dict[str, float]:
+        """Hold a fresh ranker to the mask, which is found first where there is none; returns figures of the stages."""
+        if self.compressor.is_shape_only:
+            return self.before
+        experiment = run.experiment()
+        assert experiment.compression is not None
+        figures_path = run.path / "supernet" / "figures.json"
+        if not run.mask_path.is_file():
+            found, seconds = self._frozen(run, experiment)
+            write_text(figures_path, json.dumps(seconds))
+            save_mask(run.mask_path, found)
+            self._state_path(run).unlink(missing_ok=True)
+        start = experiment.compression.start
+        if start != "rewind":
+            tensors, _ = checkpoint.load_state(self._weights(run, experiment))
+            ranker.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("embedding.gate.")})
+        ranker.embedding.hold_to(load_mask(run.mask_path))
+        if start == "as_is":
+            checkpoint.save_state(run.path / "checkpoint" / "best.safetensors", ranker.state_dict(), {"epoch": 0})
+        return self.before | json.loads(figures_path.read_text(encoding="utf-8"))
+
+    def _frozen(self, run: RunDirectory, experiment: Experiment) -> tuple[Mask, dict[str, float]]:
+        began = time.perf_counter()
+        valid = Split(self.train.directory, "valid")
+        (run.path / "supernet").mkdir(exist_ok=True)
+        ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
+        trained = time.perf_counter()
+        evidence = Evidence(
+            ranker=ranker.eval(),
+            reads=self.facts.reads(ranker.embedding.layout, ranker.embedding.vocabulary),
+            train=self.train,
+            valid=valid,
+            num_bytes=self._num_bytes(run, ranker),
+            budget=self.compressor.budget,
+            seed=experiment.seed,
+            directory=run.path / "supernet",
+            progress=self.progress,
+            trainer=experiment.trainer,
+            embedding=experiment.embedding,
+        )
+        mask = self.compressor.freeze(evidence).check(ranker.embedding.layout)
+        return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
+
+    def _trains(self, experiment: Experiment) -> bool:
+        """Whether anything is trained before the mask is found: a supernet, or the run's model on another table."""
+        return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
+
+    def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:
+        ranker, optimizer = run.fresh_ranker(experiment)
+        optimizer = self.compressor.wrap(ranker, optimizer)
+        trainer = Trainer(
+            ranker,
+            optimizer,
+            self.compressor.supernet_trainer(experiment.trainer),
+            run.path / "supernet",
+            seed=experiment.seed,
+            l2=experiment.embedding.l2,
+            progress=self.progress,
+        )
+        trainer.fit(self.train, valid)
+        return ranker
+
+    def _num_bytes(self, run: RunDirectory, ranker: Ranker) -> Callable[[Mask], int]:
+        layout, dtype = ranker.embedding.layout, self.compressor.budget.dtype
+        vocabulary = run.vocabulary_path.stat().st_size if run.vocabulary_path.is_file() else 0
+
+        def measured(mask: Mask) -> int:
+            return vocabulary + table_bytes(layout.num_rows, layout.width, dtype, mask.row_widths.numpy())
+
+        return measured
+
+    def _state_path(self, run: RunDirectory) -> Path:
+        return run.path / "supernet" / "checkpoint" / "state.safetensors"
+
+    def _weights(self, run: RunDirectory, experiment: Experiment) -> Path:
+        source = run.path / "supernet" if self._trains(experiment) else self.parent.path
+        return source / "checkpoint" / "best.safetensors"

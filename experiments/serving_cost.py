@@ -1,0 +1,39 @@
+"""What a bundle costs where it is served: bytes on the disk, and the time of a request, measured in a moment.
+
+One process and one client, beside whatever else the machine does: figures to compare runs by, not a benchmark.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.manifest import TABLE, VOCABULARY
+from serving.scorer import Scorer
+
+REPEATS = 25
+
+
+def serving_cost(bundle: Path) -> dict[str, float]:
+    """Bytes of the bundle and of its embedding, and median milliseconds to score one row and a hundred."""
+    scorer = Scorer(bundle)
+    files = scorer.bundle.manifest.files
+    rows = scorer.bundle.golden.drop("probability").to_dicts()
+    hundred = (rows * (100 // len(rows) + 1))[:100]
+    return {
+        "bundle_bytes": float(scorer.bundle.num_bytes),
+        "table_bytes": float(sum(files[name].bytes for name in (TABLE, VOCABULARY) if name in files)),
+        "score_ms": _median_ms(lambda: scorer.score(rows[:1])),
+        "score_100_ms": _median_ms(lambda: scorer.score(hundred)),
+    }
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    """Median time of a call, after one to warm up."""
+    call()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)

@@ -1,0 +1,172 @@
+"""Python values, as requests and object columns hold them, to what a feature lowers: texts, lists of texts, numbers.
+
+N values. Values of several types in one column (7, "a", None) keep the meaning that they have one by one; a column of
+one type means the same as a column of polars of that type.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.errors import InputError
+from features.spec import (
+    FIRST_INEXACT_INTEGER,
+    AnyFeature,
+    CategoricalList,
+    FeatureSpec,
+    Numeric,
+    canonical_text,
+    check_text,
+)
+
+T = TypeVar("T")
+Text = str | None
+
+_TEXTS = frozenset({str, type(None)})
+_PLAIN = frozenset({str, int, type(None)})
+_NUMBERS = frozenset({float, int, bool, type(None)})
+
+
+def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
+    """Raw column [N] of Python values; raises `InputError` for a value that the feature cannot take.
+
+    >>> from features.spec import Categorical
+    >>> column_of(Categorical(name="user"), [7, "a", True, None]).to_list()
+    ['7', 'a', 'true', None]
+    """
+    if isinstance(feature, Numeric):
+        return pl.Series(feature.name, numbers_of(feature, values), nan_to_null=True)
+    converted: Sequence[Any]
+    if isinstance(feature, CategoricalList):
+        converted, dtype = [None if one == [None] else one for one in lists_of(feature, values)], pl.List(pl.String())
+    else:
+        converted, dtype = texts_of(feature, values), pl.String()
+    try:
+        return pl.Series(feature.name, converted, dtype=dtype)
+    except UnicodeEncodeError:
+        check_unicode(feature, converted)
+        raise
+
+
+def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
+    """Canonical text [N] of each value, None for a missing one."""
+    types = set(map(type, values))
+    if types <= _TEXTS:
+        return values
+    if types <= _PLAIN:
+        with suppress(ValueError):  # Python writes no integer of more than 4300 digits; below, the error says which
+            return [value if value is None or type(value) is str else str(value) for value in values]
+    return _each(_text, feature, values)
+
+
+def lists_of(feature: CategoricalList, values: Sequence[Any]) -> list[list[Text]]:
+    """Canonical texts of the elements of each list [N]; a missing list is one missing element."""
+    separator = feature.separator
+    if separator is not None and set(map(type, values)) <= _TEXTS:
+        return [[None] if value is None else value.split(separator) if value else [] for value in values]
+    return _each(_list, feature, values)
+
+
+def numbers_of(feature: Numeric, values: Sequence[Any]) -> npt.NDArray[np.float64]:
+    """Numbers [N] in float64, which every transform starts from; NaN for a missing one. Checked as a column is."""
+    if not set(map(type, values)) <= _NUMBERS:
+        values = _each(_number, feature, values)
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except OverflowError:  # an integer: say which
+        numbers = np.array(_each(_number, feature, values), dtype=np.float64)
+    feature.check_numbers(numbers)
+    return numbers
+
+
+def bucket_texts(feature: Numeric, values: Sequence[Any]) -> list[Text]:
+    """Texts [N] of the buckets of each number, None for a missing one."""
+    numbers = numbers_of(feature, values)
+    pairs = zip(feature.buckets(numbers).tolist(), np.isnan(numbers).tolist(), strict=True)
+    return [None if is_missing else str(bucket) for bucket, is_missing in pairs]
+
+
+def check_unicode(feature: FeatureSpec, texts: Sequence[Text | list[Text]]) -> None:
+    """Raise `InputError` where one of the texts, or lists of them, [N] holds half of a surrogate pair.
+
+    JSON can write that, UTF-8 cannot.
+    """
+    for row, value in enumerate(texts):
+        for text in value if isinstance(value, list) else [value]:
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError:
+                raise feature.reject("text", f"{text[:40]!r}" if text else "", "send valid Unicode", row) from None
+
+
+def _each(convert: Callable[[Any, Any], T], feature: FeatureSpec, values: Sequence[Any]) -> list[T]:
+    converted: list[T] = []
+    for row, value in enumerate(values):
+        try:
+            converted.append(convert(feature, value))
+        except InputError as error:
+            raise InputError(error.expected, found=error.found, remedy=error.remedy, row=row) from None
+    return converted
+
+
+def _number(feature: Numeric, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float | np.bool_ | np.number):
+        raise feature.reject("a number", _shown(value), "declare it `categorical`, or send a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise feature.reject("finite numbers", "an integer above 1e308", "make it null, or clip it before") from None
+
+
+def _text(feature: FeatureSpec, value: Any) -> Text:
+    """The canonical text of one value: a column of mixed types has no type of its own to go by."""
+    if value is None or type(value) is str:
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, int | np.integer):
+        return _digits(feature, int(value))
+    if type(value) is float and value.is_integer() and abs(value) < FIRST_INEXACT_INTEGER[pl.Float64()]:
+        return str(int(value))
+    # NaN, decimals and whatever else: one value as a column, under the rules and messages of columns.
+    try:
+        column = pl.Series(feature.name, [value])
+    except (TypeError, ValueError, OverflowError):
+        column = pl.Series(feature.name, [value], dtype=pl.Object)
+    if feature.is_list:
+        check_text(feature, column)
+    else:
+        feature.check(column)
+    return column.to_frame().select(canonical_text(pl.col(feature.name), column.dtype)).item()
+
+
+def _list(feature: CategoricalList, value: Any) -> list[Text]:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return [None]
+    if isinstance(value, str) and feature.separator is not None:
+        return [*value.split(feature.separator)] if value else []
+    if isinstance(value, list | tuple | np.ndarray | pl.Series):
+        return [*texts_of(feature, [*value])]
+    remedy = "send a list, or set `separator:`" if isinstance(value, str) else "send a list"
+    raise feature.reject("a list", _shown(value), remedy)
+
+
+def _digits(feature: FeatureSpec, value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:
+        remedy = "send it as text"
+        raise feature.reject("integers of at most 4300 digits", "a longer one", remedy) from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{type(value).__name__}, such as {str(value)[:40]!r}"
+    except ValueError:
+        return f"{type(value).__name__} of more than 4300 digits"

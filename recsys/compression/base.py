@@ -1,0 +1,165 @@
+"""Compressor: what every method of compression promises; its result is a table of another shape, a `Mask`, or both.
+
+M table rows, w row width, S slots, n_f distinct values of a feature in train.
+
+`muxrec prune` runs a method in four stages, each of which a method may leave as it is:
+
+    reshape   the table's settings under a byte budget; before anything is trained
+    wrap      training with something that learns what to keep (thresholds, gates): the supernet
+    freeze    a fixed mask, from the trained supernet (or from the finished run, where there is none)
+    retrain   the same for all, under the mask: from the first weights (rewind), from those that the mask was found with
+              (finetune), or not at all (as_is)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from features.addressing import Vocabulary, rows_of
+from features.hashing import Tokens
+from features.layout import TableLayout
+from recsys.embedding import EmbeddingConfig
+from recsys.mask import Mask
+from recsys.ranker import Ranker
+from recsys.table_optim import TableOptimizer
+from recsys.trainer import Batches, TrainerConfig
+from serving.table import TableDtype
+
+Start = Literal["rewind", "finetune", "as_is"]
+"""Weights that the last training begins with: the first ones of the run, or those that the mask was found with; or
+`as_is`: the latter, and no training."""
+
+Counts = npt.NDArray[np.int64]
+
+
+class Budget(NamedTuple):
+    """What may be spent."""
+
+    num_bytes: int
+    """Of the bundle's embedding files on disk: table and vocabulary."""
+    dtype: TableDtype
+    """Of the exported rows."""
+
+
+class Values(NamedTuple):
+    """The distinct tokens of a feature in train, the missing one included."""
+
+    tokens: Tokens
+    """[n_f], increasing."""
+    counts: Counts
+    """[n_f]: how often each stands there."""
+
+
+class Facts(NamedTuple):
+    """What is known of the training data before anything is trained."""
+
+    views: dict[str, tuple[str, ...]]
+    """View to the features that the model reads in it."""
+    values: dict[str, Values]
+    """Every token feature."""
+
+    @property
+    def num_entries(self) -> int:
+        """(view, feature, value) triples: the rows that a collisionless table reads in training."""
+        return sum(len(self.values[name].tokens) for names in self.views.values() for name in names)
+
+    def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotReads"]:
+        """What each slot [S] reads of the table in training."""
+        found: list[SlotReads] = []
+        rows = {name: rows_of(layout, vocabulary, name, values.tokens) for name, values in self.values.items()}
+        places = {name: iter(range(len(own))) for name, own in rows.items()}
+        for slot in layout.slots:
+            own = rows[slot.feature][next(places[slot.feature])]
+            found.append(SlotReads(torch.from_numpy(own.copy()), torch.tensor(self.values[slot.feature].counts)))
+        return found
+
+
+class SlotReads(NamedTuple):
+    """The rows that a slot reads in training, one entry a distinct value."""
+
+    rows: Tensor
+    """[n_f] int64; a row stands there twice where two values collide."""
+    counts: Tensor
+    """[n_f] int64: training examples (list features: tokens) that read it."""
+
+
+class Evidence(NamedTuple):
+    """What `freeze` may look at."""
+
+    ranker: Ranker
+    """The supernet, or the finished run, at its best weights; in evaluation mode."""
+    reads: list[SlotReads]
+    """Of each slot [S]."""
+    train: Batches
+    valid: Batches
+    num_bytes: Callable[[Mask], int]
+    """Bytes on disk of the embedding files under a mask; O(M)."""
+    budget: Budget
+    seed: int
+    directory: Path
+    """Where a long search keeps its state, so that it can go on after it was killed."""
+    progress: bool = False
+    trainer: TrainerConfig = TrainerConfig()
+    """Of the run."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """Of the ranker's table."""
+
+    @property
+    def layout(self) -> TableLayout:
+        """Of the ranker's table."""
+        return self.ranker.embedding.layout
+
+    @property
+    def table(self) -> Tensor:
+        """The ranker's table [M, w], detached; not to be written to."""
+        return self.ranker.embedding.table.detach()
+
+
+class Compressor:
+    """One method: an entry of COMPRESSORS; a subclass gives at least `freeze`, or `reshape` and `is_shape_only`.
+
+    Args:
+        config: its own settings.
+        budget: what may be spent.
+    """
+
+    class Config(BaseModel):
+        """Settings of one method: frozen, unknown keys refused."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    is_shape_only: ClassVar[bool] = False
+    """True where `reshape` is all that there is: the new table is trained once, without a mask."""
+    has_supernet: bool = False
+    """True where `wrap` installs something that learns."""
+    start: ClassVar[Start] = "finetune"
+    """What the last training begins with, where the user does not say."""
+
+    def __init__(self, config: Any, budget: Budget) -> None:
+        self.config = config
+        self.budget = budget
+
+    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+        """The table to train; by default the run's own. Raises `InputError` for a budget that no table can meet.
+
+        Where it differs from the run's, the supernet (or the table to be frozen) is trained anew.
+        """
+        return embedding
+
+    def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
+        """Install what learns in a fresh ranker, as `ranker.embedding.gate`; returns the optimiser of both."""
+        return optimizer
+
+    def supernet_trainer(self, trainer: TrainerConfig) -> TrainerConfig:
+        """Settings of the supernet's training; by default the run's own."""
+        return trainer
+
+    def freeze(self, evidence: Evidence) -> Mask:
+        """What is kept, within the budget; raises `InputError` where nothing fits it."""
+        raise NotImplementedError

@@ -1,0 +1,183 @@
+"""The supernet's gate of OptEmbed: a learned threshold a feature, and a random prefix of its columns.
+
+B examples, R readers (a reader is a feature in a view), n reads of a batch, w row width, D = probes * w columns of a
+reader. Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction", CIKM 2022,
+arXiv 2208.04482, section 2.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from features.layout import TableLayout
+from recsys.mask import Gate, Reads
+from recsys.table_optim import TableOptimizer
+
+Norm = Literal["l1", "l2"]
+
+
+class Step(torch.autograd.Function):
+    """1 where x > 0, else 0; backward the long-tailed estimator: 2 - 4|x| up to 0.4, 0.4 up to 1, 0 beyond.
+
+    >>> x = torch.tensor([0.1, 0.0, -2.0], requires_grad=True)
+    >>> Step.apply(x).sum().backward()
+    >>> x.grad
+    tensor([1.6000, 2.0000, 0.0000])
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        distance = x.abs()
+        slope = torch.where(distance <= 0.4, 2 - 4 * distance, 0.4)
+        return grad * torch.where(distance <= 1, slope, 0.0)
+
+
+def readers_of(layout: TableLayout) -> list[tuple[str, str]]:
+    """(view, feature) of each reader [R], in output order."""
+    return list(dict.fromkeys((slot.view, slot.feature) for slot in layout.slots))
+
+
+def reader_of_slots(layout: TableLayout) -> Tensor:
+    """The reader of each slot [S]."""
+    numbers = {reader: number for number, reader in enumerate(readers_of(layout))}
+    return torch.tensor([numbers[slot.view, slot.feature] for slot in layout.slots])
+
+
+class Steps:
+    """The widths that a reader may have, by number: multiples of some columns, and all D; a prefix over its probes.
+
+    >>> layout = TableLayout(num_rows=9, width=4, seed=0, views={"main": {"a": 2}}, keys={"a": "a"}, pooling={})
+    >>> steps = Steps(layout, columns=3, may_drop=False)
+    >>> steps.num_choices.tolist(), [steps.slot_widths(torch.tensor([c])).tolist() for c in range(3)]
+    ([3], [[3, 0], [4, 2], [4, 4]])
+    """
+
+    def __init__(self, layout: TableLayout, *, columns: int, may_drop: bool) -> None:
+        self.columns, self.width = columns, layout.width
+        self.first_number = 0 if may_drop else 1
+        self.reader = reader_of_slots(layout)
+        self.first_column = torch.tensor([slot.probe for slot in layout.slots], dtype=torch.int64) * layout.width
+        self.num_columns = torch.bincount(self.reader, minlength=len(readers_of(layout))) * layout.width
+        self.num_choices = -(-self.num_columns // columns) + 1 - self.first_number
+        """[R]."""
+
+    def slot_widths(self, choices: Tensor) -> Tensor:
+        """Columns [..., S] that each slot keeps under the choices [..., R] of the readers."""
+        columns = torch.minimum((choices + self.first_number) * self.columns, self.num_columns)
+        return (columns[..., self.reader] - self.first_column).clamp(0, self.width)
+
+    def draw(self, num_examples: int) -> Tensor:
+        """Columns [B, S] that each slot keeps of each example: a uniform choice for each example and reader."""
+        drawn = torch.rand(num_examples, len(self.num_choices)) * self.num_choices
+        return self.slot_widths(drawn.long())
+
+
+def row_norms(values: Tensor, norm: Norm) -> Tensor:
+    """Norms [n] of values [n, w]; the gradient of a row of zeros is zero."""
+    if norm == "l1":
+        return values.abs().sum(dim=1)
+    squares = values.square().sum(dim=1)
+    return torch.where(squares > 0, squares.clamp(min=torch.finfo(values.dtype).tiny).sqrt(), 0.0)
+
+
+class OptEmbedGate(Gate):
+    """values -> values * prefix * step(norm / scale - threshold); thresholds rise by the penalty alpha * sum exp(-t).
+
+    On a shared table a row has no feature of its own, so a threshold masks lookups: a row goes when all its readers
+    mask it. And the norms of a shared table grow with the number of its readers: `scale` brings them to one unit.
+    """
+
+    thresholds: Tensor
+    """[R]: what a reader's rows must exceed."""
+
+    def __init__(
+        self,
+        layout: TableLayout,
+        *,
+        alpha: float,
+        norm: Norm,
+        scale: float,
+        columns_a_step: int = 1,
+        may_drop: bool = False,
+        prefix_rate: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.norm: Norm = norm
+        self.alpha, self.scale, self.prefix_rate = alpha, scale, prefix_rate
+        self.steps = Steps(layout, columns=columns_a_step, may_drop=may_drop)
+        self.register_buffer("thresholds", torch.zeros(len(readers_of(layout))).requires_grad_())
+
+    @property
+    def slot_thresholds(self) -> Tensor:
+        """The threshold that each slot [S] applies."""
+        return self.thresholds[self.steps.reader]
+
+    def forward(self, values: Tensor, reads: Reads) -> Tensor:
+        """Mask values [n, w]: rows by threshold and, in training, columns by a drawn prefix."""
+        norms = row_norms(values, self.norm) / self.scale
+        is_kept = Step.apply(norms - self.slot_thresholds[reads.slots])
+        if self.training and self.prefix_rate:
+            values = values * self.prefix(reads)
+        return values * is_kept[:, None]
+
+    def prefix(self, reads: Reads) -> Tensor:
+        """Which columns [n, w] of the reads a draw keeps."""
+        num_examples = int(reads.examples.max()) + 1 if len(reads.examples) else 0
+        widths = self.steps.draw(num_examples)
+        if self.prefix_rate < 1:
+            is_whole = torch.rand(num_examples, len(self.thresholds)) >= self.prefix_rate
+            widths[is_whole[:, self.steps.reader]] = self.steps.width
+        widths = widths[reads.examples, reads.slots]
+        return torch.arange(self.steps.width) < widths[:, None]
+
+    def penalty(self) -> Tensor:
+        """alpha * sum over readers of exp(-t)."""
+        return self.alpha * torch.exp(-self.thresholds).sum()
+
+
+class ThresholdSGD:
+    """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a rate of their own."""
+
+    def __init__(self, table: TableOptimizer, gate: OptEmbedGate, learning_rate: float) -> None:
+        self.table, self.gate, self.rate = table, gate, learning_rate
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the table: the schedule does not touch the thresholds'."""
+        return self.table.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.table.learning_rate = value
+
+    def gradients(self) -> list[Tensor]:
+        """Those of the table: a threshold's does not count towards the global norm."""
+        return self.table.gradients()
+
+    def step(self) -> None:
+        """One step of both."""
+        self.table.step()
+        thresholds = self.gate.thresholds
+        if thresholds.grad is not None:
+            with torch.no_grad():
+                thresholds.sub_(thresholds.grad, alpha=self.rate)
+            thresholds.grad = None
+
+    def flush(self) -> None:
+        """Bring every row up to date."""
+        self.table.flush()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table's: thresholds are part of the model."""
+        return self.table.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore it."""
+        self.table.load_state_dict(state)

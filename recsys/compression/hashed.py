@@ -1,0 +1,29 @@
+"""Per-feature hashing: a table for each feature and view, rows in proportion to its values, one read a value.
+
+Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009, arXiv 0902.2206; a table a feature
+is what production systems did before tables were shared.
+"""
+
+from pydantic import Field
+
+from recsys.compression.base import Compressor, Facts
+from recsys.compression.sizing import most_rows
+from recsys.embedding import EmbeddingConfig
+
+
+class Hashed(Compressor):
+    """Each feature and view hashes into a range of its own."""
+
+    class Config(Compressor.Config):
+        """Shape of the table."""
+
+        width: int = Field(default=16, ge=1, le=4096)
+        """w: floats a value."""
+
+    is_shape_only = True
+
+    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+        """One probe into ranges of the features."""
+        width = self.config.width
+        num_rows = most_rows(self.budget, width, facts.num_entries)
+        return embedding.model_copy(update={"kind": "hashed", "num_rows": num_rows, "width": width, "probes": 1})

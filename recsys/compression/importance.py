@@ -1,0 +1,41 @@
+"""Importance: each row stores the prefix that is worth its bytes, by the squared error that the rest leaves behind.
+
+M table rows, w row width, K rows that training reads, J widths that a row may have. A removed cell reads as 0. Over
+training, that changes the network's inputs by reads * value^2, summed over the cells that are gone. The mask makes this
+sum as small as the budget admits, as reverse water-filling does for the components of a signal.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from recsys.compression.base import Evidence
+from recsys.compression.rows import keep_best_cells, read_counts, row_caps
+from recsys.compression.wide import WideConfig, WideTable
+from recsys.mask import Mask
+
+
+class Importance(WideTable):
+    """Reads times squares, cell by cell; no supernet, no search."""
+
+    class Config(WideConfig):
+        """The table, and how finely its rows are cut."""
+
+        columns_a_step: int = Field(default=4, ge=1)
+        """Widths are multiples of it: fewer different ones are cheaper to store."""
+
+    def freeze(self, evidence: Evidence) -> Mask:
+        """The mask of the least squared error within the budget."""
+        slot_widths = Mask.full(evidence.layout).slot_widths
+        return least_error_mask(evidence.table, slot_widths, self.config.columns_a_step, evidence)
+
+
+def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, evidence: Evidence) -> Mask:
+    """Where slots [S] hand on so many columns: what is kept of a table [M, w] within the budget."""
+    caps, width = row_caps(evidence, slot_widths), table.shape[1]
+    rows = caps.nonzero().flatten()
+    widths = torch.arange(0, width + columns_a_step, columns_a_step).clamp(max=width)
+    squares = table[rows].double().square() * (torch.arange(width) < caps[rows, None])
+    below = torch.cat([torch.zeros(len(rows), 1, dtype=torch.float64), squares.cumsum(dim=1)], dim=1)  # [K, w + 1]
+    gains = below[:, widths] * read_counts(evidence, slot_widths)[rows, None]
+    return keep_best_cells(gains, widths, rows, slot_widths, evidence)

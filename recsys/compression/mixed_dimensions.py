@@ -1,0 +1,63 @@
+"""Mixed dimensions: the more often a row is read, the more of its columns are kept.
+
+M table rows, w row width. Ginart et al., "Mixed Dimension Embeddings with Application to Memory-Efficient
+Recommendation Systems", ISIT 2021, arXiv 1909.11810: dimensions follow popularity by a power law,
+d = scale * popularity^temperature, and nobody has less than one. Here popularity is that of a row. No matrix projects a
+short row to full width: the first layer of the network reads columns, and does the same.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from features.errors import InputError
+from recsys.compression.base import Evidence
+from recsys.compression.rows import read_counts
+from recsys.compression.wide import WideConfig, WideTable
+from recsys.mask import Mask
+
+
+class MixedDimensions(WideTable):
+    """Row widths by a power law of reads; rows that training never reads go."""
+
+    class Config(WideConfig):
+        """The table and the law."""
+
+        temperature: float = Field(default=0.4, ge=0, le=1)
+        """Exponent of the popularity: 0 makes all rows equally wide."""
+
+    def freeze(self, evidence: Evidence) -> Mask:
+        """The widest rows that the budget admits; raises `InputError` where rows of one float exceed it."""
+        full = Mask.full(evidence.layout)
+        reads, width = read_counts(evidence), evidence.layout.width
+
+        def mask(scale: float) -> Mask:
+            return Mask(power_law_widths(reads, scale, self.config.temperature, width), full.slot_widths)
+
+        def fits(scale: float) -> bool:
+            return evidence.num_bytes(mask(scale)) <= evidence.budget.num_bytes
+
+        if not fits(0.0):
+            found = f"{evidence.num_bytes(mask(0.0)):,} with one float a row"
+            raise InputError(
+                f"{evidence.budget.num_bytes:,} bytes are too few", found=found, remedy="drop rows instead"
+            )
+        low, high = 0.0, float(width)  # at scale w the rarest row is full
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return mask(high if fits(high) else low)
+
+
+def power_law_widths(reads: Tensor, scale: float, temperature: float, width: int) -> Tensor:
+    """Widths [M]: the power of two below scale * reads^temperature, from 1 to `width`; 0 for rows without a read.
+
+    Powers of two, as each distinct width costs a bitmap in the file.
+
+    >>> power_law_widths(torch.tensor([0.0, 1.0, 16.0, 400.0]), 1.5, 0.5, 16).tolist()
+    [0, 1, 4, 16]
+    """
+    wanted = (scale * reads.double().clamp(min=1) ** temperature).clamp(1, width)
+    widths = (2 ** torch.floor(torch.log2(wanted))).long()
+    widths = torch.where(wanted >= width, width, widths)
+    return torch.where(reads > 0, widths, 0)

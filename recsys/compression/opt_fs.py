@@ -1,0 +1,138 @@
+"""OptFS: a gate a row, annealed from soft to hard while the network trains; what ends open is kept.
+
+M table rows, w row width, n reads of a batch. Lyu et al., "Optimizing Feature Set for Click-Through Rate Prediction",
+WWW 2023, arXiv 2301.10909: a row r hands on sigmoid(t m_r) / sigmoid(m_0) times its values, the temperature t grows
+from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes gates that bring
+nothing. They keep m_r > 0, whatever that comes to; under a byte budget the gates are ranked by m_r instead. The
+division by sigmoid(m_0) is left to the weights when the network is trained again.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from recsys import checkpoint
+from recsys.compression.base import Evidence
+from recsys.compression.rows import keep_best_rows
+from recsys.compression.wide import WideConfig, WideTable
+from recsys.mask import Gate, Mask, Reads
+from recsys.ranker import Ranker
+from recsys.table_optim import TableOptimizer
+from recsys.trainer import TrainerConfig
+
+
+class OptFS(WideTable):
+    """Gates of rows, trained with the network by an Adam of their own."""
+
+    class Config(WideConfig):
+        """The table, and how its gates are trained."""
+
+        epochs: int = Field(default=5, ge=1)
+        """E: epochs from soft to hard."""
+        gamma: float = Field(default=200.0, ge=1)
+        """Temperature of the last epoch."""
+        penalty: float = Field(default=1e-8, ge=0)
+        """What an open gate costs, in units of the mean log loss."""
+        start: float = 0.0
+        """m_0: where every gate starts."""
+        learning_rate: float = Field(default=0.01, gt=0)
+        """Of the gates."""
+
+    has_supernet = True
+    start = "rewind"
+
+    def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
+        """A gate a row in front of the network, and an optimiser that steps them beside the table."""
+        gate = RowGate(ranker.embedding.layout.num_rows, self.config)
+        ranker.embedding.gate = gate
+        return GatedTable(optimizer, gate, self.config.learning_rate)
+
+    def supernet_trainer(self, trainer: TrainerConfig) -> TrainerConfig:
+        """As many epochs as the gates take, at one rate: a stop before would leave them soft."""
+        epochs = self.config.epochs
+        return trainer.model_copy(update={"epochs": epochs, "patience": epochs, "learning_rate_factor": 1.0})
+
+    def freeze(self, evidence: Evidence) -> Mask:
+        """The rows whose gates ended most open."""
+        gate = evidence.ranker.embedding.gate
+        assert isinstance(gate, RowGate)
+        # Increasing in m, and above 0 for every row, as a score of 0 would say that nothing is lost.
+        scores = torch.sigmoid(gate.openness.detach().double())
+        return keep_best_rows(scores, evidence)
+
+
+class RowGate(Gate):
+    """Multiplies what is read of a row by how far its gate is open.
+
+    >>> gate = RowGate(3, OptFS.Config())
+    >>> gate(torch.ones(2, 1), Reads(torch.tensor([0, 2]), torch.tensor([0, 0]), torch.tensor([0, 1]))).tolist()
+    [[1.0], [1.0]]
+    """
+
+    openness: Tensor
+    epoch: Tensor
+
+    def __init__(self, num_rows: int, config: "OptFS.Config") -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("openness", torch.full((num_rows,), config.start).requires_grad_())
+        """m [M]."""
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        """Epochs that have ended."""
+
+    @property
+    def temperature(self) -> float:
+        """t of the current epoch; that of the last one after it."""
+        last = self.config.epochs - 1
+        return self.config.gamma ** (min(int(self.epoch), last) / last) if last else self.config.gamma
+
+    def forward(self, values: Tensor, reads: Reads) -> Tensor:
+        """Values [n, w] times the gates of their rows."""
+        start = torch.sigmoid(torch.tensor(self.config.start))
+        return values * (torch.sigmoid(self.temperature * self.openness[reads.rows]) / start)[:, None]
+
+    def penalty(self) -> Tensor:
+        """penalty * sum of the gates of all rows: of M numbers, not of the table."""
+        return self.config.penalty * torch.sigmoid(self.temperature * self.openness).sum()
+
+
+class GatedTable:
+    """A table's optimiser, and beside it the Adam of the gates; a flush ends an epoch."""
+
+    def __init__(self, table: TableOptimizer, gate: RowGate, learning_rate: float) -> None:
+        self.table, self.gate = table, gate
+        self.adam = torch.optim.Adam([gate.openness], lr=learning_rate, fused=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """The table's; the gates keep theirs."""
+        return self.table.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.table.learning_rate = value
+
+    def gradients(self) -> list[Tensor]:
+        """The table's: what a gate gets does not count for the norm."""
+        return self.table.gradients()
+
+    def step(self) -> None:
+        """One step of both."""
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.table.step()
+
+    def flush(self) -> None:
+        """Bring the table up to date, and make the gates harder."""
+        self.table.flush()
+        self.gate.epoch += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table's state and the gates' moments."""
+        moments = checkpoint.optimizer_tensors(self.adam)
+        return {**checkpoint.prefixed("table", self.table.state_dict()), **checkpoint.prefixed("gates", moments)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        self.table.load_state_dict(checkpoint.unprefixed("table", state))
+        checkpoint.load_optimizer_tensors(self.adam, checkpoint.unprefixed("gates", state))

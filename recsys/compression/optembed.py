@@ -1,0 +1,132 @@
+"""OptEmbed on a shared table: a supernet with learned thresholds, a search over widths under a byte budget, a mask.
+
+M table rows, w row width, S slots, R readers (a reader is a feature in a view), D = probes * w columns of a reader.
+
+Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction", CIKM 2022, arXiv
+2208.04482. What differs from the reference code, and why:
+
+- Rows are shared, so thresholds mask lookups, and a row goes when all its readers mask it; norms are taken in units of
+  the median row's, as they grow with the number of readers.
+- There is a byte budget, where the code's search knows AUC alone. Each candidate is filled up to the same bytes: every
+  row gets the prefix that is worth its bytes, by the squared error which the network's inputs would have without.
+- Widths are multiples of some columns, as fewer different ones are cheaper to store; 0 is one of them.
+- Mutation copies its parent, crossover cuts between features and not between columns, every width can be drawn, the
+  best candidates stay parents, sizes are those of the file, and batch norm is taken anew for each candidate. The
+  vocabulary is that of train.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from recsys.compression.base import Budget, Evidence, SlotReads
+from recsys.compression.evolution import Genome, SearchConfig, evolve
+from recsys.compression.fitness import Fitness
+from recsys.compression.gate import OptEmbedGate, Steps, ThresholdSGD, row_norms
+from recsys.compression.importance import least_error_mask
+from recsys.compression.wide import WideConfig, WideTable
+from recsys.mask import Mask
+from recsys.ranker import Ranker
+from recsys.table_optim import TableOptimizer
+
+
+class OptEmbed(WideTable):
+    """Thresholds, prefixes, evolution, retraining."""
+
+    class Config(WideConfig):
+        """Settings of the supernet and of the search."""
+
+        supernet: bool = False
+        """Whether thresholds and prefixes are learned at all; else the search is on the plainly trained table."""
+        alpha: float = Field(default=1e-4, ge=0)
+        """Weight of the penalty exp(-t), which makes thresholds rise."""
+        threshold_learning_rate: float = Field(default=1e-2, gt=0)
+        """Of the thresholds' own gradient descent."""
+        norm: Literal["l1", "l2"] = "l1"
+        """Of a row, to be compared with its readers' thresholds."""
+        columns_a_step: int = Field(default=4, ge=1)
+        """Widths that the supernet draws and the search chooses are multiples of it."""
+        prefix_rate: float = Field(default=1.0, ge=0, le=1)
+        """Share of the reads that the supernet cuts to a random prefix; the paper cuts all of them."""
+        may_drop: bool = True
+        """Whether 0 is such a width: a feature that is not read at all. The paper has widths 1 to D."""
+        tuning_steps: int = Field(default=80, ge=0)
+        """Steps that each candidate is trained before it is judged. The paper's have none."""
+        search: SearchConfig = SearchConfig()
+
+    def __init__(self, config: Any, budget: Budget) -> None:
+        super().__init__(config, budget)
+        self.has_supernet = config.supernet
+
+    def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
+        """Thresholds and prefixes between the table and the network."""
+        config, table = self.config, ranker.embedding.table.detach()
+        if not config.supernet:
+            return optimizer
+        scale = float(row_norms(table, config.norm).median())
+        gate = OptEmbedGate(
+            ranker.embedding.layout,
+            alpha=config.alpha,
+            norm=config.norm,
+            scale=scale or 1.0,
+            columns_a_step=config.columns_a_step,
+            may_drop=config.may_drop,
+            prefix_rate=config.prefix_rate,
+        )
+        ranker.embedding.gate = gate
+        return ThresholdSGD(optimizer, gate, config.threshold_learning_rate)
+
+    def freeze(self, evidence: Evidence) -> Mask:
+        """The mask of the best candidate."""
+        config = self.config
+        steps = Steps(evidence.layout, columns=config.columns_a_step, may_drop=config.may_drop)
+        choices = Choices(evidence, steps)
+        fitness = Fitness(evidence, config.tuning_steps)
+        winner = evolve(
+            choices.num_choices,
+            lambda genome: fitness(choices.mask(genome)),
+            self.config.search,
+            seed=evidence.seed,
+            path=evidence.directory / "search.jsonl",
+            start=choices.simple(),
+            identity=[self.budget.num_bytes, self.budget.dtype, config.tuning_steps],
+            progress=evidence.progress,
+        )
+        return choices.mask(winner.genome)
+
+
+def row_margins(table: Tensor, reads: list[SlotReads], gate: OptEmbedGate) -> Tensor:
+    """By how much each row [M] exceeds the lowest threshold among its readers; minus infinity where nobody reads it.
+
+    A row is removed where this is 0 or less: all its readers mask it.
+    """
+    norms = row_norms(table, gate.norm) / gate.scale
+    lowest = torch.full_like(norms, torch.inf)
+    for slot, threshold in zip(reads, gate.slot_thresholds.detach().tolist(), strict=True):
+        lowest[slot.rows] = lowest[slot.rows].clamp(max=threshold)
+    return norms - lowest
+
+
+class Choices:
+    """What a genome means: a width a reader, in steps of some columns; the budget then says what each row stores."""
+
+    def __init__(self, evidence: Evidence, steps: Steps) -> None:
+        self.evidence, self.steps = evidence, steps
+        self.num_choices: list[int] = steps.num_choices.tolist()
+        self._table, gate = evidence.table, evidence.ranker.embedding.gate
+        if isinstance(gate, OptEmbedGate):
+            self._table = self._table * (row_margins(self._table, evidence.reads, gate) > 0)[:, None]
+
+    def simple(self) -> list[Genome]:
+        """Where a search begins: everything, everything but one reader, and three quarters, half, a quarter of all."""
+        full = [n - 1 for n in self.num_choices]
+        without = [tuple(0 if other == reader else n for other, n in enumerate(full)) for reader in range(len(full))]
+        shares = [tuple(round(share * n) for n in full) for share in (0.75, 0.5, 0.25)]
+        return list(dict.fromkeys([tuple(full), *without, *shares]))
+
+    def mask(self, genome: Genome) -> Mask:
+        """The widths of a genome, and the prefix of each row that the budget then admits."""
+        slot_widths = self.steps.slot_widths(torch.tensor(genome))
+        return least_error_mask(self._table, slot_widths, self.steps.columns, self.evidence)

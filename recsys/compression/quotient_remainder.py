@@ -1,0 +1,32 @@
+"""Quotient and remainder: two complementary rows a value, so that two values share both only where their hashes agree.
+
+Shi et al., "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation Systems",
+KDD 2020, arXiv 1909.02107. The two rows are concatenated, one of their three operations: the network in front of which
+they stand reads columns, and a product would be a second way to pool that every bundle would have to know. The ids are
+hashes and not positions in a vocabulary, which would cost 8 bytes a value: more than most budgets leave.
+"""
+
+from pydantic import Field
+
+from recsys.compression.base import Compressor, Facts
+from recsys.compression.sizing import most_rows
+from recsys.embedding import EmbeddingConfig
+
+
+class QuotientRemainder(Compressor):
+    """Two ranges a feature and view, of s rows each, which tell s * s hashes apart."""
+
+    class Config(Compressor.Config):
+        """Shape of the table."""
+
+        width: int = Field(default=8, ge=1, le=4096)
+        """w: floats of either row."""
+
+    is_shape_only = True
+
+    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+        """Two probes, of the quotient and of the remainder."""
+        width = self.config.width
+        num_rows = most_rows(self.budget, width, 2 * facts.num_entries)
+        changes = {"kind": "quotient_remainder", "num_rows": num_rows, "width": width, "probes": 2}
+        return embedding.model_copy(update=changes)

@@ -1,0 +1,33 @@
+"""ROBE: one circular array of floats, of which a value reads blocks at hashed places.
+
+Desai, Chou and Shrivastava, "Random Offset Block Embedding (ROBE) for compressed embedding tables in deep learning
+recommendation systems", MLSys 2022, arXiv 2108.02191. A table of width 1 is the array; blocks may start anywhere and
+overlap. Their random signs are left out: a reader with weights of its own for each feature has no use for them.
+"""
+
+from pydantic import Field
+
+from recsys.compression.base import Compressor, Facts
+from recsys.compression.sizing import most_rows
+from recsys.embedding import EmbeddingConfig
+
+
+class Robe(Compressor):
+    """An array as long as the budget admits; all features and views share it."""
+
+    class Config(Compressor.Config):
+        """What a value reads."""
+
+        floats: int = Field(default=16, ge=1, le=64)
+        """Floats a value."""
+        block: int = Field(default=4, ge=1, le=64)
+        """Z: floats in succession; a value reads ceil(floats / Z) blocks, the last one perhaps in part."""
+
+    is_shape_only = True
+
+    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+        """As many probes of width 1 as floats."""
+        floats, block = self.config.floats, self.config.block
+        num_rows = most_rows(self.budget, 1, facts.num_entries * floats)
+        changes = {"kind": "robe", "num_rows": num_rows, "width": 1, "probes": floats, "block": block}
+        return embedding.model_copy(update=changes)

@@ -1,0 +1,100 @@
+"""Rows and columns by what each is worth, down to a byte budget: what most methods come down to.
+
+M table rows, w row width, K rows that training reads, J widths that a row may have.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from features.errors import InputError
+from recsys.compression.base import Evidence
+from recsys.mask import Mask
+from serving.table import TableDtype
+
+_ROW_BYTES = 1.0
+"""What the place of a kept row costs on the disk beside its columns, about."""
+_BITS: dict[TableDtype, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2, "int1": 1}
+"""Of a stored value."""
+_BISECTIONS = 50
+
+
+def read_counts(evidence: Evidence, slot_widths: Tensor | None = None) -> Tensor:
+    """How often training reads each row [M], float64; of the slots [S] that hand on any column."""
+    counts = torch.zeros(evidence.layout.num_rows, dtype=torch.float64)
+    for position, slot in enumerate(evidence.reads):
+        if slot_widths is None or slot_widths[position] > 0:
+            counts.index_add_(0, slot.rows, slot.counts.double())
+    return counts
+
+
+def row_caps(evidence: Evidence, slot_widths: Tensor) -> Tensor:
+    """Columns of each row [M] that any slot hands on which reads it in training; 0 for rows that none reads."""
+    caps = torch.zeros(evidence.layout.num_rows, dtype=torch.int64)
+    for slot, width in zip(evidence.reads, slot_widths.tolist(), strict=True):
+        caps[slot.rows] = caps[slot.rows].clamp(min=width)
+    return caps
+
+
+def keep_best_rows(scores: Tensor, evidence: Evidence, start: Mask | None = None) -> Mask:
+    """`start` (else everything) without the rows of the lowest scores [M]: as many rows as the budget admits.
+
+    Rows that training never reads, and those of score 0 or less, go in any case: nothing is lost with them. Raises
+    `InputError` where not even an empty table fits.
+    """
+    mask = start or Mask.full(evidence.layout)
+    widths = torch.minimum(mask.row_widths, row_caps(evidence, mask.slot_widths))
+    scores = torch.where(widths > 0, scores, 0.0)
+    order = torch.argsort(scores, descending=True, stable=True)
+    num_useful = int((scores > 0).sum())
+
+    def keeping(num_rows: int) -> Mask:
+        kept = torch.zeros_like(widths)
+        kept[order[:num_rows]] = widths[order[:num_rows]]
+        return Mask(kept, mask.slot_widths)
+
+    fits, fails = 0, num_useful + 1
+    _check_empty(keeping(0), evidence)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        is_fit = evidence.num_bytes(keeping(middle)) <= evidence.budget.num_bytes
+        fits, fails = (middle, fails) if is_fit else (fits, middle)
+    return keeping(fits)
+
+
+def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Tensor, evidence: Evidence) -> Mask:
+    """A width a row, so that the gains add up to the most that the budget admits.
+
+    `gains` [K, J] is what row `rows[k]` is worth at each of `widths` [J], which increase from 0. Each row takes the
+    width of the largest gain - price * bytes; the price is then the lowest one at which the file fits.
+    """
+    bits = _BITS[evidence.budget.dtype]
+    costs = widths * bits / 8 + _ROW_BYTES * (widths > 0)
+
+    def at(price: float) -> Mask:
+        row_widths = torch.zeros(evidence.layout.num_rows, dtype=torch.int64)
+        row_widths[rows] = widths[(gains - price * costs).argmax(dim=1)]
+        return Mask(row_widths, slot_widths)
+
+    if evidence.num_bytes(at(0.0)) <= evidence.budget.num_bytes:
+        return at(0.0)
+    _check_empty(Mask(torch.zeros(evidence.layout.num_rows, dtype=torch.int64), slot_widths), evidence)
+    return at(_lowest_price(gains, lambda price: evidence.num_bytes(at(price)) <= evidence.budget.num_bytes))
+
+
+def _lowest_price(gains: Tensor, fits: Callable[[float], bool]) -> float:
+    """The lowest price that fits, about; where a byte costs more than any row is worth, nothing is kept."""
+    high = float(gains.max()) * 8 + 1.0
+    low = high * 1e-15
+    for _ in range(_BISECTIONS):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _check_empty(mask: Mask, evidence: Evidence) -> None:
+    if evidence.num_bytes(mask) > evidence.budget.num_bytes:
+        found = f"{evidence.num_bytes(mask):,} bytes without a single row"
+        remedy = "raise --target-bytes, or train with fewer embedding.num_rows"
+        raise InputError(f"{evidence.budget.num_bytes:,} bytes are too few", found=found, remedy=remedy)

@@ -1,0 +1,36 @@
+"""Sizing: the largest table that a byte budget admits.
+
+M table rows, w row width.
+"""
+
+import math
+
+from features.errors import InputError
+from features.hashing import MAX_NUM_ROWS
+from recsys.compression.base import Budget
+from serving.table import table_bytes
+
+
+def most_rows(budget: Budget, width: int, num_reads: int) -> int:
+    """The largest M whose table file of M full rows fits a budget; `num_reads` entries read rows by hash.
+
+    Raises `InputError` where not even one row fits.
+    """
+
+    def fits(num_rows: int) -> bool:
+        # Where a row may stand that training never reads, the file has a bitmap that says so.
+        has_unread = num_rows * math.exp(-num_reads / num_rows) > 0.01
+        size = table_bytes(num_rows, width, budget.dtype, has_trained_rows=has_unread)
+        return size <= budget.num_bytes
+
+    if not fits(1):
+        remedy = "raise --target-bytes, or choose a smaller --table-dtype"
+        raise InputError(f"{budget.num_bytes:,} bytes are too few", found="a table of one row is larger", remedy=remedy)
+    few, many = 1, 2
+    while many <= MAX_NUM_ROWS and fits(many):
+        few, many = many, 2 * many
+    many = min(many, MAX_NUM_ROWS + 1)
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if fits(middle) else (few, middle)
+    return few

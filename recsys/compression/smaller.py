@@ -1,0 +1,22 @@
+"""A smaller table and no pruning: what every method that prunes has to beat at equal bytes.
+
+Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023,
+arXiv 2305.12102: the multiplexed table degrades gracefully as it shrinks.
+"""
+
+from features.layout import COUNTED
+from recsys.compression.base import Compressor, Facts
+from recsys.compression.sizing import most_rows
+from recsys.embedding import EmbeddingConfig
+
+
+class Smaller(Compressor):
+    """The run's table with as many rows as the budget admits; multiplexed, where it was collisionless or hashed."""
+
+    is_shape_only = True
+
+    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+        """Another number of rows."""
+        num_rows = most_rows(self.budget, embedding.width, facts.num_entries * embedding.probes)
+        kind = "unified" if embedding.kind in COUNTED else embedding.kind
+        return embedding.model_copy(update={"kind": kind, "num_rows": num_rows})

@@ -1,0 +1,199 @@
+"""MLflow's model registry: versions of a registered model, the aliases that point to them, and their bundles.
+
+A version is a bundle that `Tracker.log_bundle` logged. This file and `recsys.tracking` may import mlflow, no other.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts, list_artifacts
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from features.errors import InputError
+from features.files import sha256_of, temporary_directory_beside
+from recsys.tracking_store import connect, tracking_uri
+from serving.bundle import Bundle
+from serving.manifest import MANIFEST
+
+KEPT_VERSIONS = 4
+"""Fetched versions of a model that stay on the disk: a service that follows an alias must not fill it."""
+STORE_REMEDY = "set MLFLOW_TRACKING_URI to the store that holds it"
+
+
+class Version(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    number: str
+    logged_model: str | None
+    """Identifier of the LoggedModel that it is; None for one that was registered from plain files."""
+    tags: Mapping[str, str]
+
+
+class ModelRegistry:
+    """The registered models of a store; its errors are `InputError`s that do not show the store's address."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self.client = client
+
+    @staticmethod
+    def open(uri: str | None = None) -> "ModelRegistry":
+        """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
+        uri = uri or tracking_uri()
+        path = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and "?" not in uri and not path.is_file():  # MLflow would make an empty one
+            raise InputError("expected an MLflow store", found=f"no file {path.name}", remedy=STORE_REMEDY)
+        with _clear("cannot open the MLflow store"):
+            return ModelRegistry(connect(uri))
+
+    def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:
+        """A version by its number or alias; raises `InputError` where there is none."""
+        what = f"{name}@{alias}" if alias else f"{name}/{number}"
+        with _clear(f"expected the registered model models:/{what}"):
+            if alias:
+                found = self.client.get_model_version_by_alias(name, alias)
+            else:
+                found = self.client.get_model_version(name, str(number))
+        return _version(found)
+
+    def holder(self, name: str, alias: str) -> Version | None:
+        """The version that an alias points to; None where there is no such model or alias yet."""
+        with _clear(f"cannot look up {name}@{alias}"):
+            try:
+                aliases = self.client.get_registered_model(name).aliases
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+            return self.version(name, str(aliases[alias])) if alias in aliases else None
+
+    def logged_model(self, run_id: str, bundle: Bundle) -> str | None:
+        """Identifier of a run's LoggedModel that holds this bundle; None where the run has logged none such."""
+        with _clear(f"cannot list the models of run {run_id}"):
+            experiment = self.client.get_run(run_id).info.experiment_id
+            for model in self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+                with TemporaryDirectory() as temporary, suppress(InputError):
+                    inside = _bundle_inside(model.artifact_location, Path(temporary), model.model_id)
+                    if (Path(temporary) / inside / MANIFEST).read_bytes() == (bundle.path / MANIFEST).read_bytes():
+                        return model.model_id
+        return None
+
+    def register(self, name: str, logged_model: str, run_id: str, tags: Mapping[str, str]) -> Version:
+        """The version that a LoggedModel is, made where it is none yet; so a second call changes nothing."""
+        with _clear(f"cannot register a version of {name}"):
+            with suppress(MlflowException):  # it may be there, and another process may make it now
+                self.client.create_registered_model(name)
+            for found in self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+                if (version := _version(found)).logged_model == logged_model:
+                    return version
+            source = f"models:/{logged_model}"
+            made = self.client.create_model_version(name, source, run_id, tags=dict(tags), model_id=logged_model)
+            return _version(made)
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with _clear(f"cannot write tags of {version.name}/{version.number}"):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(version.name, version.number, key, value)
+
+    def point(self, alias: str, version: Version) -> None:
+        """Move an alias to a version."""
+        with _clear(f"cannot set the alias {alias!r}"):
+            self.client.set_registered_model_alias(version.name, alias, version.number)
+
+    def fetch(
+        self, name: str, number: str | None, *, alias: str | None = None, cache: Path, current: Path | None = None
+    ) -> Path:
+        """A version's bundle as a directory of `cache` that is named by version and content.
+
+        One that is there is verified again unless it is `current`, and fetched again where it is damaged.
+        """
+        version = self.version(name, number, alias=alias)
+        what = f"models:/{version.name}/{version.number}"
+        folder = cache / re.sub(r"[^\w.-]|^\.+", "_", version.name)
+        with _clear(f"cannot fetch {what}"):
+            source = self.client.get_model_version_download_uri(version.name, version.number)
+            with temporary_directory_beside(folder / version.number) as temporary:
+                inside = _bundle_inside(source, temporary, what)
+                target = folder / f"{version.number}-{sha256_of(temporary / inside / MANIFEST)[:16]}"
+                if current is not None and target == current.absolute() and target.is_dir():
+                    return target
+                if not _is_whole(target):
+                    download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/"), dst_path=str(temporary / "all"))
+                    Bundle.open(temporary / "all" / Path(inside).name)
+                    _put(temporary / "all" / Path(inside).name, target)
+        os.utime(target)
+        _forget_old(folder)
+        return target
+
+
+def _bundle_inside(source: str, temporary: Path, what: str) -> str:
+    """Folder of a version's artifacts that holds a bundle; its manifest is left below `temporary`, at that place."""
+    # A model from `Tracker.log_bundle` has it below "artifacts", under the name that the directory had.
+    with _clear(f"cannot read {what}"):
+        below = [Path(one.path).name for one in list_artifacts(artifact_uri=f"{source}/artifacts") if one.is_dir]
+    for inside in (*(f"artifacts/{name}" for name in below), "bundle", ""):
+        place = temporary / inside
+        place.mkdir(parents=True, exist_ok=True)
+        with suppress(MlflowException, OSError):
+            download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/") + f"/{MANIFEST}", dst_path=str(place))
+            return inside
+    remedy = "register a model that `muxrec train` or `muxrec promote` logged"
+    raise InputError(f"{what}: expected a muxrec bundle", found="another model, or no file", remedy=remedy)
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        Bundle.open(target)
+    except InputError:
+        return False
+    return True
+
+
+def _put(made: Path, target: Path) -> None:
+    """Move a directory to its place, where a damaged one may stand, or another process may have put the same."""
+    old = made.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete the versions that were asked for longest ago."""
+    kept = sorted(
+        (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: -path.stat().st_mtime
+    )
+    for path in kept[KEPT_VERSIONS:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _version(found: ModelVersion) -> Version:
+    source = found.source or ""
+    logged = found.model_id or (source.removeprefix("models:/") if source.startswith("models:/") else None)
+    return Version(found.name, str(found.version), logged, dict(found.tags or {}))
+
+
+@contextmanager
+def _clear(expected: str) -> Iterator[None]:
+    """What MLflow raises, as one line without the store's address, which may hold a password."""
+    try:
+        yield
+    except MlflowException as error:
+        message = " ".join(str(error.message).split())
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in message:
+            raise InputError(expected, found="no such model, version or alias", remedy=STORE_REMEDY) from None
+        found = re.sub(r"\w+://\S+", "(address)", message)[:200]
+        found = "no answer from its server" if "Max retries" in message else found
+        raise InputError(expected, found=found, remedy="check the name, and MLFLOW_TRACKING_URI") from None

@@ -1,0 +1,227 @@
+"""Drift: how far the rows and scores of today are from the training profile in the bundle.
+
+The population stability index of a feature is the sum over bins of (actual - expected) * ln(actual / expected); up to
+.1 is little, above .25 is much (Lewis 1994, "An Introduction to Credit Scoring"; Siddiqi 2006, "Credit Risk
+Scorecards"). By chance alone it is about (1/n + 1/m) chi2 with one degree of freedom less than there are bins (Yurdakul
+and Naranjo 2020), so a few rows of the same kind do not look like drift.
+
+N rows, K bins.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.errors import InputError
+from features.progress import progress_bar
+from features.readers import columns_of, expand, read_chunks
+from serving.profile import Distributions, FloatBins, TokenBins, read_distributions
+from serving.scorer import CHUNK_ROWS, Coverage, Scorer
+
+MODERATE, MAJOR = 0.1, 0.25
+FLOOR = 1e-4
+"""Shares below this count as this: an empty bin would make the index infinite."""
+SCORE = "(score)"
+
+Shares = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """One feature, or the score: training beside today."""
+
+    name: str
+    psi: float
+    chance: float
+    """What the index stays below in 95 of 100 samples of this size without any drift."""
+    unseen_psi: float
+    """The index of two bins, values that training had seen and those that it had not; 0 where nobody counted."""
+    labels: list[str]
+    expected: list[float]
+    actual: list[float]
+    missing: tuple[float, float]
+    """Rates in training and today."""
+    unseen: tuple[float, float] | None
+    """Rates on the validation rows and today."""
+
+    @property
+    def worst(self) -> float:
+        """The larger one of the two indices; 0 for one that chance explains."""
+        return max(self.psi if self.psi > self.chance else 0.0, self.unseen_psi)
+
+    @property
+    def verdict(self) -> str:
+        """stable, moderate or major."""
+        return "stable" if self.worst <= MODERATE else "moderate" if self.worst <= MAJOR else "major"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftReport:
+    """Every feature and the score."""
+
+    model: str
+    model_id: str
+    rows: int
+    training_rows: int | None
+    score: Drift | None
+    features: list[Drift]
+
+    @property
+    def all(self) -> list[Drift]:
+        """The score first, then the features, the worst first."""
+        return ([self.score] if self.score else []) + sorted(self.features, key=lambda one: -one.worst)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = [{**vars(one), "worst": one.worst, "verdict": one.verdict} for one in self.all]
+        return {"model": self.model, "model_id": self.model_id, "rows": self.rows, "drift": rows}
+
+
+def psi(expected: Shares, actual: Shares) -> float:
+    """Population stability index of two distributions [K]; symmetric, 0 where they are equal.
+
+    >>> round(psi(np.array([0.5, 0.5]), np.array([0.9, 0.1])), 4)  # .4 ln 1.8 + .4 ln 5
+    0.8789
+    """
+    expected, actual = np.maximum(expected, FLOOR), np.maximum(actual, FLOOR)
+    return float(((actual - expected) * np.log(actual / expected)).sum())
+
+
+def chance_psi(num_bins: int, num_expected: float, num_actual: float) -> float:
+    """What the index of K bins stays below in 95 of 100 pairs of samples of the same kind.
+
+    The quantile of chi2 is that of Wilson and Hilferty (1931), right to 1 % from two degrees of freedom on.
+
+    >>> round(chance_psi(10, 1e9, 1000.0), 4)  # chi2 of 9 degrees of freedom: 16.92
+    0.0169
+    """
+    freedom = num_bins - 1
+    if freedom < 1 or num_expected <= 0 or num_actual <= 0:
+        return 0.0
+    spread = 2 / (9 * freedom)
+    quantile = freedom * (1 - spread + 1.6448536269514722 * math.sqrt(spread)) ** 3
+    return (1 / num_expected + 1 / num_actual) * quantile
+
+
+def drift_of(
+    scorer: Scorer, inputs: Sequence[str | Path], *, allow_missing: bool = False, progress: bool = False
+) -> DriftReport:
+    """Compare the rows of files with the profile of a bundle. Memory does not grow with the files.
+
+    Raises `InputError` for a bundle without a profile, rows that cannot be scored, and where there are none.
+    """
+    bundle = scorer.bundle
+    profile = read_distributions(bundle.profile, str(bundle.path))
+    counter = _Counter(scorer, profile)
+    with progress_bar("drift", None, enabled=progress) as advance:
+        for file in expand(inputs):
+            for raw, first_row in _chunks(scorer, file, allow_missing=allow_missing):
+                try:
+                    counter.add(raw, allow_missing=allow_missing)
+                except InputError as error:
+                    raise error.located(str(file), first_row) from None
+                advance(len(raw), note=file.name)
+    if not counter.num_rows:
+        raise InputError("expected rows to compare with training", found="none", remedy="check the files")
+    rows = bundle.profile.get("rows")
+    return DriftReport(
+        model=bundle.manifest.model,
+        model_id=bundle.model_id,
+        rows=counter.num_rows,
+        training_rows=rows if isinstance(rows, int) else None,
+        score=counter.score(),
+        features=counter.features(),
+    )
+
+
+def _chunks(scorer: Scorer, file: Path, *, allow_missing: bool) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Raw chunks of a file, and the number of their first row."""
+    names = [feature.name for feature in scorer.registry.features]
+    numeric = [feature.name for feature in scorer.registry.features if feature.type == "numeric"]
+    if allow_missing:
+        present = columns_of(file)
+        names = [name for name in names if name in present] or names
+    first_row = 0
+    for raw in read_chunks(file, names, numeric=numeric, chunk_rows=CHUNK_ROWS):
+        yield raw, first_row
+        first_row += len(raw)
+
+
+class _Counter:
+    """Counts of rows by the bins of a profile."""
+
+    def __init__(self, scorer: Scorer, profile: Distributions) -> None:
+        self._scorer, self._profile = scorer, profile
+        self._counts = {name: np.zeros(len(one.bins.shares)) for name, one in profile.features.items()}
+        self._coverage: dict[str, Coverage] = {}
+        self._scores = np.zeros(len(profile.score.shares)) if profile.score else None
+        self.num_rows = 0
+        for feature in scorer.registry.features:
+            if feature.name not in profile.features:
+                remedy = "export the bundle again"
+                raise InputError(f"expected a profile of {feature.name!r}", found="none", remedy=remedy)
+
+    def add(self, raw: pl.DataFrame, *, allow_missing: bool) -> None:
+        """Count a chunk of raw rows."""
+        encoded = self._scorer.encode(raw, allow_missing=allow_missing)
+        coverage = self._scorer.coverage(encoded)
+        batch, columns = encoded.examples, [feature.name for feature in self._scorer.registry.dense_features]
+        for name, one in self._profile.features.items():
+            if isinstance(one.bins, TokenBins):
+                self._counts[name] += one.bins.counts(batch.tokens[name])
+            else:
+                self._counts[name] += one.bins.counts(batch.dense[:, columns.index(name)], coverage[name].missing)
+            self._coverage[name] = self._coverage[name].plus(coverage[name]) if self.num_rows else coverage[name]
+        if self._profile.score and self._scores is not None:
+            self._scores += self._profile.score.counts(self._scorer.score_encoded(encoded))
+        self.num_rows += len(raw)
+
+    def score(self) -> Drift | None:
+        """Drift of the score; None where the profile has none."""
+        bins = self._profile.score
+        return None if bins is None or self._scores is None else _drift(SCORE, bins, self._scores, None, (0.0, 0.0))
+
+    def features(self) -> list[Drift]:
+        """Drift of each feature, in registry order."""
+        found: list[Drift] = []
+        for feature in self._scorer.registry.features:
+            one, coverage = self._profile.features[feature.name], self._coverage[feature.name]
+            unseen = None
+            if one.unseen is not None and coverage.num_values:
+                unseen = (one.unseen, coverage.unseen / coverage.num_values)
+            counts = self._counts[feature.name]
+            missing = (one.bins.shares[0], float(counts[0] / max(counts.sum(), 1.0)))
+            found.append(_drift(feature.name, one.bins, counts, unseen, missing))
+        return found
+
+
+def _drift(
+    name: str,
+    bins: FloatBins | TokenBins,
+    counts: Shares,
+    unseen: tuple[float, float] | None,
+    missing: tuple[float, float],
+) -> Drift:
+    expected, actual = np.array(bins.shares), counts / max(counts.sum(), 1.0)
+    both = np.array([[rate, 1 - rate] for rate in unseen]) if unseen else np.ones((2, 1))
+    num_used = int(((expected > 0) | (actual > 0)).sum())
+    unseen_psi = psi(both[0], both[1])
+    if unseen_psi <= chance_psi(2, bins.num_values, counts.sum()):
+        unseen_psi = 0.0
+    return Drift(
+        name=name,
+        psi=psi(expected, actual),
+        chance=chance_psi(num_used, bins.num_values, float(counts.sum())),
+        unseen_psi=unseen_psi,
+        labels=bins.labels,
+        expected=expected.tolist(),
+        actual=actual.tolist(),
+        missing=missing,
+        unseen=unseen,
+    )

@@ -1,0 +1,221 @@
+"""The training profile in a bundle: how features and scores were distributed, small, and without a value of anybody's.
+
+A token is known by one of 1,024 hash buckets alone, and a bucket by how common it was: buckets of fewer than
+`MIN_ROWS` values are one bin, "rare or new", together with the empty ones; the others are dealt to ten bins of about
+equal weight, from the rarest to the most common. Floats stand in at most ten bins of equal frequency and `MIN_ROWS`
+values or more, whose edges are rounded. So the profile takes some 1.3 kB a feature, and no part of it goes back to
+fewer than `MIN_ROWS` values.
+
+N rows or values, K bins.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from features.encode import EncodedBatch
+from features.errors import InputError
+from features.hashing import MISSING_TOKEN, Tokens, hash_text, mix64
+from features.registry import FeatureRegistry, describe_validation_error
+from serving.manifest import PriorCorrection
+
+DISTRIBUTIONS = "distributions"
+"""Key of profile.json."""
+NUM_BUCKETS = 1024
+NUM_BINS = 10
+MIN_ROWS = 10
+MAX_SAMPLE = 200_000
+"""Floats that are kept while quantiles are fitted."""
+_DIGITS = "0123456789a"
+_SALT = np.uint64(hash_text("muxrec training profile"))
+
+Floats = npt.NDArray[np.floating[Any]]
+Counts = npt.NDArray[np.float64]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FloatBins(_Strict):
+    """Bins of a number: below the first edge, between two, from the last one on."""
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+    """Of the missing values, then of each bin [1 + edges + 1]."""
+    num_values: int = Field(ge=0)
+
+    def counts(self, values: Floats, num_missing: int = 0) -> Counts:
+        """Missing values and values [N] by bin; a missing value stands among the values as 0."""
+        bins = np.searchsorted(np.array(self.edges), values, side="right")
+        found = np.bincount(bins, minlength=len(self.edges) + 1).astype(np.float64)
+        of_zero = int(np.searchsorted(np.array(self.edges), 0.0, side="right"))
+        found[of_zero] = max(0.0, found[of_zero] - num_missing)
+        return np.concatenate([[float(num_missing)], found])
+
+    @property
+    def labels(self) -> list[str]:
+        """What the bins are, for people."""
+        if not self.edges:
+            return ["missing", "any"]
+        inner = [f"{low:g} to {high:g}" for low, high in zip(self.edges, self.edges[1:], strict=False)]
+        return ["missing", f"below {self.edges[0]:g}", *inner, f"from {self.edges[-1]:g}"]
+
+
+class TokenBins(_Strict):
+    """Bins of a token by how common its bucket was in training."""
+
+    bin_of_bucket: str = Field(pattern=f"^[0-9a]{{{NUM_BUCKETS}}}$")
+    """One digit a bucket: 0 rare or new, then from the rarest bin to the most common one."""
+    shares: tuple[float, ...]
+    """Of the missing values, then of each bin [2 ... 12]."""
+    num_values: int = Field(ge=0)
+
+    def counts(self, tokens: Tokens) -> Counts:
+        """Missing values and tokens [N] by bin."""
+        table = np.frombuffer(self.bin_of_bucket.encode(), dtype=np.uint8)
+        bins = np.where(table >= ord("a"), table - ord("a") + 10, table - ord("0"))
+        by_bucket, num_missing = _by_bucket(tokens)
+        found = np.bincount(bins, weights=by_bucket, minlength=len(self.shares) - 1)
+        return np.concatenate([[float(num_missing)], found])
+
+    @property
+    def labels(self) -> list[str]:
+        """What the bins are, for people."""
+        names = [f"common {k}" for k in range(1, len(self.shares) - 1)]
+        if names:
+            names[0], names[-1] = "least common", "most common"
+        return ["missing", "rare or new", *names]
+
+
+class FeatureProfile(_Strict):
+    """One feature of the training rows."""
+
+    floats: FloatBins | None = None
+    tokens: TokenBins | None = None
+    unseen: float | None = None
+    """Share of the validation rows' values that training had not seen; None where nobody counted."""
+
+    @property
+    def bins(self) -> FloatBins | TokenBins:
+        """The one of the two that is there."""
+        found = self.tokens if self.floats is None else self.floats
+        assert found is not None
+        return found
+
+
+class Distributions(_Strict):
+    """The features of the training rows, and the scores of the validation rows."""
+
+    features: dict[str, FeatureProfile]
+    score: FloatBins | None = None
+
+    def corrected(self, correction: PriorCorrection | None) -> "Distributions":
+        """The same with the scores as a bundle with this prior correction gives them; ranks do not change by it."""
+        if correction is None or self.score is None:
+            return self
+        edges = tuple(_rounded(correction.apply(np.array(self.score.edges))))
+        return self.model_copy(update={"score": self.score.model_copy(update={"edges": edges})})
+
+
+def read_distributions(profile: Mapping[str, Any], where: str) -> Distributions:
+    """What a bundle's profile.json says; raises `InputError` for a bundle that was exported without it."""
+    if DISTRIBUTIONS not in profile:
+        remedy = "train again, and export that: only a run of this version keeps one"
+        raise InputError(f"{where}: expected a training profile", found="a bundle without one", remedy=remedy)
+    try:
+        return Distributions.model_validate(profile[DISTRIBUTIONS])
+    except ValidationError as error:
+        found = describe_validation_error(error, Distributions)
+        raise InputError(f"{where}: expected a training profile", found=found, remedy="export it again") from None
+
+
+class ProfileBuilder:
+    """Counts encoded training rows; memory does not grow with them.
+
+    >>> registry = FeatureRegistry.of(features={"user": "categorical"})
+    >>> builder = ProfileBuilder(registry, num_rows=20)
+    >>> tokens = {"user": np.full(20, 7, dtype=np.uint64)}
+    >>> builder.add(EncodedBatch(num_examples=20, tokens=tokens, lengths={}, dense=np.zeros((20, 0), np.float32)))
+    >>> builder.finish({"user": 0.0})["user"].bins.shares
+    (0.0, 0.0, 1.0)
+    """
+
+    def __init__(self, registry: FeatureRegistry, num_rows: int) -> None:
+        self._registry = registry
+        self._buckets = {feature.name: np.zeros(NUM_BUCKETS) for feature in registry.token_features}
+        self._missing = dict.fromkeys(self._buckets, 0)
+        self._step = max(1, -(-num_rows // MAX_SAMPLE))
+        self._floats: list[npt.NDArray[np.float32]] = []
+        self._seen = 0
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Count some rows."""
+        for name, counts in self._buckets.items():
+            by_bucket, num_missing = _by_bucket(batch.tokens[name])
+            counts += by_bucket
+            self._missing[name] += num_missing
+        # Every step-th of all rows, wherever a batch begins.
+        self._floats.append(batch.dense[-self._seen % self._step :: self._step].copy())
+        self._seen += batch.num_examples
+
+    def finish(self, missing_rates: Mapping[str, float]) -> dict[str, FeatureProfile]:
+        """Profiles in registry order; `missing_rates` of the float columns, where a missing value is 0."""
+        profiles = {name: _token_profile(counts, self._missing[name]) for name, counts in self._buckets.items()}
+        if self._registry.dense_features:
+            floats = np.concatenate(self._floats)
+            for column, feature in enumerate(self._registry.dense_features):
+                bins = float_bins(floats[:, column], missing_rates.get(feature.name, 0.0))
+                profiles[feature.name] = FeatureProfile(floats=bins)
+        return {feature.name: profiles[feature.name] for feature in self._registry.features}
+
+
+def float_bins(values: Floats, missing_rate: float = 0.0) -> FloatBins:
+    """Bins of equal frequency of values [N], fewer where many are equal or N is small; edges have four digits.
+
+    >>> float_bins(np.arange(1000) / 1000).edges[:3]
+    (0.1, 0.2, 0.3)
+    """
+    num_bins = max(1, min(NUM_BINS, len(values) // MIN_ROWS))
+    quantiles = np.quantile(values, np.arange(1, num_bins) / num_bins, method="higher") if len(values) else []
+    edges = sorted({edge for edge in _rounded(quantiles) if edge > values.min()})
+    bins = FloatBins(edges=tuple(edges), shares=(), num_values=len(values))
+    counts = bins.counts(values, round(missing_rate * len(values)))
+    return bins.model_copy(update={"shares": _shares(counts)})
+
+
+def _token_profile(counts: Counts, num_missing: int) -> FeatureProfile:
+    """Buckets [1024] dealt to bins."""
+    is_common = counts >= MIN_ROWS
+    bins = np.zeros(NUM_BUCKETS, dtype=np.int64)
+    order = np.flatnonzero(is_common)[np.argsort(counts[is_common], kind="stable")]
+    weights = counts[order]
+    middles = np.cumsum(weights) - weights / 2
+    places = np.minimum((NUM_BINS * middles / max(weights.sum(), 1.0)).astype(np.int64), NUM_BINS - 1)
+    bins[order] = 1 + np.unique(places, return_inverse=True)[1]  # a bin that got no bucket is left out
+    by_bin = np.bincount(bins, weights=counts)
+    shares = _shares(np.concatenate([[float(num_missing)], by_bin]))
+    digits = "".join(_DIGITS[k] for k in bins)
+    return FeatureProfile(
+        tokens=TokenBins(bin_of_bucket=digits, shares=shares, num_values=int(counts.sum()) + num_missing)
+    )
+
+
+def _by_bucket(tokens: Tokens) -> tuple[Counts, int]:
+    """Tokens [N] that are no missing values by bucket [1024], and the number of missing values."""
+    present = tokens[tokens != np.uint64(MISSING_TOKEN)]
+    buckets = (mix64(present ^ _SALT) >> np.uint64(64 - 10)).astype(np.int64)
+    return np.bincount(buckets, minlength=NUM_BUCKETS).astype(np.float64), len(tokens) - len(present)
+
+
+def _shares(counts: Counts) -> tuple[float, ...]:
+    return tuple(round(float(count), 6) for count in counts / max(counts.sum(), 1.0))
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    """Numbers to four digits: no exact value of anybody's."""
+    return [float(f"{float(value):.4g}") for value in values if math.isfinite(value)]

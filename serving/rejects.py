@@ -1,0 +1,126 @@
+"""Scoring what can be scored: a row with a value that cannot be is left out and told with its reason, and no other row.
+
+B rows. The rules are those of the features and of the scorer, so a batch job refuses what a request is refused for.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from features.errors import InputError
+from features.readers import parse_numbers
+from features.registry import FeatureRegistry
+from serving.scorer import Coverage, Probabilities, Scorer
+
+ROW, REASON = "_row", "_reason"
+
+
+class ScoredRows(NamedTuple):
+    """What became of a raw frame [B]."""
+
+    good: pl.DataFrame
+    """The rows that were scored."""
+    probabilities: Probabilities
+    """Of the good rows."""
+    rejected: pl.DataFrame
+    """The other rows, after `_row` (in the file, from 1) and `_reason`."""
+    coverage: dict[str, Coverage]
+    """Missing and unseen values of the good rows."""
+
+
+def score_rows(
+    scorer: Scorer, raw: pl.DataFrame, *, text_numbers: Collection[str], allow_missing: bool, first_row: int
+) -> ScoredRows:
+    """Score the rows of a raw frame [B] that can be scored.
+
+    `text_numbers`: columns of text that stand for numbers; `first_row`: position of the frame in its file. Raises
+    `InputError` where a column as a whole is not what its feature takes.
+    """
+
+    def score(rows: pl.DataFrame) -> tuple[Probabilities, dict[str, Coverage]]:
+        parsed = rows.with_columns([parse_numbers(rows[name]) for name in text_numbers])
+        encoded = scorer.encode(parsed, allow_missing=allow_missing)
+        return scorer.score_encoded(encoded), scorer.coverage(encoded)
+
+    def faulty_values(rows: pl.DataFrame) -> dict[int, str]:
+        return faults_in_values(rows, scorer.registry, text_numbers)
+
+    def faulty_logits(rows: pl.DataFrame) -> dict[int, str]:
+        return faults_of(len(rows), lambda start, stop: score(rows[start:stop]))
+
+    good, positions = raw, np.arange(len(raw))
+    reasons: dict[int, str] = {}
+    for find in (faulty_values, faulty_logits, None):
+        try:
+            probabilities, coverage = score(good)
+        except InputError as error:
+            if error.row is None or find is None:
+                raise
+            found = find(good)
+            reasons |= {int(positions[row]): reason for row, reason in found.items()}
+            positions = np.delete(positions, list(found))
+            good = raw[positions]
+        else:
+            return ScoredRows(good, probabilities, rejected_rows(raw, reasons, first_row), coverage)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def faults_of(num_rows: int, check: Callable[[int, int], Any]) -> dict[int, str]:
+    """Every row that `check(start, stop)` refuses, where a check raises `InputError` with the first such row alone.
+
+    After a fault the spans begin at one row and double, so that neither a single fault nor a frame full of them costs
+    much more than one check of each row. An `InputError` without a row is of the whole column, and is raised.
+
+    >>> def check(start: int, stop: int) -> None:
+    ...     for row in range(start, stop):
+    ...         if row in (3, 4, 70):
+    ...             raise InputError("even rows", found=str(row), row=row - start)
+    >>> faults_of(100, check)
+    {3: 'even rows; found 3', 4: 'even rows; found 4', 70: 'even rows; found 70'}
+    """
+    faults: dict[int, str] = {}
+    start, span = 0, num_rows
+    while start < num_rows:
+        stop = min(start + span, num_rows)
+        try:
+            check(start, stop)
+            start, span = stop, 2 * span
+        except InputError as error:
+            if error.row is None:
+                raise
+            faults[start + error.row] = f"{error.expected}; found {error.found}"
+            start, span = start + error.row + 1, 1
+    return faults
+
+
+def faults_in_values(raw: pl.DataFrame, registry: FeatureRegistry, text_numbers: Collection[str]) -> dict[int, str]:
+    """Rows of a raw frame [B] with a value that its feature cannot take, each with its first reason."""
+    faults: dict[int, str] = {}
+    for feature in registry.features:
+        if feature.name not in raw.columns:
+            continue
+        column, is_text_number = raw[feature.name], feature.name in text_numbers
+
+        def check(
+            start: int, stop: int, feature: Any = feature, column: pl.Series = column, is_text: bool = is_text_number
+        ) -> None:
+            feature.check(parse_numbers(column[start:stop]) if is_text else column[start:stop])
+
+        faults = faults_of(len(raw), check) | faults
+    return faults
+
+
+def rejected_rows(raw: pl.DataFrame, reasons: dict[int, str], first_row: int) -> pl.DataFrame:
+    """Rows of a raw frame by their position, with their row in the file, counted from 1, and the reason before them."""
+    rows: Sequence[int] = sorted(reasons)
+    return (
+        raw[rows]
+        .drop(ROW, REASON, strict=False)
+        .select(
+            pl.Series(ROW, [first_row + row + 1 for row in rows], dtype=pl.Int64),
+            pl.Series(REASON, [reasons[row] for row in rows], dtype=pl.String),
+            pl.all(),
+        )
+    )

@@ -1,0 +1,54 @@
+"""Who may ask, and in what form: the token, the machine itself, and the type of a body."""
+
+import hmac
+import ipaddress
+from collections.abc import Mapping
+
+from features.errors import InputError
+from serving.server.limits import RefusedError
+
+OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
+"""Answered without a token: whoever restarts servers has none."""
+
+
+def check_token(token: str | None, path: str, header: str | None) -> None:
+    """Raise `RefusedError` unless an `Authorization` header holds the token, where there is one.
+
+    >>> check_token("correct horse", "/v2", "Bearer correct horse"), check_token("correct horse", "/ping", None)
+    (None, None)
+    """
+    if token is None or path in OPEN_PATHS:
+        return
+    scheme, _, given = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        error = InputError("expected `Authorization: Bearer TOKEN`", found="none that fits", remedy="send the token")
+        raise RefusedError(401, "unauthorised", error, headers={"WWW-Authenticate": "Bearer"})
+
+
+def is_loopback(client: tuple[str, int] | None) -> bool:
+    """Whether a connection comes from the machine itself.
+
+    >>> is_loopback(("127.0.0.1", 50000)), is_loopback(("10.0.0.9", 50000)), is_loopback(None)
+    (True, False, False)
+    """
+    try:
+        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def check_content(headers: Mapping[str, str], media_type: str) -> None:
+    """Raise `RefusedError` for a body of another type, or one that is packed."""
+    given, _, parameters = headers.get("content-type", "").partition(";")
+    given, charset = given.strip().lower(), parameters.lower().replace(" ", "").replace('"', "")
+    is_json = media_type == "application/json" and given.startswith("application/") and given.endswith("+json")
+    if given != media_type and not is_json:
+        found = repr(given[:80]) if given else "none"
+        error = InputError(f"expected Content-Type: {media_type}", found=found, remedy="send that header")
+        raise RefusedError(415, "invalid", error)
+    if "charset=" in charset and "charset=utf-8" not in charset:
+        raise RefusedError(415, "invalid", InputError("expected UTF-8", found=repr(parameters.strip()[:80])))
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        error = InputError("expected a plain body", found=repr(encoding[:80]), remedy="do not pack it")
+        raise RefusedError(415, "invalid", error)

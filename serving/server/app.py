@@ -1,0 +1,356 @@
+"""The HTTP application: Open Inference Protocol v2, row JSON, MLflow's `/invocations`, health and metrics.
+
+Starlette's router alone: a body has to be bounded while it is read and parsed away from the event loop, so a framework
+that parses arguments would have nothing to do. `openapi.py` writes the description, from the registry that is served.
+"""
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from features.errors import InputError
+from serving.manifest import installed_version
+from serving.server.access import check_content, check_token, is_loopback
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form
+from serving.server.hosting import ModelHost, ServedModel
+from serving.server.limits import Limits, Reason, RefusedError, Workers, check_lists, read_body
+from serving.server.logs import request_id_of
+from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
+from serving.server.metrics import Request as AnsweredRequest
+from serving.server.openapi import document_of, page_of
+from serving.server.protocol import TENSORS, metadata_of
+
+SLOW_SECONDS = 0.25
+CLIENT_LEFT = 499
+"""In log and metrics alone, as nginx has it: there is nobody left to answer."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Record:
+    """What is known of a request when it has been answered."""
+
+    id: str
+    begun: float
+    version: Version = NO_MODEL
+    endpoint: str = "unknown"
+    status: int = 500
+    reason: Reason | None = None
+    error: str | None = None
+    num_rows: int | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    """Stage to seconds."""
+
+
+class App:
+    """An ASGI application; `is_draining` turns readiness off and asks clients to connect anew, elsewhere.
+
+    `token`: what `Authorization: Bearer ...` has to say; None: no one is asked.
+    """
+
+    def __init__(
+        self,
+        host: ModelHost,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        token: str | None = None,
+        slow_seconds: float = SLOW_SECONDS,
+    ) -> None:
+        self.is_draining = False
+        self._host, self._limits, self._metrics = host, limits, metrics
+        self._token, self._slow_seconds = token, slow_seconds
+        self._workers = Workers(limits)
+        self._is_loading = False
+        model = "/v2/models/{name:str}"
+        version = model + "/versions/{version:str}"
+        get, post = ["GET"], ["POST"]
+        self._router = Router(
+            [
+                Route("/v2", self.server_metadata, methods=get),
+                Route("/v2/health/live", self.live, methods=get),
+                Route("/v2/health/ready", self.ready, methods=get),
+                *(Route(path, self.model_metadata, methods=get) for path in (model, version)),
+                *(Route(f"{path}/ready", self.model_ready, methods=get) for path in (model, version)),
+                *(Route(f"{path}/infer", self.infer, methods=post) for path in (model, version)),
+                Route("/v2/repository/models/{name:str}/load", self.load, methods=post),
+                Route("/score", self.score, methods=post),
+                Route("/invocations", self.invocations, methods=post),
+                *(Route(path, self.ready, methods=get) for path in ("/ping", "/health")),
+                Route("/version", self.server_version, methods=get),
+                Route("/metrics", self.metrics, methods=get),
+                Route("/openapi.json", self.openapi, methods=get),
+                Route("/docs", self.docs, methods=get),
+            ],
+            redirect_slashes=False,
+        )
+
+    def close(self) -> None:
+        """Let running work end."""
+        self._workers.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return bool(self._host.served) and not self.is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, count it and log it."""
+        if scope["type"] != "http":  # lifespan events; there is nothing to start or stop
+            await self._router(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        record = _Record(id=request_id_of(headers.get("x-request-id")), begun=time.perf_counter())
+        scope["app"] = self  # lets the router raise what it cannot route
+        scope.setdefault("state", {})["record"] = record
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["X-Request-Id"] = record.id
+                if self.is_draining:
+                    out["Connection"] = "close"
+            await send(message)
+
+        self._metrics.add_in_flight(1)
+        try:
+            check_token(self._token, scope["path"], headers.get("authorization"))
+            await self._router(scope, receive, answer)
+        except ConnectionAbortedError:
+            record.status = CLIENT_LEFT
+            record.reason = "disconnected"
+        except Exception as error:
+            refusal = _refusal_of(error, record)
+            record.reason, record.error = refusal.reason, str(refusal)
+            await _error_response(refusal)(scope, receive, answer)
+        finally:
+            self._metrics.add_in_flight(-1)
+            record.endpoint = getattr(scope.get("endpoint"), "__name__", "unknown")
+            self._finish(record, scope["method"])
+
+    # --- scoring ------------------------------------------------------------------------------------------------------
+
+    async def score(self, request: Request) -> Response:
+        """Row JSON."""
+        return await self._answer(request, SCORE)
+
+    async def infer(self, request: Request) -> Response:
+        """Tensors of the Open Inference Protocol."""
+        return await self._answer(request, TENSORS)
+
+    async def invocations(self, request: Request) -> Response:
+        """MLflow's forms."""
+        is_csv = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv"
+        return await self._answer(
+            request, INVOCATIONS_CSV if is_csv else INVOCATIONS, media_type="text/csv" if is_csv else ""
+        )
+
+    async def _answer(self, request: Request, form: Form, media_type: str = "") -> Response:
+        record: _Record = request.state.record
+        served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
+        record.version = Version(served.name, served.version)
+        check_content(request.headers, media_type or "application/json")
+        place = self._workers.take_place()
+        is_read = False
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                body = await read_body(request.receive, request.headers.get("content-length"), self._limits)
+                is_read = True
+                record.stages["read"] = time.perf_counter() - record.begun
+                reply = await place.run(functools.partial(self._work, served, form, body, record, time.perf_counter()))
+        except TimeoutError:
+            raise self._late(is_read) from None
+        finally:
+            place.release()
+        return Response(reply, media_type="application/json")
+
+    def _work(
+        self, served: ServedModel, form: Form, body: bytes, record: _Record, submitted: float
+    ) -> tuple[bytes, Callable[[], None]]:
+        """In a worker's thread: the reply, and the counting that can wait until it is sent."""
+        clock = _Clock(record.stages, submitted)
+        clock.end("wait")
+        scorer = served.scorer
+        try:
+            rows = form.read(body, scorer.registry, self._limits)
+            record.num_rows = rows.num_rows
+            clock.end("parse")
+            encoded = scorer.encode(*rows.arguments, allow_missing=True)
+            check_lists(encoded, self._limits)
+            clock.end("features")
+            probabilities = scorer.score_encoded(encoded)
+            clock.end("network")
+        except InputError as error:
+            raise error if error.row is None else error.located("request") from None
+        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities))
+        clock.end("reply")
+
+        def count() -> None:
+            try:
+                coverage = scorer.coverage(encoded)
+                self._metrics.add_scored(Scored(record.version, probabilities, coverage, dict(record.stages)))
+            except Exception:  # nobody waits for this thread's result any more
+                _log.exception("count_error", extra={"request_id": record.id})
+
+        return reply, count
+
+    def _late(self, is_read: bool) -> RefusedError:
+        expected = f"expected an answer within {self._limits.timeout_seconds:g} s"
+        if is_read:
+            error = InputError(expected, found="a busy server", remedy="try again, or send fewer rows")
+            return RefusedError(503, "timeout", error, retry_seconds=1)
+        error = InputError(expected, found="a body that had not arrived", remedy="send it faster, or a smaller one")
+        return RefusedError(408, "timeout", error, headers={"Connection": "close"})
+
+    # --- about the model and the server -------------------------------------------------------------------------------
+
+    async def server_metadata(self, request: Request) -> Response:
+        """Name and version of this server."""
+        return _json({"name": "muxrec", "version": installed_version(), "extensions": []})
+
+    async def server_version(self, request: Request) -> Response:
+        """Version of muxrec, as text."""
+        return PlainTextResponse(installed_version())
+
+    async def live(self, request: Request) -> Response:
+        """Whether the process answers."""
+        return _json({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether new requests are welcome."""
+        if not self.is_ready:
+            self._host.find()  # says that it is loading
+            error = InputError("expected a server that stays", found="one that is stopping", remedy="use another one")
+            raise RefusedError(503, "not_ready", error, retry_seconds=1)
+        return _json({"ready": True})
+
+    async def model_ready(self, request: Request) -> Response:
+        """Whether a version of the model is loaded."""
+        served = self._found(request)
+        return _json({"name": served.name, "ready": True})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """Inputs, outputs, versions, and where the model comes from."""
+        served = self._found(request)
+        manifest = served.scorer.bundle.manifest
+        fields = ("model", "run_id", "created_at", "muxrec_version", "table_dtype", "num_parameters")
+        parameters = {name: value for name in fields if (value := getattr(manifest, name)) is not None}
+        return _json(
+            {
+                "name": served.name,
+                "versions": [model.version for model in self._host.served],
+                "platform": "muxrec",
+                **metadata_of(served.scorer.registry),
+                "parameters": parameters | {"version": served.version},
+            }
+        )
+
+    async def load(self, request: Request) -> Response:
+        """Look for a new version now; the path is the server's own, and the request cannot change it."""
+        self._host.check_name(request.path_params["name"])
+        if self._token is None and not is_loopback(request.scope.get("client")):
+            error = InputError("expected this request from the machine itself", remedy="start the server with a token")
+            raise RefusedError(403, "unauthorised", error)
+        if self._is_loading:
+            error = InputError("expected one load at a time", found="another", remedy="try again")
+            raise RefusedError(503, "overloaded", error, retry_seconds=1)
+        self._is_loading = True
+        try:
+            outcome = await asyncio.to_thread(self._host.refresh)
+        except InputError as error:
+            _log.error("model_refused", extra={"model": self._host.name, "error": str(error)})
+            raise RefusedError(409, "invalid", error) from None
+        finally:
+            self._is_loading = False
+        return _json({"name": self._host.name, "version": self._host.find().version, "outcome": outcome})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' page."""
+        versions = {Version(one.name, one.version): one.loaded_at for one in self._host.served}
+        self._metrics.set_served(versions, is_ready=self.is_ready)
+        return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
+
+    async def openapi(self, request: Request) -> Response:
+        """The description of all this, with the features of the model that is served."""
+        return _json(self._document())
+
+    async def docs(self, request: Request) -> Response:
+        """The same for people; the page needs nothing from elsewhere."""
+        return HTMLResponse(page_of(self._document()))
+
+    def _document(self) -> dict[str, Any]:
+        served = self._host.find()
+        return document_of(served.name, served.version, served.scorer.bundle, self._limits, has_token=bool(self._token))
+
+    def _found(self, request: Request) -> ServedModel:
+        served = self._host.find(request.path_params["name"], request.path_params.get("version"))
+        request.state.record.version = Version(served.name, served.version)
+        return served
+
+    def _finish(self, record: _Record, method: str) -> None:
+        seconds = time.perf_counter() - record.begun
+        self._metrics.add_request(
+            AnsweredRequest(record.version, record.endpoint, record.status, record.reason or "", seconds)
+        )
+        is_slow = seconds >= self._slow_seconds
+        level = logging.ERROR if record.reason == "internal" else logging.WARNING if is_slow else logging.INFO
+        if not _log.isEnabledFor(level) or (record.endpoint in ("live", "ready", "metrics") and level == logging.INFO):
+            return
+        line: dict[str, Any] = {"request_id": record.id, "method": method, "endpoint": record.endpoint}
+        line |= {"status": record.status, "ms": round(seconds * 1e3, 2), "rows": record.num_rows}
+        line |= {"model": record.version.model, "version": record.version.version, "error": record.error}
+        # A list, for a request that was late is still being worked on.
+        line["stages_ms"] = {stage: round(1e3 * one, 2) for stage, one in list(record.stages.items())}
+        _log.log(level, "slow_request" if is_slow else "request", extra={k: v for k, v in line.items() if v})
+
+
+class _Clock:
+    """Time since the stage before, written down by name."""
+
+    def __init__(self, stages: dict[str, float], begun: float) -> None:
+        self._stages, self._last = stages, begun
+
+    def end(self, stage: str) -> None:
+        """A stage ends here, and the next begins."""
+        now = time.perf_counter()
+        self._stages[stage], self._last = now - self._last, now
+
+
+def _json(document: object) -> Response:
+    return Response(to_json(document), media_type="application/json")
+
+
+def _error_response(refusal: RefusedError) -> Response:
+    content = to_json({"error": str(refusal)})
+    return Response(content, refusal.status, headers=refusal.headers, media_type="application/json")
+
+
+def _refusal_of(error: Exception, record: _Record) -> RefusedError:
+    """The answer to whatever went wrong; what is not the caller's mistake is logged with its traceback."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, InputError):
+        return RefusedError(400, "invalid", error)
+    if isinstance(error, HTTPException):  # of the router: no such path, or no such method of it
+        expected = "a path of this server" if error.status_code == 404 else "another method"
+        reason: Reason = "not_found" if error.status_code == 404 else "invalid"
+        one = InputError(f"expected {expected}", remedy="see /docs")
+        return RefusedError(error.status_code, reason, one, headers=dict(error.headers or {}))
+    _log.error("internal_error", exc_info=error, extra={"request_id": record.id})
+    remedy = f"look for request {record.id} in the server's log"
+    return RefusedError(500, "internal", InputError("an error of the server", remedy=remedy))

@@ -1,0 +1,171 @@
+"""The model that is served: opened and checked beside the running one, then put in its place in one step.
+
+A version is the bundle's `model_id`, so the same files have the same version wherever they are served.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from features.errors import InputError
+from serving.bundle import PROBABILITY, Bundle
+from serving.scorer import Scorer
+from serving.server.limits import RefusedError
+
+# The one that is served, and the one before it, for those who ask for it by its version.
+KEPT_VERSIONS = 2
+WARM_UP_ROUNDS = 10
+
+Outcome = Literal["loaded", "unchanged", "refused"]
+Resolve = Callable[[Path | None], Path]
+"""The bundle directory to serve now, given the one that is open, if any; raises `InputError` where there is none."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Files(NamedTuple):
+    """What tells one state of a bundle directory from another without reading it."""
+
+    path: Path
+    entries: tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedModel:
+    """A version that answers requests."""
+
+    name: str
+    scorer: Scorer = field(repr=False)
+    loaded_at: float
+    """Seconds since 1970."""
+
+    @property
+    def version(self) -> str:
+        """The bundle's `model_id`."""
+        return self.scorer.bundle.model_id
+
+
+class ModelHost:
+    """The versions of one model that are loaded. `refresh` looks whether there is a new one; any thread may call it.
+
+    `resolve` says where the bundle is: the only place that a path comes from. Requests name models and versions, which
+    are looked up among those that are loaded.
+    """
+
+    def __init__(
+        self, resolve: Resolve, name: str, *, num_threads: int = 1, on_load: Callable[[Outcome], None] | None = None
+    ) -> None:
+        self.name = name
+        self._resolve, self._num_threads = resolve, num_threads
+        self._on_load = on_load or (lambda outcome: None)
+        self._served: tuple[ServedModel, ...] = ()
+        self._path: Path | None = None
+        """Of the directory that was accepted last."""
+        self._seen: _Files | None = None
+        self._refreshing = threading.Lock()
+
+    @property
+    def served(self) -> tuple[ServedModel, ...]:
+        """Versions that answer requests, the current one first; none before the first is loaded."""
+        return self._served
+
+    def find(self, name: str | None = None, version: str | None = None) -> ServedModel:
+        """The current version, or the one that is asked for; raises `RefusedError` where it is not here."""
+        served = self._served  # once: another thread may put others in its place
+        self.check_name(name)
+        if not served:
+            error = InputError("expected a loaded model", found="one that is loading", remedy="try again")
+            raise RefusedError(503, "not_ready", error, retry_seconds=1)
+        if version is None:
+            return served[0]
+        for model in served:
+            if model.version == version:
+                return model
+        known = ", ".join(model.version for model in served)
+        error = InputError(f"expected a version of {known}", found=repr(version[:80]), remedy="leave the version out")
+        raise RefusedError(404, "not_found", error)
+
+    def check_name(self, name: str | None) -> None:
+        """Raise `RefusedError` for another model's name; None is this one's."""
+        if name is not None and name != self.name:
+            error = InputError(f"expected model {self.name!r}", found=repr(name[:80]), remedy="correct the path")
+            raise RefusedError(404, "not_found", error)
+
+    def refresh(self) -> Outcome:
+        """Load what `resolve` names if it is new; raises `InputError` for a bundle that is refused.
+
+        The version that is served answers all the while and stays where the new one is refused. A refused directory is
+        looked at again when its files change.
+        """
+        with self._refreshing:
+            try:
+                outcome = self._refresh()
+            except BaseException as error:  # polars' panics are no `Exception`
+                self._on_load("refused")
+                if isinstance(error, InputError):
+                    raise
+                # Whatever a half-copied directory makes happen (a file that is gone, memory) is a reason to refuse it.
+                _log.exception("model_error", extra={"model": self.name})
+                found = f"{type(error).__name__}: {error}"[:160]
+                raise InputError("expected a bundle that opens", found=found, remedy="look at the log") from None
+            self._on_load(outcome)
+            return outcome
+
+    def watch(self, seconds: float, stop: threading.Event) -> None:
+        """Refresh every so many seconds until told to stop; a failure is logged, and the served version stays."""
+        while not stop.wait(seconds):
+            try:
+                self.refresh()
+            except InputError as error:
+                _log.error("model_refused", extra={"model": self.name, "error": str(error)})
+
+    def _refresh(self) -> Outcome:
+        current = self._served[0] if self._served else None
+        path = self._resolve(self._path)
+        files = _files(path.resolve())  # what a symbolic link leads to now, and not a mixture of then and later
+        if files == self._seen:
+            return "unchanged"
+        self._seen = files
+        begun = time.monotonic()
+        bundle = Bundle.open(files.path)
+        if current is not None and bundle.model_id == current.version:
+            self._path = path
+            return "unchanged"  # the same model from another place: what is mapped stays as it is
+        model = ServedModel(name=self.name, scorer=Scorer(bundle, num_threads=self._num_threads), loaded_at=time.time())
+        _check_and_warm(model.scorer)
+        others = tuple(one for one in self._served if one.version != model.version)
+        self._served, self._path = (model, *others)[:KEPT_VERSIONS], path
+        seconds = round(time.monotonic() - begun, 3)
+        details = {"model": self.name, "version": model.version, "path": str(path), "seconds": seconds}
+        _log.info("model_loaded", extra=details | {"previous": current.version if current else None})
+        return "loaded"
+
+
+def _check_and_warm(scorer: Scorer) -> None:
+    """Score the golden rows as the trainer did, then again and again until first times are over.
+
+    Raises `InputError` where the scores differ.
+    """
+    difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
+    if not difference <= tolerance:
+        expected = f"{scorer.bundle.path}: expected golden rows to score as in training, within {tolerance:.1e}"
+        raise InputError(expected, found=f"a difference of {difference:.1e}", remedy="export the bundle again")
+    rows = scorer.bundle.golden.drop(PROBABILITY).to_dicts()
+    for _ in range(WARM_UP_ROUNDS):
+        for num_rows in (1, len(rows)):
+            scorer.score(rows[:num_rows], allow_missing=True)
+
+
+def _files(path: Path) -> _Files:
+    """Raises `InputError` for what is no directory."""
+    try:
+        entries = [(entry.name, entry.stat()) for entry in sorted(path.iterdir())]
+    except OSError as error:
+        found = error.strerror or str(error)
+        remedy = "name a directory that `muxrec export` wrote"
+        raise InputError(f"{path}: expected a bundle directory", found=found, remedy=remedy) from None
+    return _Files(path, tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in entries))

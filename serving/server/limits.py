@@ -1,0 +1,203 @@
+"""What one request may cost, and the answer to a request that costs more or cannot be served."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from features.errors import InputError
+from serving.scorer import CHUNK_ROWS, Encoded
+
+Reason = Literal[
+    "invalid",
+    "unauthorised",
+    "not_found",
+    "too_large",
+    "overloaded",
+    "timeout",
+    "not_ready",
+    "disconnected",
+    "internal",
+]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+T = TypeVar("T")
+
+PATIENCE = 8
+"""Bodies up to so many times the largest size are read to their end before they are refused."""
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds of one server; raises `InputError` unless all are positive."""
+
+    max_body_bytes: int = 2**22
+    """A body is parsed in one piece, and other requests wait for the interpreter meanwhile: 4 MB take about 20 ms."""
+    max_rows: int = 10_000
+    """Rows, or candidates, of a request."""
+    max_list_values: int = 10_000
+    """Values in one list: the scorer takes a step for each."""
+    timeout_seconds: float = 10.0
+    """From the first byte of a request to its answer."""
+    max_concurrent: int = 64
+    """Scoring requests that are read, wait or run at a time."""
+    num_workers: int = 2
+    """Requests that are scored at a time."""
+
+    def __post_init__(self) -> None:
+        if self.max_rows > CHUNK_ROWS:
+            remedy = "send several requests, or use `muxrec score` for files"
+            raise InputError(f"expected max_rows of at most {CHUNK_ROWS}", found=str(self.max_rows), remedy=remedy)
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                found = str(getattr(self, field.name))
+                raise InputError(f"expected a positive {field.name}", found=found, remedy="choose another number")
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error; `error` says what was expected, what was found and the remedy.
+
+    >>> RefusedError(503, "overloaded", InputError("expected fewer requests"), retry_seconds=1).headers
+    {'Retry-After': '1'}
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: Reason,
+        error: InputError,
+        *,
+        retry_seconds: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(" ".join(str(error).split()))
+        self.status = status
+        self.reason: Reason = reason
+        self.error = error
+        self.headers = dict(headers or {}) | ({"Retry-After": str(retry_seconds)} if retry_seconds else {})
+
+
+def too_many_rows(found: int, limits: Limits) -> RefusedError:
+    """The answer to a request of too many rows."""
+    remedy = "send several requests, or use `muxrec score` for files"
+    error = InputError(f"expected at most {limits.max_rows} rows a request", found=str(found), remedy=remedy)
+    return RefusedError(413, "too_large", error)
+
+
+async def read_body(receive: Receive, content_length: str | None, limits: Limits) -> bytes:
+    """Body of a request, of which no more is kept than allowed; raises `RefusedError` where it is too large.
+
+    What is somewhat too large is read to its end all the same: who is cut off while sending sees a broken connection
+    and no answer.
+    """
+    patience = PATIENCE * limits.max_body_bytes
+    if content_length is not None and content_length.isdecimal() and int(content_length[:20]) > patience:
+        raise _too_large(content_length[:20], limits, is_read=False)
+    body, found = bytearray(), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionAbortedError
+        part = message.get("body", b"")
+        found += len(part)
+        if found <= limits.max_body_bytes:
+            body += part
+        is_read = not message.get("more_body", False)
+        if found > patience or (is_read and found > limits.max_body_bytes):
+            raise _too_large(str(found) + ("" if is_read else " and more"), limits, is_read=is_read)
+        if is_read:
+            return bytes(body)
+
+
+def _too_large(found: str, limits: Limits, *, is_read: bool) -> RefusedError:
+    remedy = "send fewer rows a request, or raise --max-body"
+    error = InputError(f"expected a body of at most {limits.max_body_bytes} bytes", found=found, remedy=remedy)
+    return RefusedError(413, "too_large", error, headers={} if is_read else {"Connection": "close"})
+
+
+def check_lists(encoded: Encoded, limits: Limits) -> None:
+    """Raise `InputError` where one list holds too many values."""
+    for batch in (encoded.examples, encoded.context):
+        for name, lengths in batch.lengths.items() if batch is not None else ():
+            found = int(lengths.max(initial=0))
+            if found > limits.max_list_values:
+                row = int(lengths.argmax()) if batch is encoded.examples else None
+                expected = f"column {name!r}: expected at most {limits.max_list_values} values a list"
+                raise InputError(expected, found=str(found), remedy="send the latest ones", row=row)
+
+
+class Workers:
+    """Threads that score, and a bounded number of requests that may wait for them.
+
+    A request holds its place from its first byte until its work has ended, also where nobody waits for it any more: so
+    the work that was begun is bounded, whatever the clients do.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._places = threading.BoundedSemaphore(limits.max_concurrent)
+        self._pool = ThreadPoolExecutor(limits.num_workers, thread_name_prefix="scorer")
+
+    def take_place(self) -> "Place":
+        """A place for one request; raises `RefusedError` where all are taken."""
+        if not self._places.acquire(blocking=False):
+            expected = f"expected at most {self._limits.max_concurrent} requests at a time"
+            error = InputError(expected, found="one more", remedy="try again, or add a server")
+            raise RefusedError(503, "overloaded", error, retry_seconds=1)
+        return Place(self._places, self._pool)
+
+    def close(self) -> None:
+        """Let running work end, and start no more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Place:
+    """One request's place among the workers; `release` it, or `run` work, which releases it in the end."""
+
+    def __init__(self, places: threading.BoundedSemaphore, pool: ThreadPoolExecutor) -> None:
+        self._places, self._pool, self._is_held = places, pool, True
+
+    def release(self) -> None:
+        """Give the place back; does nothing where work has it."""
+        if self._is_held:
+            self._is_held = False
+            self._places.release()
+
+    async def run(self, work: Callable[[], tuple[T, Callable[[], None]]]) -> T:
+        """What the work returns, from another thread, which then calls what was returned with it.
+
+        So the caller has the answer before it is counted. Work that waits when the caller is cancelled is dropped.
+        """
+        answer: Future[T] = Future()
+
+        def job() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                result, afterwards = work()
+            except Exception as error:
+                answer.set_exception(error)
+                return
+            except BaseException as error:  # as polars' panics are
+                panic = RuntimeError(f"{type(error).__name__}: {error}")
+                panic.__cause__ = error
+                answer.set_exception(panic)
+                return
+            answer.set_result(result)
+            afterwards()
+
+        running = self._pool.submit(job)
+        self._is_held = False
+        running.add_done_callback(lambda _: self._places.release())
+        try:
+            return await asyncio.wrap_future(answer)
+        except asyncio.CancelledError:
+            running.cancel()
+            raise

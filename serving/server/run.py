@@ -1,0 +1,172 @@
+"""A server process from its first log line to its last: listen, load, watch, drain."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from features.errors import InputError
+from serving.server.access import is_loopback
+from serving.server.app import SLOW_SECONDS, App
+from serving.server.hosting import ModelHost, Resolve
+from serving.server.limits import Limits
+from serving.server.logs import start_logging
+from serving.server.metrics import Metrics
+
+TOKEN_VARIABLE = "MUXREC_SERVE_TOKEN"
+DRAIN_SECONDS = 2.0
+BACKLOG = 1024
+LOG_LEVELS = ("debug", "info", "warning", "error")
+KEEP_ALIVE_SECONDS = 75
+"""Longer than balancers keep a connection, which is 60 in most: who closes first must not be the one who is asked."""
+MAX_CONNECTIONS = 900
+"""Connections that are open at a time; below the number of files that a process may have open by default."""
+
+_log = logging.getLogger(__name__)
+
+
+def serve(
+    resolve: Resolve,
+    name: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    limits: Limits | None = None,
+    num_threads: int = 1,
+    watch_seconds: float = 60.0,
+    drain_seconds: float = DRAIN_SECONDS,
+    slow_seconds: float = SLOW_SECONDS,
+    log_level: str = "info",
+) -> None:
+    """Serve the bundle that `resolve` names, until SIGTERM or SIGINT.
+
+    It answers as soon as it listens and is ready when the model is loaded; a first model that is refused ends it, with
+    `InputError`. `watch_seconds` 0 looks for new versions only when it is asked to. After SIGTERM it goes on for
+    `drain_seconds`, not ready any more, and then ends what it has begun.
+    """
+    start_logging(log_level)
+    limits = limits or Limits()
+    token = _token()
+    metrics = Metrics()
+    models = ModelHost(resolve, name, num_threads=num_threads, on_load=metrics.add_load)
+    app = App(models, limits, metrics, token=token, slow_seconds=slow_seconds)
+    listener = _listen(host, port)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(limits.timeout_seconds) + 1,
+    )
+    server = _Server(config, app, drain_seconds)
+    keeper = _Keeper(models, server, watch_seconds)
+    place = listener.getsockname()
+    details = {"host": place[0], "port": place[1], "pid": os.getpid(), "model": name, "has_token": token is not None}
+    _log.info("listening", extra=details)
+    if token is None and not is_loopback(place):
+        _log.warning("open_to_the_network", extra={"remedy": f"set {TOKEN_VARIABLE}, or listen on 127.0.0.1"})
+    keeper.start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        keeper.stop.set()
+        app.close()
+    if keeper.failure is not None:
+        raise keeper.failure
+    _log.info("stopped")
+
+
+class _Keeper(threading.Thread):
+    """Loads the first model, and then each new one; a daemon, so that a slow registry cannot hold up the end."""
+
+    def __init__(self, models: ModelHost, server: "_Server", watch_seconds: float) -> None:
+        super().__init__(name="models", daemon=True)
+        self.stop = threading.Event()
+        self.failure: InputError | None = None
+        self._models, self._server, self._watch_seconds = models, server, watch_seconds
+
+    def run(self) -> None:
+        """Until `stop` is set."""
+        # All modules are loaded: the garbage collector, which stops every thread, need not look at them again.
+        gc.collect()
+        gc.freeze()
+        try:
+            self._models.refresh()
+        except InputError as error:
+            self.failure = error
+            self._server.should_exit = True
+            return
+        _log.info("ready", extra={"model": self._models.name, "version": self._models.find().version})
+        if self._watch_seconds > 0:
+            self._models.watch(self._watch_seconds, self.stop)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that goes on for a while after SIGTERM, and whose process then ends with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, app: App, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._app, self._drain_seconds = app, drain_seconds
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handlers on the event loop; uvicorn's own would end the process by the signal again afterwards."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
+        loop.add_signal_handler(signal.SIGINT, self._end)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Balancers and orchestrators need a moment to send their requests elsewhere; a second signal ends the wait."""
+        if self._app.is_draining:
+            self._end()
+            return
+        _log.info("draining", extra={"seconds": self._drain_seconds})
+        self._app.is_draining = True
+        loop.call_later(self._drain_seconds, self._end)
+
+    def _end(self) -> None:
+        self._app.is_draining = True
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named, for asyncio turns Nagle's algorithm off only where it reads "TCP"; with it, answers wait 40 ms for an
+    # acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        found = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"cannot listen on {host} port {port}", found=found, remedy="choose --host and --port"
+        ) from None
+    return listener
+
+
+def _token() -> str | None:
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is not None and (len(token) < 8 or not token.isascii() or not token.isprintable() or " " in token):
+        remedy = "set a long random one, or unset the variable"
+        raise InputError(f"{TOKEN_VARIABLE}: expected 8 printable characters or more", found="others", remedy=remedy)
+    return token

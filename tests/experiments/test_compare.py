@@ -1,0 +1,245 @@
+"""`muxrec compare`: which runs are one row, what their spread and their difference are, and the page."""
+
+import json
+import re
+import statistics
+from html.parser import HTMLParser
+
+import pytest
+
+from experiments.compare import COLUMNS, RunComparison, as_plain, compare_runs, figure_text, runs_table, settings_of
+from experiments.compare_page import LOCAL_UI, comparison_page, ui_address
+from features.errors import InputError
+from recsys.tracking import TrackedRun, Tracker
+
+DATA = "d1"
+
+
+def run_of(number: int, auc: float | None, *, seed: int = 1, status: str = "FINISHED", **params: str) -> TrackedRun:
+    """A made-up run; `auc` is that of test, and validation is ahead of it by 0.01."""
+    metrics = {} if auc is None else {"test/auc": auc, "val/auc": auc + 0.01, "perf/bundle_bytes": 1000.0 * number}
+    return TrackedRun(
+        run_id=f"{number:032x}",
+        experiment_id="7",
+        name=params.pop("name", "run"),
+        status=status,
+        started=number,
+        params={"seed": str(seed), "name": "run", **params},
+        metrics=metrics,
+        tags={"stage": params.pop("stage", "train"), "dataset.digest": params.pop("data", DATA)},
+    )
+
+
+def compared(*runs: TrackedRun, baseline: str | None = None) -> RunComparison:
+    return compare_runs("films", "7", runs, baseline)
+
+
+# Rows
+
+
+def test_runs_that_differ_in_their_seed_are_one_row():
+    runs = [run_of(seed, 0.7 + 0.01 * seed, seed=seed, width="4") for seed in (3, 1, 2)]
+    other = run_of(9, 0.6, width="8")
+    comparison = compared(*runs, other)
+    first, second = comparison.rows
+    assert [run.params["seed"] for run in first.runs] == ["1", "2", "3"]
+    assert first.mean("test/auc") == pytest.approx(0.72)
+    column = next(column for column in COLUMNS if column.metric == "test/auc")
+    assert figure_text(first, column) == "0.7200 ± 0.0100"  # by hand: deviations -0.01, 0, 0.01 over n - 1 = 2
+    assert figure_text(second, column) == "0.6000"
+    assert comparison.setting_keys() == ["width"]
+    assert settings_of(second) == ["  width=8"]
+
+
+def test_the_same_run_twice_counts_once_and_the_last_one():
+    (row,) = compared(run_of(2, 0.8), run_of(1, 0.7)).rows
+    assert [run.run_id for run in row.runs] == [f"{2:032x}"]
+
+
+def test_other_data_are_another_row_and_are_not_tested_against():
+    mine, theirs = run_of(1, 0.7, name="mine"), run_of(2, 0.8, name="theirs", data="d2")
+    comparison = compared(mine, theirs, baseline="mine")
+    assert [row.name for row in comparison.rows] == ["theirs", "mine"]
+    assert comparison.difference(comparison.rows[0]) is None
+
+
+def test_rows_come_by_validation_and_not_by_test():
+    flattered = run_of(1, 0.9, width="1")._replace(metrics={"val/auc": 0.6, "test/auc": 0.9})
+    assert [row.settings["width"] for row in compared(flattered, run_of(2, 0.7, width="2")).rows] == ["2", "1"]
+
+
+def test_runs_without_an_end_and_sweeps_are_no_rows():
+    runs = [run_of(1, 0.7), run_of(2, 0.7, seed=2, status="KILLED"), run_of(3, None, status="RUNNING", seed=3)]
+    comparison = compared(*runs, run_of(4, 0.9, stage="sweep"))
+    assert len(comparison.rows) == 1
+    assert comparison.num_unfinished == 2
+    with pytest.raises(InputError, match=r"films.*found 2 runs, none finished"):
+        compared(*runs[1:])
+    with pytest.raises(InputError, match="found no runs"):
+        compared()
+
+
+# Significance
+
+
+def test_the_difference_is_tested_by_welch_over_seeds():
+    """By hand: means 2 and 4, variances 1 and 4, n = 3: t = 2 / sqrt(5/3), 2.94 degrees of freedom, p = 0.2207."""
+    ours = [run_of(seed, value, seed=seed, width="4") for seed, value in enumerate((1.0, 2.0, 3.0), 1)]
+    theirs = [run_of(seed + 5, value, seed=seed, width="8") for seed, value in enumerate((2.0, 4.0, 6.0), 1)]
+    comparison = compared(*ours, *theirs, baseline=ours[0].run_id[:32])
+    ahead, base = comparison.rows
+    assert comparison.baseline is base
+    difference = comparison.difference(ahead)
+    assert difference is not None
+    assert difference.auc == pytest.approx(2.0)
+    assert difference.p == pytest.approx(0.2207, abs=5e-4)
+    assert comparison.difference(base) is None
+
+
+def test_one_seed_has_a_difference_and_no_p():
+    comparison = compared(run_of(1, 0.7, name="a"), run_of(2, 0.75, name="b", width="1"), baseline="a")
+    difference = comparison.difference(comparison.rows[0])
+    assert difference is not None
+    assert difference.auc == pytest.approx(0.05)
+    assert difference.p is None
+
+
+def test_without_a_test_split_validation_is_what_is_tested():
+    only_valid = run_of(1, 0.7)._replace(metrics={"val/auc": 0.71})
+    assert compared(only_valid, run_of(2, 0.7, width="1")).metric == "val/auc"
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("nobody", "none of the rows"), ("run", "2 rows of that name")])
+def test_a_baseline_has_to_be_one_row(wanted, found):
+    with pytest.raises(InputError, match=f"expected one run '{wanted}' as the baseline; found {found}"):
+        compared(run_of(1, 0.7), run_of(2, 0.7, width="1"), baseline=wanted)
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Rows of cells, links, and what a page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.values: list[list[str]] = []
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        own = dict(attrs)
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+            self.values.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.values[-1].append(own.get("data-value") or "")
+        elif tag == "a":
+            self.links.append(own["href"] or "")
+        self.fetched += [own[name] or "" for name in ("src", "srcset", "data") if name in own]
+        self.fetched += [own["href"] or ""] if tag in ("link", "base", "image", "use") else []
+
+    def handle_data(self, data: str) -> None:
+        if (self.rows and "td" in self.open) or "th" in self.open:
+            self.rows[-1][-1] += data.replace("\u200b", "")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+
+def test_the_page_has_every_row_and_fetches_nothing():
+    runs = [run_of(seed, 0.7 + seed / 100, seed=seed, width="4") for seed in (1, 2)]
+    text = comparison_page(compared(*runs, run_of(5, 0.6, width="8", name="small"), baseline="small"))
+    page = Page(text)
+    head, first, second = page.rows
+    assert head[1:7] == ["run", "width", "seeds", "difference", "p", "valid AUC"]
+    assert first[2:8] == ["4", "2", "+0.1150", "", "0.7250 ± 0.0071", "0.7150 ± 0.0071"]
+    assert float(page.values[1][head.index("test AUC")]) == pytest.approx(0.715)
+    assert second[4:6] == ["baseline", ""]
+    assert page.fetched == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    for run in (*runs, run_of(5, 0.6)):
+        assert f"{LOCAL_UI}/#/experiments/7/runs/{run.run_id}?workflowType=machine_learning" in page.links
+    assert all(link == "#" or link.startswith(LOCAL_UI) for link in page.links)
+
+
+def test_the_figure_shows_quality_against_bytes():
+    text = comparison_page(compared(run_of(1, 0.6, width="1"), run_of(100, 0.7, width="2")))
+    places = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', text)]
+    large, small = places  # by validation AUC
+    assert small[0] < large[0]
+    assert large[1] < small[1]  # the better one is further up
+    assert "<svg" not in comparison_page(compared(run_of(1, 0.6)))  # one size shows nothing
+
+
+def test_names_cannot_write_into_the_page():
+    evil = '<script>alert(1)</script>" onload="x'
+    text = comparison_page(compared(run_of(1, 0.7, name=evil, width=evil), run_of(2, 0.6, name="b"), baseline="b"))
+    assert "<script>alert" not in text
+    assert text.count("<script>") == 1
+    assert evil in "".join(cell for row in Page(text).rows for cell in row)
+
+
+def test_the_ui_is_the_tracking_server_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@track.example:8443/ml")
+    assert ui_address() == "https://track.example:8443/ml"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db/ml")
+    assert ui_address() == LOCAL_UI
+
+
+def test_the_terminal_says_what_was_left_out():
+    table = runs_table(compared(run_of(1, 0.7), run_of(2, None, seed=2, status="FAILED")))
+    assert "1 runs without an end are left out" in str(table.title)
+    assert table.row_count == 1
+
+
+# The command
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> None:
+    """A store with two experiments; `films` has three runs in two rows."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
+    for name, seed, width, auc in (("a", 1, 4, 0.7), ("a", 2, 4, 0.8), ("b", 1, 8, 0.6)):
+        tracker = Tracker.start(experiment="films", name=name, tags={"stage": "train"}, key=f"{name}{seed}")
+        tracker.client.log_param(tracker.run_id, "seed", seed)
+        tracker.client.log_param(tracker.run_id, "width", width)
+        tracker.log_metrics({"val/auc": auc, "test/auc": auc, "test/logloss": 0.5}, step=3)
+        tracker.finish()
+
+
+@pytest.mark.slow
+def test_the_command_compares_an_experiment(store, muxrec, tmp_path):
+    result = muxrec("compare", "--baseline", "b", "--json")  # the only experiment needs no name
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [(row["name"], row["seeds"]) for row in found["rows"]] == [("a", 2), ("b", 1)]
+    figures = found["rows"][0]["figures"]["test/auc"]
+    assert figures["mean"] == pytest.approx(0.75)
+    assert figures["spread"] == pytest.approx(statistics.stdev([0.7, 0.8]))
+    assert found["rows"][0]["difference"]["auc"] == pytest.approx(0.15)
+    shown = muxrec("compare", "films", "--out", tmp_path / "page.html")
+    assert shown.code == 0, shown.err
+    assert "0.7500 ± 0.0707" in shown.out
+    assert len(Page((tmp_path / "page.html").read_text()).rows) == 3
+
+    wrong = muxrec("compare", "film")
+    assert wrong.code == 2
+    assert wrong.err == (
+        "muxrec: expected the name of an experiment; found 'film'; use one of films, Default\n"
+    ) or wrong.err == ("muxrec: expected the name of an experiment; found 'film'; use one of Default, films\n")
+    assert muxrec("compare", "a", "b", "c").code == 2
+
+
+def test_plain_values_are_json():
+    found = as_plain(compared(run_of(1, 0.7, name="a"), run_of(2, 0.75, name="b", width="1"), baseline="a"))
+    assert json.loads(json.dumps(found)) == found
+    assert found["rows"][0]["difference"] == {"auc": pytest.approx(0.05), "p": None}

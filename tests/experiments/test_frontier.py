@@ -1,0 +1,298 @@
+"""The frontier study: which points it plans and in what order, what it does not do twice, and what it reports."""
+
+import csv
+import json
+import os
+import statistics
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from experiments import frontier, studies
+from experiments.frontier import METHODS, Bench, Choice, Point, bases_of, curves_of, points_of
+from experiments.frontier_report import Curve, csv_of, dots_of, write_frontier
+from experiments.results import Processes, Results, RunError, train_missing
+from experiments.studies import Facts, read_facts
+from features.errors import InputError
+from recsys.compression import COMPRESSORS
+from serving.table import table_bytes
+
+CHOICE = Choice(("smaller table", "magnitude"), (0.1, 0.5), ("int8", "fp32"), 2)
+
+
+@pytest.fixture
+def facts(dataset) -> Facts:
+    """Facts of the planted dataset."""
+    return read_facts(dataset)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Networks that are trained in a second stand for the tuned ones."""
+    settings = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512}
+    for data in ("movielens", "frappe"):
+        monkeypatch.setitem(studies.NETWORKS, (data, "mlp"), ("mlp", settings))
+        monkeypatch.setitem(frontier.MODELS, data, "mlp")
+
+
+def record_of(point: Point, auc: float = 0.8, **changes: Any) -> dict[str, Any]:
+    """A line of results.jsonl with made-up figures."""
+    test = {"auc": auc, "logloss": 0.5}
+    return {
+        "experiment": point.experiment.model_dump(mode="json"),
+        "dataset_digest": point.facts.info.digest,
+        "compression": point.compression,
+        "metrics": {"valid": {**test, "auc": auc + 0.01}, "test": test, "perf": {"epochs": 3}},
+        **{"embedding_bytes": point.target_bytes - 7, "bundle_bytes": 10_000, "scorer_us_per_row": 1.5},
+        **{"seconds": 3.0, "base_seconds": 5.0, **changes},
+    }
+
+
+# Planning
+
+
+def test_the_points_that_say_most_come_first(facts, small):
+    points = points_of({"movielens": facts, "frappe": facts}, CHOICE)
+    assert [point.name for point in points[:11]] == [
+        "movielens collisionless seed 1",
+        "movielens smaller table int8@0.1 seed 1",
+        "movielens magnitude int8@0.1 seed 1",
+        "movielens smaller table fp32@0.1 seed 1",
+        "movielens magnitude fp32@0.1 seed 1",
+        "movielens smaller table int8@0.5 seed 1",
+        "movielens magnitude int8@0.5 seed 1",
+        "movielens smaller table fp32@0.5 seed 1",
+        "movielens magnitude fp32@0.5 seed 1",
+        "frappe collisionless seed 1",
+        "frappe smaller table int8@0.1 seed 1",
+    ]
+    assert len(points) == 2 * 2 * (1 + 8)
+    # The reference and the base `wide` are the same under both names; the shape of `unified` is another one.
+    assert len({point.key for point in points}) == len(points) - 2 * (1 + 4)
+
+
+def test_a_budget_is_a_share_of_the_collisionless_fp32_table(facts, small):
+    """A row of 16 floats for each value, and for the missing and the unseen one of each feature."""
+    rows = sum(count + 2 for count in facts.num_values.values())
+    point = points_of({"movielens": facts}, CHOICE)[1]
+    assert point.target_bytes == int(0.1 * table_bytes(rows, 16, "fp32"))
+    cells, _ = bases_of(facts, "movielens")
+    assert cells["wide"].settings["embedding.num_rows"] == 32 * rows
+    assert cells["unified"].settings["embedding.num_rows"] == 4 * rows  # of 4 floats: the same bytes
+
+
+def test_every_method_of_the_study_is_a_compressor_with_these_settings():
+    for method in METHODS.values():
+        assert method.compressor in COMPRESSORS
+        COMPRESSORS[method.compressor].Config.model_validate(method.settings)
+    assert {method.compressor for method in METHODS.values()} == set(COMPRESSORS)
+
+
+def test_what_a_point_is_compressed_by_is_part_of_its_identity(facts, small):
+    point = points_of({"movielens": facts}, CHOICE)[2]
+    others = [
+        point._replace(method="frequency cut-off"),  # from the same base
+        point._replace(dtype="fp32"),
+        point._replace(target_bytes=point.target_bytes + 1),
+        point._replace(seed=2),
+        point._replace(method=None),
+    ]
+    assert len({one.key for one in (point, *others)}) == 6
+    assert {one.base_key for one in others if one.seed == 1} == {point.base_key}
+
+
+# Doing
+
+
+def test_a_second_call_does_only_what_is_missing(facts, small, tmp_path):
+    path, done = tmp_path / "results.jsonl", []
+
+    def run(point: Point) -> dict[str, Any]:
+        done.append(point.name)
+        if point.method == "magnitude" and point.budget == 0.1:
+            return {**record_of(point), "metrics": None, "unreachable": "too few bytes"}
+        return record_of(point)
+
+    points = points_of({"movielens": facts}, CHOICE)
+    for _ in range(2):
+        assert train_missing(points, Results(path), run, 1, lambda line: None) == []
+        assert done == [point.name for point in points]
+    more = points_of({"movielens": facts}, CHOICE._replace(seeds=3))
+    train_missing(more, Results(path), run, 1, lambda line: None)
+    assert [name for name in done if name.endswith("seed 3")] == done[len(points) :]
+
+
+class Fake(Processes):
+    """Commands that end as they are told."""
+
+    def __init__(self, work: Path, error: RunError | None = None) -> None:
+        super().__init__(work, threads=1, keep_runs=False)
+        self.error = error
+        self.words: list[list[str]] = []
+
+    def run(self, words, log):
+        """Note the words; a training leaves metrics behind."""
+        self.words.append(list(words))
+        out = Path(words[words.index("--out") + 1])
+        if words[0] == "train":
+            out.mkdir(parents=True)
+            (out / "run.json").write_text("{}")
+            (out / "metrics.json").write_text(json.dumps({"perf": {"train_seconds": 4.0}}))
+        elif self.error:
+            raise self.error
+
+
+def test_a_budget_out_of_reach_is_a_result_and_other_errors_are_not(facts, small, tmp_path):
+    point = points_of({"movielens": facts}, CHOICE)[2]
+    refused = RunError("12 bytes are too few; found 99 (exit code 2; all of it in x.log)", 2)
+    record = Bench(tmp_path / "a", Fake(tmp_path / "a", refused)).run(point)
+    assert record["unreachable"] == "12 bytes are too few; found 99"
+    assert "metrics" not in record
+    for error in (RunError("no such method", 2), RunError("12 bytes are too few", 1)):
+        with pytest.raises(RunError):
+            Bench(tmp_path / "b", Fake(tmp_path / "b", error)).run(point)
+
+
+def test_a_base_is_trained_once_and_pruned_with_the_methods_settings(facts, small, tmp_path):
+    processes = Fake(tmp_path, RunError("1 bytes are too few", 2))
+    bench = Bench(tmp_path, processes)
+    points = [
+        p
+        for p in points_of({"movielens": facts}, CHOICE._replace(methods=("frequency cut-off",)))
+        if p.method == "frequency cut-off" and p.seed == 1
+    ]
+    for point in points:
+        bench.run(point)
+    assert [words[0] for words in processes.words] == ["train", *["prune"] * 4]
+    words = processes.words[1]
+    assert words[1] == str(tmp_path / "bases" / points[0].base_key)
+    assert words[words.index("--target-bytes") + 1] == str(points[0].target_bytes)
+    assert words[words.index("--method") + 1] == "frequency"
+    assert "compression.settings.rows_a_value=null" in words
+
+
+# Reports
+
+
+def curve(method: str, dtype: str, aucs: dict[float, list[float]], valid: float = 0.0) -> Curve:
+    """A curve with made-up figures: budget to the AUC of each seed."""
+    records = {
+        budget: {
+            seed: {
+                "metrics": {"test": {"auc": auc, "logloss": 0.4}, "valid": {"auc": auc + valid, "logloss": 0.4}},
+                **{
+                    "embedding_bytes": int(budget * 10_000),
+                    "bundle_bytes": 20_000,
+                    "target_bytes": int(budget * 10_000),
+                },
+                **{"seconds": 3.0, "base_seconds": 5.0, "scorer_us_per_row": 1.5},
+            }
+            for seed, auc in enumerate(values, 1)
+        }
+        for budget, values in aucs.items()
+    }
+    return Curve("movielens", method, dtype, records)
+
+
+CURVES = [
+    curve("collisionless", "fp32", {1.0: [0.9, 0.9]}),
+    curve("better on test", "fp32", {0.1: [0.89, 0.895], 0.5: [0.899, 0.8995]}),
+    curve("better on test", "int8", {0.1: [0.88, 0.881]}, valid=0.1),
+    curve("other", "fp32", {0.5: [0.8, 0.81], 0.1: [0.7, 0.71]}),
+    Curve("movielens", "too large", "fp32", {0.1: {1: {"unreachable": "no", "target_bytes": 1000}}}),
+]
+
+
+def test_validation_chooses_the_type_of_rows():
+    dots = {(dot.method, dot.budget): dot for dot in dots_of(CURVES)}
+    assert dots["better on test", 0.1].dtype == "int8"
+    assert dots["better on test", 0.1].auc == pytest.approx(0.8805)
+    assert dots["better on test", 0.1].spread == pytest.approx(statistics.stdev([0.88, 0.881]))
+    assert dots["better on test", 0.5].dtype == "fp32"
+    assert not any(method == "too large" for method, _ in dots)
+
+
+def test_more_seeds_come_before_a_better_score():
+    curves = [curve("m", "fp32", {0.1: [0.8, 0.8]}), curve("m", "int8", {0.1: [0.9]})]
+    assert [dot.dtype for dot in dots_of(curves)] == ["fp32"]
+
+
+def test_the_page_says_what_is_best_what_cannot_be_and_whether_the_target_is_met(facts, tmp_path):
+    write_frontier(tmp_path, CURVES, {"movielens": facts})
+    page = (tmp_path / "frontier_movielens.md").read_text()
+    assert "| better on test | 0.8992 ± 0.0004 fp32 | **0.8805 ± 0.0007 int8** |" in page.replace(
+        "**0.8992 ± 0.0004 fp32**", "0.8992 ± 0.0004 fp32"
+    )
+    assert "| too large | not run | cannot |" in page
+    assert "- 1/10: better on test in int8, -0.0195 of collisionless; other in fp32 comes next (-0.1755, p 0.0" in page
+    assert "for at most 0.0005 of AUC, is missed: better on test in int8 gives up 0.0195." in page
+    lines = list(csv.DictReader((tmp_path / "frontier_movielens.csv").read_text().splitlines()))
+    assert len(lines) == 2 + 4 + 2 + 4 + 1
+    assert [line["reached"] for line in lines if line["method"] == "too large"] == ["False"]
+    (line,) = [one for one in lines if (one["table_dtype"], one["seed"]) == ("int8", "2")]
+    assert (line["test_auc"], line["embedding_bytes"], line["budget"]) == ("0.881000", "1000", "0.1")
+
+
+def test_a_figure_is_the_same_every_time_and_names_its_curves(facts, tmp_path):
+    drawn = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        write_frontier(folder, CURVES, {"movielens": facts})
+        drawn.append((folder / "frontier_movielens.svg").read_text())
+    assert drawn[0] == drawn[1]
+    texts = [element.text for element in ET.fromstring(drawn[0]).iter() if element.tag.endswith("text")]
+    assert {"better on test", "other", "collisionless fp32"} <= set(texts)
+    assert "too large" not in texts
+
+
+def test_nothing_is_written_without_a_reference(facts, tmp_path):
+    write_frontier(tmp_path, CURVES[1:], {"movielens": facts})
+    assert list(tmp_path.iterdir()) == []
+
+
+# The command
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(InputError, match="unknown method; found 'nonsense'; use some of smaller table"):
+        frontier._checked(["nonsense"], list(METHODS), "method")
+
+
+@pytest.mark.slow
+def test_the_command_end_to_end(facts, small, tmp_path, monkeypatch, capsys):
+    """A method from a dataset to a page; a second call trains nothing."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    arguments = ["frontier", "--data-movielens", str(facts.directory), "--work", str(work), "--out", str(out)]
+    arguments += ["--methods", "low-bit rows", "--budgets", "0.5", "--dtypes", "int8", "--seeds", "1", "--workers", "1"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            frontier.main()
+        said = capsys.readouterr().err
+        assert ended.value.code == 0, said
+    assert "2 runs, 2 of them done before" in said
+    kept = Results(work / "results.jsonl")
+    assert len(kept.records) == 2
+    for record in kept.records.values():
+        if record["compression"] and "metrics" in record:
+            assert record["embedding_bytes"] <= record["compression"]["target_bytes"]
+            assert 0 < record["scorer_us_per_row"] < 10_000
+    lines = list(csv.DictReader((out / "frontier_movielens.csv").read_text().splitlines()))
+    assert {line["method"] for line in lines} == {"collisionless", "low-bit rows"}
+    assert (out / "frontier_movielens.md").exists()
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    study = client.get_experiment_by_name("frontier")
+    assert study is not None
+    runs = client.search_runs([study.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert sorted(path.path for path in client.list_artifacts(parent.info.run_id)) == sorted(
+        path.name for path in out.iterdir()
+    )
+    nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(nested) == 2
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all(run.data.metrics["perf/embedding_bytes"] > 0 for run in nested)
+    choice = Choice(("low-bit rows",), (0.5,), ("int8",), 1)
+    assert csv_of(curves_of(points_of({"movielens": facts}, choice), kept)).count("\n") == 3

@@ -1,0 +1,112 @@
+"""`muxrec prune`: what it refuses, what it writes, and that a killed one goes on to the same result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from experiments.run_directory import RunDirectory
+from recsys.checkpoint import load_state
+from recsys.mask_file import load_mask
+
+BUDGET = ("--target-bytes", 5000, "--table-dtype", "int8")
+QUICK = ("compression.settings.search.generations=2", "compression.settings.tuning_steps=3")
+SEARCH = (*QUICK, "compression.settings.supernet=true")
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    return tmp_path_factory.mktemp("pruned") / "small"
+
+
+def test_prune_writes_an_ordinary_run_directory(run, pruned, muxrec, project):
+    result = muxrec("prune", run, "--out", pruned, *BUDGET, *QUICK, "--no-track", "--json")
+    assert result.code == 0, result.err
+    figures = json.loads(result.out)["compression"]
+    assert figures["bytes_after"] <= 5000 < figures["bytes_before"]
+    document = yaml.safe_load((pruned / "experiment.yaml").read_text())
+    assert document["compression"]["method"] == "optembed"
+    assert document["compression"]["table_dtype"] == "int8"
+    manifest = json.loads((pruned / "bundle" / "manifest.json").read_text())
+    assert manifest["compression"]["before"]["bytes_before"] == figures["bytes_before"]
+    assert set(manifest["compression"]["columns_kept"]["main"]) == {"f00", "f01", "f02", "f03", "l00"}
+    assert muxrec("verify", pruned / "bundle").code == 0
+    assert muxrec("parity", pruned, pruned / "bundle", "--input", project / "test.parquet").code == 0
+    evaluated = json.loads(muxrec("evaluate", pruned, "--json").out)
+    assert evaluated["auc"] == RunDirectory(pruned).metrics()["test"]["auc"]
+
+
+def test_export_keeps_the_runs_type_unless_told(run, pruned, muxrec, tmp_path):
+    same = json.loads(muxrec("export", pruned, "--out", tmp_path / "same", "--json").out)
+    other = json.loads(muxrec("export", pruned, "--out", tmp_path / "other", "--table-dtype", "fp32", "--json").out)
+    assert (same["table"], other["table"]) == ("int8", "fp32")
+    assert (tmp_path / "same" / "table.safetensors").read_bytes() == (
+        pruned / "bundle" / "table.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "optembedd"), "unknown method of compression; found 'optembedd'"),
+        (("compression.settings.rows_a_valu=3",), "did you mean 'compression.settings.rows_a_value'"),
+        (("compression.settings.rows_a_value=-3",), "rows_a_value"),
+        (("--target-bytes", "100"), "100 bytes are too few"),
+        (("--table-dtype", "int3"), "table_dtype"),
+        (("embedding.optimizer=rowwise_adagrad",), "shows its gradients"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(run, muxrec, tmp_path, arguments, message):
+    result = muxrec("prune", run, "--out", tmp_path / "out", *arguments, "--no-track")
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compressed_run_and_another_budget_are_refused(run, pruned, muxrec, tmp_path):
+    twice = muxrec("prune", pruned, "--out", tmp_path / "out", "--no-track")
+    assert twice.code == 2
+    assert "not compressed" in twice.err
+    other = muxrec("prune", run, "--out", pruned, "--target-bytes", 4000, "--table-dtype", "int8", "--no-track")
+    assert other.code == 2
+    assert "another experiment" in other.err
+
+
+def test_as_is_keeps_the_weights_that_the_mask_was_found_with(run, muxrec, tmp_path):
+    out = tmp_path / "out"
+    own_table = ("--method", "importance", "compression.settings.rows_a_value=null", "compression.start=as_is")
+    result = muxrec("prune", run, "--out", out, *BUDGET, *own_table, "--no-track", "--json")
+    assert result.code == 0, result.err
+    before, _ = load_state(run / "checkpoint" / "best.safetensors")
+    after = RunDirectory(out).ranker(as_served=False)
+    mask = load_mask(out / "mask.safetensors")
+    kept = torch.arange(after.embedding.table.shape[1]) < mask.row_widths[:, None]
+    name = next(name for name, tensor in before.items() if tensor is not None and tensor.shape == kept.shape)
+    assert torch.equal(after.embedding.table.detach(), before[name] * kept)
+
+
+@pytest.mark.slow
+def test_a_killed_prune_ends_as_one_that_was_not(run, tmp_path, muxrec):
+    """Killed in the supernet, in the search and in the last training; every stage goes on."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert muxrec("prune", run, "--out", whole, *BUDGET, *SEARCH, "--no-track").code == 0
+    command = [sys.executable, "-m", "experiments.cli", "prune", run, "--out", cut, *BUDGET, *SEARCH, "--no-track"]
+    places = [cut / "supernet" / "log.jsonl", cut / "supernet" / "search.jsonl", cut / "mask.safetensors"]
+    for place in places:
+        process = subprocess.Popen(
+            list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ.copy()
+        )
+        while process.poll() is None and not place.exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert muxrec("prune", run, "--out", cut, *BUDGET, *SEARCH, "--no-track").code == 0
+    for name in ("mask.safetensors", "bundle/table.safetensors", "supernet/search.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()

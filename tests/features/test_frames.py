@@ -1,0 +1,133 @@
+"""pandas, Arrow and polars frames mean the same rows to `prepare` and to `FeatureRegistry.infer`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from features.errors import InputError
+from features.frames import frame_of, is_frame
+from features.infer import infer_registry
+from features.prepare import prepare
+from features.registry import FeatureRegistry
+
+REGISTRY = FeatureRegistry.of(
+    label="click",
+    group="user",
+    weight="weight",
+    features={"user": "categorical", "tags": "categorical_list", "price": "numeric", "kind": "categorical"},
+)
+
+
+def raw(num_rows: int = 60) -> pl.DataFrame:
+    random = np.random.default_rng(3)
+    return pl.DataFrame(
+        {
+            "click": random.integers(0, 2, num_rows),
+            "user": [None if k == 7 else f"u{k}" for k in random.integers(0, 9, num_rows).tolist()],
+            "tags": [
+                None if k == 0 else [f"t{j}" for j in range(k - 1)] for k in random.integers(0, 5, num_rows).tolist()
+            ],
+            "price": [None if k < 0.1 else k for k in random.random(num_rows).tolist()],
+            "kind": random.integers(0, 3, num_rows),
+            "weight": random.random(num_rows),
+            "other": [f"row {k}" for k in range(num_rows)],
+        }
+    )
+
+
+def as_pandas(frame: pl.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({name: frame[name].to_list() for name in frame.columns})
+
+
+FORMS: dict[str, Any] = {"polars": lambda frame: frame, "arrow": lambda frame: pa.table(frame), "pandas": as_pandas}
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """All of a dataset but its name and the checksums of parts, which the writer's metadata change."""
+    document = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+    parts = {file.relative_to(directory): pl.read_parquet(file).to_dicts() for file in directory.rglob("*.parquet")}
+    infos = {name: (split["rows"], split["missing_rates"]) for name, split in document["splits"].items()}
+    return {"parts": parts, "splits": infos, "unknown": document["unknown_columns"]}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_frame_is_prepared_as_its_file_is(tmp_path: Path, form: str) -> None:
+    frame = raw()
+    frame.write_parquet(tmp_path / "raw.parquet")
+    from_file = prepare(REGISTRY, {"train": [tmp_path / "raw.parquet"]}, tmp_path / "file")
+    from_frame = prepare(REGISTRY, {"train": FORMS[form](frame)}, tmp_path / "frame")
+    assert from_frame.registry_fingerprint == from_file.registry_fingerprint
+    assert contents(tmp_path / "frame") == contents(tmp_path / "file")
+    assert from_frame.unknown_columns == ("other",)
+
+
+def test_frames_and_files_may_be_mixed_by_split(tmp_path: Path) -> None:
+    raw(30).write_parquet(tmp_path / "valid.parquet")
+    info = prepare(REGISTRY, {"train": raw(), "valid": [tmp_path / "valid.parquet"], "test": raw(20)}, tmp_path / "out")
+    assert {name: split.rows for name, split in info.splits.items()} == {"train": 60, "valid": 30, "test": 20}
+    assert info.split_rule == "as given"
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (raw().drop("user"), "the frame of 'train': expected a column 'user'; found columns click, tags"),
+        (raw().head(0), "expected rows; found none"),
+        (raw().with_columns(click=pl.lit(3)), "the frame of 'train': label 'click': expected 0 or 1; found 3 in row 1"),
+        (as_pandas(raw()).assign(kind=[object()] * 60), "column 'kind': expected categories"),
+    ],
+)
+def test_frames_that_cannot_be_prepared(tmp_path: Path, frame: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(REGISTRY, {"train": frame}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_registry_is_drafted_from_a_frame_as_from_its_file(tmp_path: Path, form: str) -> None:
+    frame = raw(200)
+    frame.write_parquet(tmp_path / "raw.parquet")
+    of_file, of_frame = infer_registry(tmp_path / "raw.parquet"), infer_registry(FORMS[form](frame))
+    assert of_frame.splitlines()[1:] == of_file.splitlines()[1:]
+    assert of_frame.startswith("# Drafted from the first 200 rows of a frame. Read")
+    (tmp_path / "registry.yaml").write_text(of_frame, encoding="utf-8")
+    assert FeatureRegistry.infer(FORMS[form](frame)) == FeatureRegistry.from_yaml(tmp_path / "registry.yaml")
+
+
+def test_what_cannot_be_drafted_from() -> None:
+    with pytest.raises(InputError, match="the frame: expected rows; found none"):
+        infer_registry(raw(0))
+    with pytest.raises(InputError, match="the frame: expected a column 'nope'"):
+        infer_registry(as_pandas(raw()), label="nope")
+    with pytest.raises(InputError, match="column 'x': expected one column of that name; found 2"):
+        frame_of(pd.DataFrame([[1, 2]], columns=["x", "x"]), (), None)
+
+
+def test_what_is_a_frame() -> None:
+    assert all(is_frame(FORMS[form](raw(3))) for form in FORMS)
+    assert not any(is_frame(value) for value in ([], {}, "a.parquet", Path("a"), raw(3).lazy(), [{"user": 1}]))
+
+
+def test_pandas_without_its_columns_keeps_its_rows() -> None:
+    assert frame_of(pd.DataFrame({"x": [1, 2, 3]}), REGISTRY.features).height == 3
+
+
+def test_pandas_needs_no_pyarrow() -> None:
+    code = """
+import sys
+sys.modules["pyarrow"] = None
+import pandas as pd
+from features.registry import FeatureRegistry
+frame = pd.DataFrame({"click": [0, 1] * 20, "user": ["a", None, "b", "c"] * 10, "n": [1, "x", 2.0, None] * 10})
+assert {feature.name for feature in FeatureRegistry.infer(frame).features} == {"user", "n"}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
