@@ -28,7 +28,7 @@ from rich.text import Text
 
 Status = Literal["ok", "missing", "note"]
 
-SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors", "typer")
+SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors", "typer", "xxhash")
 TRAINING = ("matplotlib", "numba", "optuna", "pandas", "psutil", "pyarrow", "scipy")
 EXPORT = ("onnx", "onnxscript")
 SERVER = ("starlette", "uvicorn", "prometheus-client")
