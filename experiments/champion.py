@@ -45,6 +45,20 @@ class TestSet(NamedTuple):
     negative_rate: float
     """Share of the negatives that these rows kept: models that correct for another share are brought to it."""
 
+    @staticmethod
+    def of(sources: Sequence[str], challenger: Scorer, negative_rate: float | None) -> "TestSet":
+        """`negative_rate` None: a dataset lost its negatives like the challenger's training data, raw files lost none.
+
+        Raises `InputError` for an impossible rate.
+        """
+        if negative_rate is None:
+            negative_rate = rate_of(challenger) if _is_dataset(sources) else 1.0
+        if not 0 < negative_rate <= 1:
+            remedy = "give the share of the negatives that the test rows kept"
+            expected = "the test rows' share of negatives must be above 0 and at most 1"
+            raise InputError(expected, found=str(negative_rate), remedy=remedy)
+        return TestSet(tuple(sources), negative_rate)
+
 
 class Scored(NamedTuple):
     """A test set under several models."""
@@ -87,15 +101,14 @@ def compare_models(
 ) -> Comparison:
     """Compare two models: bundles, finished runs or `models:/` URIs; `test` is by default the data of the run.
 
-    `negative_rate` None: the test rows kept the share of the negatives that the challenger was trained with. Raises
+    `negative_rate` is the share of the negatives that the test rows kept, by default as `TestSet.of` has it. Raises
     `InputError` for models that cannot be had and rows that cannot be scored by both.
     """
     sources = [str(one) for one in test] or _test_of(challenger) or _test_of(champion)
     if not sources:
         raise InputError("a comparison needs test rows", found="two bundles", remedy="give --test DATASET or raw files")
     scorers = [Scorer(bundle_of(one)) for one in (champion, challenger)]
-    rate = rate_of(scorers[1]) if negative_rate is None else negative_rate
-    return compare_scorers(scorers[0], scorers[1], TestSet(tuple(sources), rate))
+    return compare_scorers(scorers[0], scorers[1], TestSet.of(sources, scorers[1], negative_rate))
 
 
 def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> Comparison:
@@ -139,9 +152,8 @@ def score_test(scorers: Sequence[Scorer], test: TestSet) -> Scored:
 
     Raises `InputError` for rows that a model cannot read, and where there are none.
     """
-    first = Path(test.source[0])
-    if len(test.source) == 1 and (first / "dataset.json").is_file():
-        columns, digest, name = _dataset(scorers, first)
+    if _is_dataset(test.source):
+        columns, digest, name = _dataset(scorers, Path(test.source[0]))
     else:
         columns, digest, name = _raw_files(scorers, expand(test.source))
     parts = [part for part in columns if len(part["label"])]
@@ -151,6 +163,10 @@ def score_test(scorers: Sequence[Scorer], test: TestSet) -> Scored:
     probabilities = [_at_rate(joined[f"p{index}"], test.negative_rate) for index in range(len(scorers))]
     groups, weights = joined.get("group"), joined.get("weight")
     return Scored(joined["label"].astype(np.float32), groups, weights, probabilities, digest, name)
+
+
+def _is_dataset(sources: Sequence[str]) -> bool:
+    return len(sources) == 1 and (Path(sources[0]) / "dataset.json").is_file()
 
 
 Columns = Iterator[dict[str, npt.NDArray[Any]]]
@@ -163,9 +179,10 @@ def _dataset(scorers: Sequence[Scorer], directory: Path) -> tuple[Columns, str, 
             remedy = "give raw rows with the label as --test, which each model encodes for itself"
             expected = f"{directory}: expected the registry of model {scorer.bundle.model_id}"
             raise InputError(expected, found="another", remedy=remedy)
-    split = "test" if "test" in info.splits else "valid"
-    if split not in info.splits:
-        raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits), remedy="prepare one")
+    split = "test"
+    if split not in info.splits:  # the validation split chose the models: it flatters the one that it was searched on
+        remedy = "give other rows with the label as --test"
+        raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits), remedy=remedy)
     parts = [directory / part.file for part in info.splits[split].parts]
     return _encoded(scorers, registry, parts), info.digest_of(split), f"{info.name} {split}"
 

@@ -131,13 +131,19 @@ def compare_runs(
             name=_name(list(members.values())),
             settings={key: dict(own).get(key, "") for key in varying},
             data=data,
-            runs=tuple(sorted(members.values(), key=lambda run: (len(run.params.get("seed", "")), run.params["seed"]))),
+            runs=tuple(sorted(members.values(), key=_seed_order)),
         )
         for (data, own), members in groups.items()
     ]
     rows.sort(key=lambda row: -(row.mean("val/auc") or 0.0))
     chosen = None if baseline is None else _baseline(rows, baseline)
     return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished))
+
+
+def _seed_order(run: TrackedRun) -> tuple[int, str]:
+    """By number; a run that somebody else logged may have no seed."""
+    seed = run.params.get("seed", "")
+    return len(seed), seed
 
 
 def _varying(settings: Sequence[Mapping[str, str]]) -> list[str]:

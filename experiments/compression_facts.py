@@ -14,23 +14,13 @@ def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Ma
     """Bytes of the embedding files, what is kept of the table, and the quality with it."""
     mask = ranker.embedding.mask or Mask.full(ranker.embedding.layout)
     figures = {
-        "bytes_after": float(embedding_bytes(bundle)),
+        "bytes_after": float(bundle.manifest.table_bytes),
         "rows_kept": float(mask.num_rows_kept),
         "cells_kept": float(mask.num_cells),
     }
     for split in [name for name in ("valid", "test") if name in metrics]:
         figures |= {f"{split}_{name}_after": metrics[split][name] for name in ("auc", "logloss")}
     return figures
-
-
-def embedding_bytes(bundle: Bundle) -> int:
-    """Bytes of a bundle's embedding files: the table, and the vocabulary where there is one."""
-    return sum(
-        entry.bytes for name, entry in bundle.manifest.files.items() if name in ("table.safetensors", VOCABULARY)
-    )
-
-
-VOCABULARY = "vocabulary.safetensors"
 
 
 def compression_facts(ranker: Ranker, experiment: Experiment, before: Mapping[str, float]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from rich.text import Text
 
 Status = Literal["ok", "missing", "note"]
 
-SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors", "typer", "xxhash")
+PARSERS = ("pydantic", "pyyaml", "typer")
+SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "rich", "safetensors", "xxhash", *PARSERS)
 TRAINING = ("matplotlib", "numba", "optuna", "pandas", "psutil", "pyarrow", "scipy")
 EXPORT = ("onnx", "onnxscript")
 SERVER = ("starlette", "uvicorn", "prometheus-client")

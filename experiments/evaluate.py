@@ -1,7 +1,7 @@
 """What is done with a trained run: metrics, export, and the parity of trainer and scorer from raw rows."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -15,7 +15,6 @@ from experiments.compression_facts import compression_facts
 from experiments.run_directory import RunDirectory, check_registry
 from experiments.text import text_of
 from features.addressing import rows_of
-from features.dataset_info import read_dataset
 from features.encode import encode
 from features.errors import InputError
 from features.readers import expand, read_chunks
@@ -24,7 +23,7 @@ from features.spec import Numeric
 from recsys.collisions import collision_report, distinct_tokens
 from recsys.dataset import Split
 from recsys.evaluate import predict
-from recsys.export import correction_of, export_bundle, probabilities
+from recsys.export import correction_of, export_bundle, probabilities, served
 from recsys.metrics import Predictions, calibration_ratio, evaluate
 from recsys.segments import Segment, segment_report, token_counts
 from recsys.slots import Slots
@@ -169,12 +168,6 @@ def export_run(
     run = RunDirectory(path)
     facts, experiment = run.facts(), run.experiment()
     metrics, compression = run.metrics(), experiment.compression
-    try:
-        info, _ = read_dataset(facts["dataset"])
-    except InputError:
-        info = None  # a run may outlive its dataset; the bundle then has no profile of it
-    if info is not None and info.digest != facts["dataset_digest"]:
-        info = None
     trained = run.ranker(as_served=False)
     return export_bundle(
         trained,
@@ -183,7 +176,7 @@ def export_run(
         model=experiment.model_name,
         table_dtype=cast(TableDtype, table_dtype or (compression.table_dtype if compression else "fp32")),
         metrics={name: values for name, values in metrics.items() if name not in ("perf", "compression")},
-        info=info,
+        info=run.info(),  # a run may outlive its dataset; the bundle then has no profile of it
         distributions=run.distributions(),
         trained_rows=run.trained_rows(),
         run_id=facts["mlflow_run_id"],
@@ -193,8 +186,13 @@ def export_run(
     )
 
 
-def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6) -> dict[str, Any]:
+def parity_of(
+    path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6, as_served: bool = False
+) -> dict[str, Any]:
     """Score raw rows by the trainer's model and by the bundle; logged to the run's MLflow run as `parity/`.
+
+    Without `inputs` the rows are the bundle's golden ones. `as_served`: the trainer's table is rounded to the bundle's
+    type first, so that a difference is none of the rounding.
 
     Both correct for the bundle's share of negatives. The scorer passes when its ids are the trainer's bit for bit, and
     its probabilities either lie within `tolerance` of the trainer's or come as close to the same network in float64 as
@@ -203,25 +201,25 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
     Raises `InputError` for files that cannot be read and for a bundle of another registry.
     """
     run, scorer = RunDirectory(path), Scorer(bundle)
-    ranker, registry = run.ranker(), run.registry()
+    registry = run.registry()
     check_registry(registry, scorer.bundle.registry, str(bundle))
+    ranker = run.ranker(as_served=not as_served)
+    if as_served:
+        ranker = served(ranker, scorer.bundle.manifest.table_dtype).eval()
     correction = scorer.bundle.manifest.prior_correction
-    numeric = [feature.name for feature in registry.features if isinstance(feature, Numeric)]
-    names = [feature.name for feature in registry.features]
     slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
     num_rows, ids_equal = 0, True
     worst, rounding, error = 0.0, 0.0, 0.0
-    for file in expand(inputs):
-        for chunk in read_chunks(file, names, numeric=numeric, chunk_rows=16_384):
-            trained = probabilities(ranker, registry, chunk, correction=correction)
-            exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
-            served = scorer.score(chunk)
-            # np.maximum keeps a NaN, which then passes no comparison.
-            worst = float(np.maximum(worst, np.abs(trained - served).max(initial=0.0)))
-            rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
-            error = float(np.maximum(error, np.abs(served - exact).max(initial=0.0)))
-            ids_equal &= _ids_equal(chunk, registry, slots, scorer.bundle)
-            num_rows += len(chunk)
+    for chunk in _raw_chunks(registry, inputs) if inputs else [scorer.bundle.golden.select(_names(registry))]:
+        trained = probabilities(ranker, registry, chunk, correction=correction)
+        exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
+        scores = scorer.score(chunk)
+        # np.maximum keeps a NaN, which then passes no comparison.
+        worst = float(np.maximum(worst, np.abs(trained - scores).max(initial=0.0)))
+        rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
+        error = float(np.maximum(error, np.abs(scores - exact).max(initial=0.0)))
+        ids_equal &= _ids_equal(chunk, registry, slots, scorer.bundle)
+        num_rows += len(chunk)
     result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
     result |= {"trainer_rounding": rounding, "scorer_rounding": error}
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
@@ -236,6 +234,16 @@ def parity_of(path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: flo
         ) as error:  # the store's own errors have no common base; the result matters more than its record
             logger.warning("parity was not logged to MLflow: %s", type(error).__name__)
     return result
+
+
+def _names(registry: FeatureRegistry) -> list[str]:
+    return [feature.name for feature in registry.features]
+
+
+def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl.DataFrame]:
+    numeric = [feature.name for feature in registry.features if isinstance(feature, Numeric)]
+    for file in expand(inputs):
+        yield from read_chunks(file, _names(registry), numeric=numeric, chunk_rows=16_384)
 
 
 def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, served: Bundle) -> bool:

@@ -18,25 +18,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import typer
 
 from experiments.cli import run_command
 from experiments.config import Compression, Experiment
+from experiments.frontier_figures import TIME, keep_bundle, measured, time_scorers
 from experiments.frontier_report import Curve, write_frontier
 from experiments.process import alone_in, prepare_for_training
-from experiments.results import Processes, Record, Results, RunError, key_of, say, train_missing
+from experiments.results import PATIENCE, Processes, Record, Results, RunError, key_of, say, train_missing
 from experiments.run_directory import RunDirectory
 from experiments.studies import SINGLE, WIDTH, Cell, Facts, Shape, Variant, cells_of, read_facts, table, yaml_text
 from features.errors import InputError
-from features.golden import golden_frame
 from features.progress import progress_bar
-from recsys.compression import COMPRESSORS
-from serving.bundle import Bundle
-from serving.scorer import Scorer
+from recsys.compression import COMPRESSORS, Start
 from serving.table import TableDtype, table_bytes
+
+if TYPE_CHECKING:
+    from recsys.tracking import Tracker
 
 BUDGETS = (0.1, 0.2, 0.5, 0.02, 0.01)
 """Shares of the collisionless table's bytes, in the order in which they are tried."""
@@ -61,18 +62,25 @@ class Method(NamedTuple):
     """The run that it starts from; shape-only methods take its network and its seed alone."""
     dtypes: tuple[TableDtype, ...] = DTYPES
     """Those that it is tried with."""
+    start: Start | None = None
+    """Weights that its last training begins with; None: as the compressor has it."""
+    changes: Mapping[str, Any] = MappingProxyType({})
+    """`compression.settings.KEY` to value that make another curve of the same compressor."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """`compression.settings.KEY` to value, where it is not the default."""
         known = COMPRESSORS[self.compressor].Config.model_fields
-        return {"rows_a_value": None} if "rows_a_value" in known else {}  # the base `wide` is as wide already
+        # The base `wide` is as wide already.
+        return {**({"rows_a_value": None} if "rows_a_value" in known else {}), **self.changes}
 
 
 METHODS: dict[str, Method] = {
     "smaller table": Method("smaller", "unified"),
     "magnitude": Method("magnitude", "wide"),
-    "OptEmbed": Method("optembed", "wide"),
+    # OptEmbed's second stage alone, and the whole of it as in the paper: supernet, search, rewind.
+    "width search": Method("optembed", "wide"),
+    "OptEmbed": Method("optembed", "wide", start="rewind", changes={"supernet": True}),
     "importance": Method("importance", "wide"),
     "frequency cut-off": Method("frequency", "wide"),
     "OptFS": Method("opt_fs", "wide"),
@@ -110,7 +118,9 @@ class Point(NamedTuple):
             return None
         method = METHODS[self.method]
         budget = {"table_dtype": self.dtype, "target_bytes": self.target_bytes}
-        return Compression(method=method.compressor, **budget, settings=method.settings).model_dump(mode="json")
+        given = {"method": method.compressor, **budget, "settings": method.settings}
+        given |= {} if method.start is None else {"start": method.start}
+        return Compression.model_validate(given).model_dump(mode="json")
 
     @property
     def base_key(self) -> str:
@@ -186,7 +196,7 @@ class Bench:
             "compression": point.compression,
             "base_seconds": RunDirectory(base).metrics()["perf"]["train_seconds"],
         }
-        began = time.perf_counter()
+        began, is_resumed = time.perf_counter(), (self.work / "runs" / point.key).exists()
         try:
             run = base if point.method is None else self._compressed(point, base)
         except RunError as error:
@@ -195,12 +205,12 @@ class Bench:
                 raise
             shutil.rmtree(self.work / "runs" / point.key, ignore_errors=True)
             return {**record, "unreachable": str(error).partition(" (exit code")[0], "seconds": 0.0}
-        record["seconds"] = time.perf_counter() - began
-        with self._lock:  # one at a time, or they would share a core
-            record |= measured(run)
+        record["seconds"] = None if is_resumed else time.perf_counter() - began
+        record |= measured(run)
         if record["embedding_bytes"] > point.target_bytes and point.method is not None:
             raise RunError(f"{record['embedding_bytes']:,} bytes of embedding files, {point.target_bytes:,} allowed")
         if point.method is not None and not self.processes.keep_runs:
+            keep_bundle(run, self.work)
             shutil.rmtree(run)
         if self.log:
             self.log.add(point, record)
@@ -223,33 +233,11 @@ class Bench:
         out = self.work / "runs" / point.key
         words = ["prune", str(base), "--out", str(out), "--method", compression["method"], "--no-track", "--json"]
         words += ["--target-bytes", str(point.target_bytes), "--table-dtype", point.dtype]
-        settings = METHODS[point.method or ""].settings
-        words += [f"compression.settings.{key}={yaml_text(value)}" for key, value in settings.items()]
+        method = METHODS[point.method or ""]
+        words += [f"compression.settings.{key}={yaml_text(value)}" for key, value in method.settings.items()]
+        words += [] if method.start is None else [f"compression.start={method.start}"]
         self.processes.run(words, out.with_name(f"{point.key}.log"))
         return out
-
-
-def measured(run: Path) -> Record:
-    """Metrics of a finished run, and what its bundle takes: bytes on the disk, and time."""
-    bundle = Bundle.open(RunDirectory(run).bundle)
-    files = {path.name: path.stat().st_size for path in RunDirectory(run).bundle.iterdir()}
-    return {
-        "metrics": RunDirectory(run).metrics(),
-        "embedding_bytes": bundle.manifest.table_bytes,
-        "bundle_bytes": sum(files.values()),
-        "scorer_us_per_row": scorer_microseconds(bundle),
-    }
-
-
-def scorer_microseconds(bundle: Bundle, num_rows: int = 4096, repeats: int = 5) -> float:
-    """Microseconds a row that one thread takes to score made-up raw rows together; the quickest of some repeats."""
-    scorer, rows = Scorer(bundle, num_threads=1), golden_frame(bundle.registry, num_rows=num_rows, seed=1)
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        scorer.score(rows)
-        seconds.append(time.perf_counter() - began)
-    return float(np.min(seconds)) / num_rows * 1e6
 
 
 class Log:
@@ -264,8 +252,7 @@ class Log:
     def add(self, point: Point, record: Record) -> None:
         """One point, as a run of its own."""
         with self._lock:
-            tags = {"mlflow.parentRunId": self.parent.run_id, "stage": "compress", "dataset.name": point.data}
-            child = self._start(experiment="frontier", name=point.name, tags=tags, key=point.key)
+            child = self._child(point)
             what = {"method": point.method or REFERENCE, "table_dtype": point.dtype, "budget": point.budget}
             settings = {**what, "seed": point.seed, "compression": point.compression, "base": point.cell.label}
             child.log_settings(settings, point.facts.info, point.facts.directory)
@@ -275,9 +262,21 @@ class Log:
                 for split, prefix in prefixes.items()
                 for name, value in record["metrics"].get(split, {}).items()
             }
-            costs = ("embedding_bytes", "bundle_bytes", "scorer_us_per_row", "seconds", "base_seconds")
-            child.log_metrics({**figures, **{f"perf/{name}": record[name] for name in costs}})
+            costs = {name: record[name] for name in ("embedding_bytes", "bundle_bytes", "seconds", "base_seconds")}
+            known = {f"perf/{name}": value for name, value in costs.items() if value is not None}
+            child.log_metrics({**figures, **known})
             child.finish()
+
+    def add_time(self, point: Point, microseconds: float) -> None:
+        """What was measured of a point when all was trained."""
+        child = self._child(point)
+        child.log_metrics({f"perf/{TIME}": microseconds})
+        child.finish()
+
+    def _child(self, point: Point) -> "Tracker":
+        """The run of a point, which is found again by its key."""
+        tags = {"mlflow.parentRunId": self.parent.run_id, "stage": "compress", "dataset.name": point.data}
+        return self._start(experiment="frontier", name=point.name, tags=tags, key=point.key)
 
 
 @contextmanager
@@ -346,11 +345,13 @@ def frontier(
     choice = Choice(chosen, budgets or BUDGETS, _checked(dtypes or [], DTYPES, "type of rows"), seeds)
     points = points_of(facts, choice)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    processes = Processes(work, threads=threads, keep_runs=keep_runs)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with alone_in(work), _logged(out, track and not report_only) as log:
-        kept = Results(work / "results.jsonl")
-        failures = [] if report_only else _do(points, kept, Bench(work, processes, log), workers)
+    with alone_in(work, patience=PATIENCE) as lock, _logged(out, track and not report_only) as log:
+        kept, failures = Results(work / "results.jsonl"), []
+        if not report_only:
+            processes = Processes(work, threads=threads, keep_runs=keep_runs, lock=lock)
+            failures = _do(points, kept, Bench(work, processes, log), workers)
+            time_scorers(points, kept, work, log.add_time if log else None)
         # Curves that this call did not ask for are drawn too, where they are done.
         everything = Choice(known, sorted({*BUDGETS, *choice.budgets}, reverse=True), DTYPES, seeds)
         write_frontier(out, curves_of(points_of(facts, everything), kept), facts)

@@ -9,7 +9,18 @@ import serving
 from recsys.tracking import Tracker
 from serving.bundle import Bundle
 
-SERVING_PACKAGES = ("numpy", "onnxruntime", "polars", "polars-hash", "pydantic", "pyyaml", "rich", "safetensors")
+SERVING_PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "polars",
+    "polars-hash",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "safetensors",
+    "xxhash",
+)
+"""What the project depends on, without the command line's typer."""
 
 
 def log_model(tracker: Tracker, bundle: Bundle, *, name: str = "bundle") -> None:

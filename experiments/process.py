@@ -2,13 +2,13 @@
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from features.errors import InputError
+from features.files import take_lock
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets
 _SPINS = "30000"
@@ -40,18 +40,14 @@ def alone_in(folder: Path, *, patience: float = 0.0) -> Iterator[int]:
     Raises `InputError` where another process still holds it after `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    last = time.monotonic() + patience
-    with (folder / "lock").open("w", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= last:
-                    expected = f"{folder}: expected no other process at work"
-                    raise InputError(expected, found="one", remedy="wait for it, or work in another folder") from None
-                time.sleep(0.1)
-        yield file.fileno()
+    descriptor = take_lock(folder / "lock", patience=patience)
+    if descriptor is None:
+        expected = f"{folder}: expected no other process at work"
+        raise InputError(expected, found="one", remedy="wait for it, or work in another folder")
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 class ResourceMeter:

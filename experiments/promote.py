@@ -5,7 +5,6 @@ worse than the champion's on the same test rows by more than a margin. It asks f
 must lie inside the margin, so that a small test set lets nothing through by luck.
 """
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from experiments.champion import Comparison, TestSet, compare_scorers, rate_of
+from experiments.champion import Comparison, TestSet, compare_scorers
 from experiments.evaluate import parity_of
 from experiments.logged_model import log_model
 from experiments.run_directory import RunDirectory
 from features.errors import InputError
-from features.files import cache_directory
+from features.files import cache_directory, take_lock
 from recsys.model_registry import ModelRegistry, Version
 from recsys.paired import Difference
 from recsys.tracking import Tracker, tracking_uri
@@ -50,7 +49,7 @@ class Check(NamedTuple):
 
     name: str
     outcome: str
-    """passed, failed or not run."""
+    """passed or failed."""
     note: str
     """What was found, beside what was asked for."""
 
@@ -68,8 +67,8 @@ class Promotion:
 
     @property
     def passed(self) -> bool:
-        """True where no check failed."""
-        return all(check.outcome != "failed" for check in self.checks)
+        """True where every check passed."""
+        return all(check.outcome == "passed" for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -91,13 +90,15 @@ def promote(
     name: str | None = None,
     bundle: Path | None = None,
     test: Sequence[str] = (),
+    negative_rate: float | None = None,
     inputs: Sequence[str] = (),
     margins: Margins | None = None,
 ) -> Promotion:
     """Register a finished run's bundle (or another export of it), judge it, and move the alias to it if it passes.
 
-    `name` of the registered model is by default the dataset's; `test` the dataset of the run; `inputs` are raw rows for
-    the parity check. Called again it changes nothing. Raises `InputError` for what cannot be judged at all.
+    `name` of the registered model is by default the dataset's; `test` the dataset of the run; `negative_rate` the share
+    of the negatives that the test rows kept, by default as `TestSet.of` has it; `inputs` are raw rows for the parity
+    check, by default the golden ones. Called again it changes nothing. Raises `InputError` for what cannot be judged.
     """
     run, margins = RunDirectory(path), margins or Margins()
     run.metrics()
@@ -106,10 +107,10 @@ def promote(
     checks = [_verified(scorer)]
     registry, version = _registered(run, scorer.bundle, name)
     checks.append(_parity(path, scorer.bundle.path, inputs))
-    sources = tuple(test) or (run.facts()["dataset"],)
+    rows = TestSet.of(tuple(test) or (run.facts()["dataset"],), scorer, negative_rate)
     for _ in range(MAX_ROUNDS):
         champion = registry.holder(name, alias)
-        judged, comparison = _judged(registry, champion, version, scorer, sources, margins)
+        judged, comparison = _judged(registry, champion, version, scorer, rows, margins)
         found = Promotion(
             version=version, alias=alias, champion=champion, checks=[*checks, *judged], comparison=comparison
         )
@@ -135,11 +136,10 @@ def _verified(scorer: Scorer) -> Check:
 
 
 def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
-    if not inputs:
-        return Check("parity", "not run", "no raw rows: give --input")
-    found = parity_of(path, bundle, inputs)
+    found = parity_of(path, bundle, inputs, as_served=True)
+    rows = f"{found['rows']:,} {'raw' if inputs else 'golden'} rows"
     ids = "ids equal" if found["ids_equal"] else "ids differ"
-    return _check("parity", found["ok"], f"{found['rows']:,} raw rows: {ids}, |dp| {found['max_abs_diff']:.1e}")
+    return _check("parity", found["ok"], f"{rows}: {ids}, |dp| {found['max_abs_diff']:.1e}")
 
 
 def _judged(
@@ -147,7 +147,7 @@ def _judged(
     champion: Version | None,
     version: Version,
     scorer: Scorer,
-    sources: tuple[str, ...],
+    test: TestSet,
     margins: Margins,
 ) -> tuple[list[Check], Comparison | None]:
     """The checks against the champion on the test rows."""
@@ -155,7 +155,6 @@ def _judged(
         note = "no champion yet" if champion is None else "is the champion"
         return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
     fetched = registry.fetch(champion.name, champion.number, cache=cache_directory() / "models")
-    test = TestSet(sources, rate_of(scorer))
     comparison = compare_scorers(Scorer(fetched), scorer, test)
     by_name = {one.metric: one for one in comparison.differences}
     rows = comparison.test["rows"]
@@ -202,11 +201,12 @@ def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegi
 
 
 def _track(run: RunDirectory) -> None:
-    """Give a run that was trained without tracking its MLflow run, with its metrics."""
+    """Give a run that was trained without tracking its MLflow run, with its settings and metrics."""
     experiment, facts = run.experiment(), run.facts()
     dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
     tags = {"dataset.digest": facts["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
     tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=facts["key"])
+    tracker.log_settings(experiment.model_dump(mode="json"), run.info(), Path(facts["dataset"]))
     for split, values in run.metrics().items():
         prefix = {"valid": "val"}.get(split, split)
         tracker.log_metrics(
@@ -223,9 +223,12 @@ def _alone(name: str) -> Iterator[None]:
     """Wait for this machine's other promotions of the model: MLflow cannot move an alias on a condition."""
     folder = cache_directory() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / (re.sub(r"[^\w-]", "_", name) + ".lock")).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = take_lock(folder / (re.sub(r"[^\w-]", "_", name) + ".lock"))
+    assert descriptor is not None, "it waits for ever"
+    try:
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _tags(found: Promotion) -> dict[str, str]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.compression_facts import embedding_bytes
 from experiments.config import Experiment, validated, with_overrides
 from experiments.run_directory import RunDirectory
 from experiments.train import train_run
@@ -61,7 +60,8 @@ def prune_run(
     before = _figures_before(parent)
     train = Split(parent.facts()["dataset"], "train")
     if train.info.digest != parent.facts()["dataset_digest"]:
-        raise InputError(f"{train.directory}: expected the data of training", found="prepared again since")
+        remedy = "train the run on it first, or prepare it as it was"
+        raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
     settings = {
         "method": method,
         "target_bytes": target_bytes or max(1, int(before["bytes_before"]) // SHARE),
@@ -80,6 +80,7 @@ def prune_run(
         )
     experiment = experiment.model_copy(update={"embedding": reshaped})
     if not compressor.is_shape_only:
+        stages.check(experiment)
         _check_reachable(experiment, train, facts, compressor)
     return train_run(
         experiment,
@@ -104,7 +105,7 @@ def _with_compression(experiment: Experiment, settings: dict[str, Any], override
 
 def _figures_before(parent: RunDirectory) -> dict[str, float]:
     metrics = parent.metrics()
-    figures = {"bytes_before": float(embedding_bytes(Bundle.open(parent.bundle, verify=False)))}
+    figures = {"bytes_before": float(Bundle.open(parent.bundle, verify=False).manifest.table_bytes)}
     for split in [name for name in ("valid", "test") if name in metrics]:
         figures |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
     return figures
@@ -142,6 +143,15 @@ class Stages(NamedTuple):
     before: dict[str, float]
     train: Split
     progress: bool
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `InputError` where the run's own weights are to be used for another model, or under another seed."""
+        own = self.parent.experiment()
+        changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
+        if changed is not None and not self._trains(experiment):
+            found = f"{changed}: {getattr(experiment, changed)!r}, not {getattr(own, changed)!r}"
+            remedy = "leave it as it is, or train a run of its own with it and prune that one"
+            raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 
     def prepare(self, run: RunDirectory, ranker: Ranker) -> dict[str, float]:
         """Hold a fresh ranker to the mask, which is found first where there is none; returns figures of the stages."""
@@ -201,6 +211,7 @@ class Stages(NamedTuple):
             seed=experiment.seed,
             l2=experiment.embedding.l2,
             progress=self.progress,
+            keep=self.compressor.supernet_keeps,
         )
         trainer.fit(self.train, valid)
         return ranker

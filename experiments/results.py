@@ -37,6 +37,10 @@ Record = dict[str, Any]
 what the run was compressed by, where it was."""
 
 
+PATIENCE = 5.0
+"""Seconds to wait for the processes of a study that was interrupted to end."""
+
+
 class Work(Protocol):
     """What `train_missing` must know of a run to be done."""
 
@@ -168,8 +172,10 @@ class RunError(Exception):
 class Processes:
     """Trains jobs in processes of their own, below a work folder."""
 
-    def __init__(self, work: Path, *, threads: int, keep_runs: bool) -> None:
+    def __init__(self, work: Path, *, threads: int, keep_runs: bool, lock: int | None = None) -> None:
+        """`lock`: descriptor of the study's lock, which each process holds too, as it may outlive the study."""
         self.work, self.threads, self.keep_runs = work, threads, keep_runs
+        self.inherited = () if lock is None else (lock,)
         self.running: set[subprocess.Popen[str]] = set()
 
     def train(self, job: Job) -> Record:
@@ -190,7 +196,12 @@ class Processes:
         with log.open("w", encoding="utf-8") as errors:
             command = [sys.executable, "-m", "experiments.cli", *words]
             process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=errors, text=True, env={**os.environ, **threads}
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **threads},
+                pass_fds=self.inherited,
             )
             self.running.add(process)
             code = process.wait()
@@ -227,7 +238,8 @@ def _summary(record: Record) -> str:
         return f"cannot: {record['unreachable']}"
     metrics = record["metrics"]
     split = "test" if "test" in metrics else "valid"
-    return f"{split} auc {metrics[split]['auc']:.4f}, {metrics['perf']['epochs']} epochs, {record['seconds']:.0f} s"
+    time_taken = "resumed" if record["seconds"] is None else f"{record['seconds']:.0f} s"
+    return f"{split} auc {metrics[split]['auc']:.4f}, {metrics['perf']['epochs']} epochs, {time_taken}"
 
 
 def say(line: str) -> None:
@@ -274,9 +286,9 @@ def results(
         name: read_facts(directories[name]) for name in sorted({name for one in studies.values() for name in one.data})
     }
     cores = len(os.sched_getaffinity(0))
-    processes = Processes(work, threads=max(1, cores // workers), keep_runs=keep_runs)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with alone_in(work):
+    with alone_in(work, patience=PATIENCE) as lock:
+        processes = Processes(work, threads=max(1, cores // workers), keep_runs=keep_runs, lock=lock)
         kept = Results(work / "results.jsonl")
         jobs, failures = plan(studies, facts, seeds)
         jobs = [job for job in jobs if fnmatchcase(job.cell.name, cells)]

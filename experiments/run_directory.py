@@ -4,6 +4,7 @@ experiment.yaml    resolved settings; `muxrec train --config experiment.yaml` re
 run.json           a key of its own, dataset, its digest, registry fingerprint, MLflow run
 registry.json      the registry with its fitted statistics
 vocabulary.safetensors  the distinct tokens of train, where the kind of table depends on them
+lock               held by the process that trains here
 log.jsonl          one line an epoch
 mask.safetensors   which cells of the table `muxrec prune` kept
 supernet/          what it learned that from: a log and checkpoints like those of the run; and search.jsonl
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from experiments.config import Experiment, read_experiment
 from features.addressing import Vocabulary
-from features.dataset_info import DatasetInfo
+from features.dataset_info import DatasetInfo, read_dataset
 from features.errors import InputError
 from features.files import temporary_directory_beside, write_text
 from features.layout import COUNTED
@@ -73,7 +74,6 @@ class RunDirectory:
     ) -> dict[str, Any]:
         """Make the (checked) directory unless it is there; returns run.json."""
         if (self.path / "run.json").is_file():
-            self._clear()
             return self.facts()
         facts = {
             "key": uuid.uuid4().hex,
@@ -93,8 +93,11 @@ class RunDirectory:
             temporary.rename(self.path)
         return facts
 
-    def _clear(self) -> None:
-        """Remove what a killed process was about to write; everything has a hidden name until it is whole."""
+    def clear(self) -> None:
+        """Remove what a killed process was about to write; everything has a hidden name until it is whole.
+
+        To be called by who holds the directory, as another process may be writing.
+        """
         for path in self.path.glob(".*"):
             if path.suffix in (".tmp", ".old"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -121,6 +124,15 @@ class RunDirectory:
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Replace run.json."""
         write_text(self.path / "run.json", json.dumps(facts, indent=1))
+
+    def info(self) -> DatasetInfo | None:
+        """The dataset that the run was trained on; None where it is gone, or prepared again since."""
+        facts = self.facts()
+        try:
+            info, _ = read_dataset(facts["dataset"])
+        except InputError:
+            return None
+        return info if info.digest == facts["dataset_digest"] else None
 
     def experiment(self) -> Experiment:
         """The resolved settings."""

@@ -196,7 +196,7 @@ class Sweep:
         finally:
             self._is_stopping = True
             with self._mutex:
-                for process in self._running:
+                for process in list(self._running):  # a worker's thread may take its own out meanwhile
                     process.stop()
             pool.shutdown(wait=True)
 

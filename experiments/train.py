@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from experiments.compression_facts import compression_facts, compression_figures
 from experiments.config import Experiment
 from experiments.evaluate import metrics_of
 from experiments.logged_model import log_model
-from experiments.process import ResourceMeter
+from experiments.process import ResourceMeter, alone_in
 from experiments.report.importance import feature_importance
 from experiments.report.model_card import model_card
 from experiments.report.write import Judged, kept_by_feature, write_report
@@ -33,6 +33,9 @@ from recsys.tracking import Tracker, git_commit, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer, new_state, peak_memory_mb
 from recsys.training_profile import training_profile
 from serving.bundle import Bundle
+
+PATIENCE = 1.0
+"""Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
 
 
 class PrunedError(Exception):
@@ -55,8 +58,8 @@ def train_run(
     `prepare` may hold a fresh ranker to a mask before it is trained; what it returns stands in the section
     `compression` of the metrics.
     `tags` are added to the MLflow run; `on_epoch` takes each record of the history, twice where a run is cut off then.
-    Raises `InputError` for a directory of another run, a dataset without a validation split, and settings that do
-    not fit the data.
+    Raises `InputError` for a directory of another run or with another process at work, a dataset without a validation
+    split, and settings that do not fit the data.
     """
     run, train = RunDirectory(out), Split(data, "train")
     if "valid" not in train.info.splits:
@@ -77,9 +80,14 @@ def train_run(
         learning_rate=experiment.trainer.learning_rate,
         vocabulary=vocabulary,
     )
-    facts = run.begin(experiment, train.info, train.registry, data, vocabulary)
-    tracker = _tracker(run, facts, experiment, train, tags or {}) if track else None
-    with _ending(tracker):
+    run.begin(experiment, train.info, train.registry, data, vocabulary)
+    with ExitStack() as held:
+        held.enter_context(alone_in(out, patience=PATIENCE))
+        if run.is_finished:  # by the process that was waited for
+            return run.metrics()
+        run.clear()
+        tracker = _tracker(run, experiment, train, tags or {}) if track else None
+        held.enter_context(_ending(tracker))
         if tracker:
             # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
             tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
@@ -116,10 +124,9 @@ def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | 
     return ended
 
 
-def _tracker(
-    run: RunDirectory, facts: dict[str, Any], experiment: Experiment, train: Split, more_tags: Mapping[str, str]
-) -> Tracker:
+def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
     """The MLflow run of a run directory: the one it began with where it was cut off."""
+    facts = run.facts()
     if facts["mlflow_run_id"] is not None:
         tracker = Tracker.resume(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
         for record in run.history():  # what the process held back when it was cut off
@@ -176,7 +183,9 @@ def _finish(
     distinct = distinct or distinct_tokens(train.tokens())
     collisions, usage = collision_report(embedding.layout, distinct, embedding.vocabulary)
     np.save(run.trained_rows_path, usage > 0)
-    profile = training_profile(train, valid, predictions["valid"].probabilities, embedding, usage > 0)
+    profile = training_profile(
+        train, valid, predictions["valid"], embedding, usage > 0, negative_rate=experiment.negative_rate
+    )
     write_text(run.profile_path, profile.model_dump_json())
     importance = feature_importance(ranker, splits[-1])
     run_id = tracker.run_id if tracker else None

@@ -1,9 +1,11 @@
 """Files that appear whole or not at all, and their checksums."""
 
 import hashlib
+import math
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,31 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def take_lock(path: Path, *, patience: float = math.inf) -> int | None:
+    """Open descriptor of a lock file that is this process's now; None where another holds it for `patience` seconds.
+
+    It is free when the last process that has the descriptor closes it or ends. Whoever holds it may delete the file.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    last = time.monotonic() + patience
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have deleted the file that we opened: then a newer one is the lock.
+            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= last:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -70,11 +97,26 @@ def write_parquet(frame: pl.DataFrame, path: Path, **options: Any) -> None:
     try:
         frame.write_parquet(path, **options)
     except pl.exceptions.PolarsError as error:
-        # polars wraps what the system said: "... No space left on device (os error 28)".
-        code = re.search(r"\(os error (\d+)\)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+        raise system_error(error, path) or error from None
+
+
+def system_error(error: pl.exceptions.PolarsError, path: Path) -> OSError | None:
+    """What the system said, which polars wraps: "... No space left on device (os error 28)"; None where it did not.
+
+    >>> system_error(pl.exceptions.ComputeError("full (os error 28)"), Path("part")).errno
+    28
+    """
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else None
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or the names in a directory, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:

@@ -94,8 +94,14 @@ class Split:
 
     def tokens(self) -> Iterator[EncodedBatch]:
         """The split's tokens and floats in file order, a window at a time; for reports."""
+        for batch, _ in self.labelled_tokens():
+            yield batch
+
+    def labelled_tokens(self) -> Iterator[tuple[EncodedBatch, npt.NDArray[np.float32]]]:
+        """`tokens`, each batch with its labels [B]."""
         for window in self._windows(0, 0, shuffle=False):
-            yield EncodedBatch.from_frame(self._read(window), self.registry)
+            frame = self._read(window)
+            yield EncodedBatch.from_frame(frame, self.registry), frame["label"].to_numpy().astype(np.float32)
 
     def _windows(self, seed: int, epoch: int, shuffle: bool) -> list[list[_Piece]]:
         pieces = self._pieces

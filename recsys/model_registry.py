@@ -21,7 +21,7 @@ from features.errors import InputError
 from features.files import sha256_of, temporary_directory_beside
 from recsys.tracking_store import connect, tracking_uri
 from serving.bundle import Bundle
-from serving.manifest import MANIFEST
+from serving.manifest import MANIFEST, read_manifest
 
 KEPT_VERSIONS = 4
 """Fetched versions of a model that stay on the disk: a service that follows an alias must not fill it."""
@@ -76,13 +76,13 @@ class ModelRegistry:
             return self.version(name, str(aliases[alias])) if alias in aliases else None
 
     def logged_model(self, run_id: str, bundle: Bundle) -> str | None:
-        """Identifier of a run's LoggedModel that holds this bundle; None where the run has logged none such."""
+        """Identifier of a run's LoggedModel that is this model, whenever it was exported; None where there is none."""
         with _clear(f"cannot list the models of run {run_id}"):
             experiment = self.client.get_run(run_id).info.experiment_id
             for model in self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
                 with TemporaryDirectory() as temporary, suppress(InputError):
                     inside = _bundle_inside(model.artifact_location, Path(temporary), model.model_id)
-                    if (Path(temporary) / inside / MANIFEST).read_bytes() == (bundle.path / MANIFEST).read_bytes():
+                    if read_manifest(Path(temporary) / inside).model_id == bundle.model_id:
                         return model.model_id
         return None
 
@@ -125,6 +125,7 @@ class ModelRegistry:
                 inside = _bundle_inside(source, temporary, what)
                 target = folder / f"{version.number}-{sha256_of(temporary / inside / MANIFEST)[:16]}"
                 if current is not None and target == current.absolute() and target.is_dir():
+                    os.utime(target)  # who asks again still needs it: others that are fetched do not push it out
                     return target
                 if not _is_whole(target):
                     download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/"), dst_path=str(temporary / "all"))

@@ -67,11 +67,9 @@ class Tracker:
             run = made[0] if made else client.create_run(experiment_id, run_name=name, tags={**tags, KEY_TAG: key})
             tracker = Tracker(client, run.info.run_id)
         except MlflowException as error:
-            # The store's address is not shown: it may hold a password.
-            found = re.sub(r"\w+://\S+", "(address)", " ".join(str(error.message).split()))[:200]
             remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
             expected = f"cannot start an MLflow run in experiment {experiment!r}"
-            raise InputError(expected, found=found, remedy=remedy) from None
+            raise InputError(expected, found=_without_addresses(error.message), remedy=remedy) from None
         tracker.seconds = time.perf_counter() - began
         return tracker
 
@@ -99,14 +97,15 @@ class Tracker:
         tracker._points = {(point.key, point.step, point.value) for points in histories for point in points}
         return tracker
 
-    def log_settings(self, params: Mapping[str, Any], info: DatasetInfo, directory: Path) -> None:
-        """Params (nested mappings become dots), and each split as a dataset input with its digest."""
+    def log_settings(self, params: Mapping[str, Any], info: DatasetInfo | None, directory: Path) -> None:
+        """Params (nested mappings become dots), and each split as a dataset input with its digest; None: no splits."""
         from mlflow.entities import Param
 
         with self._timed():
             flat = flatten(params)
             self.client.log_batch(self.run_id, params=[Param(key, _text(value)) for key, value in flat.items()])
-            self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
+            if info is not None:
+                self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
 
     def log_epoch(self, record: Mapping[str, Any]) -> None:
         """One epoch of the trainer's history, at its global step; short epochs wait for each other in one request.
@@ -176,7 +175,8 @@ class Tracker:
         """The bundle as a LoggedModel: a pyfunc from code, with signature, example and the serving requirements.
 
         `loader` is the script that MLflow runs to load it; `raw` holds some made-up raw rows and `probability`.
-        No weights are pickled: the artifact is the bundle itself. What a process that was killed had logged goes.
+        No weights are pickled: the artifact is the bundle itself. What the run had under this name goes, such as a
+        half of a process that was killed; what a registered version points to stays.
         """
         import mlflow.pyfunc
         from mlflow.models import Model
@@ -186,8 +186,9 @@ class Tracker:
             run = self.client.get_run(self.run_id)
             experiment = run.info.experiment_id
             of_this_run = f"source_run_id = '{self.run_id}' and name = '{name}'"
-            for model in self.client.search_logged_models([experiment], of_this_run):
-                self.client.delete_logged_model(model.model_id)
+            old = {model.model_id for model in self.client.search_logged_models([experiment], of_this_run)}
+            for model_id in old - (self._registered_models() if old else set()):
+                self.client.delete_logged_model(model_id)
             # What `mlflow.pyfunc.log_model` does inside `mlflow.start_run`, which would begin an ended run again.
             made = self.client.create_logged_model(experiment, name, self.run_id, params=run.data.params)
             Model.log(
@@ -202,6 +203,11 @@ class Tracker:
                 signature=_signature(inputs.columns),
                 input_example=inputs.head(3),
             )
+
+    def _registered_models(self) -> set[str]:
+        """Identifiers of the run's LoggedModels that are versions of a registered model."""
+        versions = self.client.search_model_versions(f"run_id = '{self.run_id}'")
+        return {one.model_id or (one.source or "").removeprefix("models:/") for one in versions}
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -235,10 +241,16 @@ class TrackedRun(NamedTuple):
 def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedRun]]:
     """Name and id of an experiment, and its runs; None: `MLFLOW_EXPERIMENT_NAME`, or the only one that there is.
 
-    Raises `InputError` for an unknown experiment, and where there are several to choose from.
+    Raises `InputError` for a store that does not answer, an unknown experiment, and several to choose from.
     """
-    client = connect(tracking_uri())
-    known = {one.name: one.experiment_id for one in client.search_experiments()}
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = connect(tracking_uri())
+        known = {one.name: one.experiment_id for one in client.search_experiments()}
+    except MlflowException as error:
+        remedy = "check MLFLOW_TRACKING_URI, and whether its server answers"
+        raise InputError("cannot list experiments", found=_without_addresses(error.message), remedy=remedy) from None
     wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if wanted is None:
         # MLflow makes "Default" in every store.
@@ -255,6 +267,11 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
         token = page.token
         if not token:
             return wanted, known[wanted], runs
+
+
+def _without_addresses(message: object) -> str:
+    """What MLflow says, on one line; a store's address may hold a password."""
+    return re.sub(r"\w+://\S+", "(address)", " ".join(str(message).split()))[:200]
 
 
 def _tracked_run(run: "Run") -> TrackedRun:

@@ -35,6 +35,8 @@ MIN_DELTA = 1e-6
 """By how much a validation score must beat the best one to be better."""
 MIN_LEARNING_RATE = 1e-6
 """Below this the schedule does not cut a rate."""
+Keep = Literal["best", "last"]
+"""Of which epoch the weights stay."""
 EVALUATION_BATCH_SIZE = 16_384
 """Examples a forward pass of an evaluation."""
 
@@ -92,7 +94,7 @@ class Batches(Protocol):
 class Trainer:
     """Trains a ranker in a run directory; a run that was cut off continues where its last checkpoint stands.
 
-    After `fit` the ranker holds the best weights, and `checkpoint/best.safetensors` holds them too.
+    After `fit` the ranker holds the weights that it was to keep, and `checkpoint/best.safetensors` holds them too.
     """
 
     def __init__(
@@ -106,14 +108,17 @@ class Trainer:
         l2: float = 0.0,
         progress: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        keep: Keep = "best",
     ) -> None:
         """`ranker` is a module with a `loss(batch)`.
 
+        `keep`: the weights of the best validation score; or the last ones, and then no epoch counts as a strike.
         `on_epoch` takes each record of the history once, or twice where a run is cut off right after it did.
         """
         self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
+        self.keep: Keep = keep
         self.optimizer = torch.optim.Adam(_parameter_groups(ranker, l2), lr=config.learning_rate, fused=True)
         self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.min_examples = 2 if any(isinstance(part, nn.BatchNorm1d) for part in ranker.modules()) else 1
@@ -197,9 +202,9 @@ class Trainer:
         advance(0, note=f"epoch {record['epoch']} loss {loss:.4f} valid auc {metrics['auc']:.4f}")
 
     def _schedule(self, score: float) -> None:
-        """Keep the best weights; cut the rate and count a strike otherwise."""
+        """Keep the best weights, or any; cut the rate and count a strike otherwise."""
         state, config = self.state, self.config
-        if state["best_score"] is None or score > state["best_score"] + MIN_DELTA:
+        if self.keep == "last" or state["best_score"] is None or score > state["best_score"] + MIN_DELTA:
             state.update(best_score=score, best_epoch=state["epoch"], strikes=0)
             checkpoint.save_state(self._best_path, self.ranker.state_dict(), {"epoch": state["epoch"]})
         else:

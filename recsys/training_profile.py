@@ -1,6 +1,8 @@
 """The training profile of a run (`serving.profile`): features of train, scores and unseen values of valid.
 
-N rows, M table rows, P slots of one feature.
+Where negatives were sampled away, each that is left counts for those that are not: the rows of today have them all.
+
+N rows, M table rows, P slots of one feature, V values of one feature.
 """
 
 import numpy as np
@@ -11,47 +13,70 @@ from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
 from recsys.embedding import UnifiedEmbedding
-from serving.profile import Distributions, ProfileBuilder, float_bins
+from recsys.metrics import Predictions
+from serving.profile import Distributions, FloatBins, ProfileBuilder, float_bins
 
 
 def training_profile(
     train: Split,
     valid: Split,
-    scores: npt.NDArray[np.float64],
+    predictions: Predictions,
     embedding: UnifiedEmbedding,
     trained_rows: npt.NDArray[np.bool_],
+    negative_rate: float = 1.0,
 ) -> Distributions:
-    """Distributions of the training rows' features and of the validation rows' scores [N].
+    """Distributions of the training rows' features and of the validation rows' scores, which `predictions` [N] holds.
 
     `trained_rows` [M] flags the rows that a training example read: a value that reads another one is unseen.
+    `negative_rate` is the share of the negatives that both splits kept.
     """
     builder = ProfileBuilder(train.registry, train.num_rows)
-    for batch in train.tokens():
-        builder.add(batch)
+    for batch, labels in train.labelled_tokens():
+        builder.add(batch, _weights(labels, negative_rate))
     features = builder.finish(train.info.splits["train"].missing_rates)
     if embedding.mask is not None:  # nothing is left of what a row learned that was pruned
         trained_rows = trained_rows & (embedding.mask.row_widths.cpu().numpy() > 0)
-    unseen = _unseen_rates(valid, embedding, trained_rows)
+    unseen = _unseen_rates(valid, embedding, trained_rows, negative_rate)
     known = {name: one.model_copy(update={"unseen": unseen.get(name)}) for name, one in features.items()}
-    return Distributions(features=known, score=float_bins(scores))
+    return Distributions(features=known, score=_score_bins(predictions, negative_rate))
 
 
-def _unseen_rates(split: Split, embedding: UnifiedEmbedding, trained_rows: npt.NDArray[np.bool_]) -> dict[str, float]:
+def _score_bins(predictions: Predictions, negative_rate: float) -> FloatBins:
+    return float_bins(predictions.probabilities, weights=_weights(predictions.labels, negative_rate))
+
+
+def _weights(labels: npt.NDArray[np.float32], negative_rate: float) -> npt.NDArray[np.float64]:
+    """How many rows each of these [N] stands for.
+
+    >>> _weights(np.array([1, 0], dtype=np.float32), 0.1).tolist()
+    [1.0, 10.0]
+    """
+    return np.where(labels == 1, 1.0, 1.0 / negative_rate)
+
+
+def _unseen_rates(
+    split: Split, embedding: UnifiedEmbedding, trained_rows: npt.NDArray[np.bool_], negative_rate: float
+) -> dict[str, float]:
     """Share of each token feature's values in a split that read a row which training did not; as `Scorer.coverage`."""
     used = {slot.feature for slot in embedding.layout.slots}
     names = [feature.name for feature in split.registry.token_features if feature.name in used]
-    unseen, values = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for batch in split.tokens():
+    unseen, values = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for batch, labels in split.labelled_tokens():
+        weights = _weights(labels, negative_rate)
         for name in names:
-            tokens, counts = _present(batch, name)
-            rows = rows_of(embedding.layout, embedding.vocabulary, name, tokens)  # [P, N]
-            unseen[name] += int(counts[~trained_rows[rows].all(axis=0)].sum())
-            values[name] += int(counts.sum())
+            tokens, counts = _present(batch, name, weights)
+            rows = rows_of(embedding.layout, embedding.vocabulary, name, tokens)  # [P, V]
+            unseen[name] += float(counts[~trained_rows[rows].all(axis=0)].sum())
+            values[name] += float(counts.sum())
     return {name: round(unseen[name] / values[name], 6) for name in names if values[name]}
 
 
-def _present(batch: EncodedBatch, name: str) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """The distinct tokens of a feature but the missing one, and how often each stands there."""
-    tokens, counts = np.unique(batch.tokens[name], return_counts=True)
+def _present(
+    batch: EncodedBatch, name: str, weights: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
+    """The distinct tokens [V] of a feature but the missing one, and what each weighs in rows of these weights [N]."""
+    tokens, places = np.unique(batch.tokens[name], return_inverse=True)
+    of_values = np.repeat(weights, batch.lengths[name]) if name in batch.lengths else weights
+    counts = np.bincount(places, weights=of_values, minlength=len(tokens)).astype(np.float64)
     is_present = tokens != np.uint64(MISSING_TOKEN)
     return tokens[is_present], counts[is_present]

@@ -29,7 +29,7 @@ import polars as pl
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.files import cannot_write, sha256_of, temporary_directory_beside
+from features.files import cannot_write, flush, sha256_of, temporary_directory_beside
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.manifest import (
@@ -220,7 +220,7 @@ def write_bundle(
             settings |= {"num_stored": num_stored, "compression": compression}
         _write(temporary / MANIFEST, manifest_bytes(settings))
         bundle = Bundle.open(temporary)  # the reader is the judge, before anybody else can see the directory
-        _flush(temporary)
+        flush(temporary)
         _swap(temporary, out)
     return dataclasses.replace(bundle, path=out)
 
@@ -328,7 +328,7 @@ def _swap(temporary: Path, out: Path) -> None:
             raise
     except OSError as error:
         raise cannot_write(out, error) from None
-    _flush(out.parent)
+    flush(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -337,12 +337,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    """Make the names in a directory survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 A name that begins with a dot is of a draft. Only `publish` makes anything visible, the scored part last.
 """
 
-import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Self
 
 import polars as pl
 
-from features.files import write_parquet
+from features.files import flush, write_parquet
 
 REJECTED = "_rejected"
 _SPILL_ROWS = 65_536  # rejected rows that are kept in memory
@@ -81,12 +80,3 @@ class Draft:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for path in (self.scored, self._beside("rejected"), *self._spilled):
             path.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Make a file's bytes, or the names in a directory, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,8 @@ import polars as pl
 
 from features.errors import InputError
 from features.progress import progress_bar
-from features.readers import columns_of, expand, read_chunks
+from features.readers import parse_numbers, read_chunks
+from serving.inputs import Part, plan_parts
 from serving.profile import Distributions, FloatBins, TokenBins, read_distributions
 from serving.scorer import CHUNK_ROWS, Coverage, Scorer
 
@@ -120,13 +121,13 @@ def drift_of(
     profile = read_distributions(bundle.profile, str(bundle.path))
     counter = _Counter(scorer, profile)
     with progress_bar("drift", None, enabled=progress) as advance:
-        for file in expand(inputs):
-            for raw, first_row in _chunks(scorer, file, allow_missing=allow_missing):
+        for part in plan_parts(inputs, scorer.registry, keep=(), allow_missing=allow_missing):
+            for raw, first_row in _chunks(scorer, part):
                 try:
                     counter.add(raw, allow_missing=allow_missing)
                 except InputError as error:
-                    raise error.located(str(file), first_row) from None
-                advance(len(raw), note=file.name)
+                    raise error.located(str(part.file), first_row) from None
+                advance(len(raw), note=part.file.name)
     if not counter.num_rows:
         raise InputError("expected rows to compare with training", found="none", remedy="check the files")
     rows = bundle.profile.get("rows")
@@ -140,17 +141,23 @@ def drift_of(
     )
 
 
-def _chunks(scorer: Scorer, file: Path, *, allow_missing: bool) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Raw chunks of a file, and the number of their first row."""
-    names = [feature.name for feature in scorer.registry.features]
+def _chunks(scorer: Scorer, part: Part) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Raw chunks of a file with the columns that its path holds, and the number of their first row."""
     numeric = [feature.name for feature in scorer.registry.features if feature.type == "numeric"]
-    if allow_missing:
-        present = columns_of(file)
-        names = [name for name in names if name in present] or names
+    in_path = _columns_of_path(part, numeric)
     first_row = 0
-    for raw in read_chunks(file, names, numeric=numeric, chunk_rows=CHUNK_ROWS):
-        yield raw, first_row
+    for raw in read_chunks(part.file, part.columns, numeric=numeric, chunk_rows=CHUNK_ROWS):
+        yield raw.with_columns(in_path), first_row
         first_row += len(raw)
+
+
+def _columns_of_path(part: Part, numeric: Sequence[str]) -> list[pl.Expr]:
+    texts = [pl.Series(name, [value], dtype=pl.String) for name, value in part.partitions.items()]
+    try:
+        columns = [parse_numbers(text) if text.name in numeric else text for text in texts]
+    except InputError as error:
+        raise error.located(str(part.file)) from None
+    return [pl.lit(one[0], dtype=one.dtype).alias(one.name) for one in columns]
 
 
 class _Counter:

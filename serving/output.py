@@ -9,7 +9,6 @@ OUT/.*                    drafts, and the lock of the job at work
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from features.errors import InputError
-from features.files import cannot_write, write_text
+from features.files import cannot_write, take_lock, write_text
 from serving.drafts import REJECTED, rejected_path
 from serving.parts import MANIFEST, SUCCESS, Job, PartEntry, lineage_of
 
@@ -36,7 +35,7 @@ def locked(out: Path) -> Iterator[int]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(out / LOCK, until=time.monotonic() + _PATIENCE)
+        descriptor = take_lock(out / LOCK, patience=_PATIENCE)
     except OSError as error:
         raise cannot_write(out, error) from None
     if descriptor is None:
@@ -46,27 +45,6 @@ def locked(out: Path) -> Iterator[int]:
         yield descriptor
     finally:
         (out / LOCK).unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _lock(path: Path, *, until: float) -> int | None:
-    """File descriptor of a lock that is ours; None where another process holds it until that time."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have deleted the file that we opened: then a newer one is the lock.
-            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(descriptor)
-                return None
-            time.sleep(0.05)
         os.close(descriptor)
 
 

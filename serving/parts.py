@@ -4,8 +4,6 @@ Nothing in it depends on the clock, on the number of threads or processes, or on
 input, bundle and settings end in the same bytes.
 """
 
-import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +16,7 @@ from polars.io.plugins import register_io_source
 from pydantic import BaseModel, ConfigDict
 
 from features.errors import InputError
-from features.files import cannot_write, sha256_of
+from features.files import cannot_write, sha256_of, system_error
 from features.readers import read_chunks
 from serving.bundle import Bundle
 from serving.drafts import Draft, rejected_path
@@ -125,10 +123,10 @@ class PartScorer:
         except OSError as error:
             raise cannot_write(target, error) from None
         except pl.exceptions.PolarsError as error:
-            code = re.search(r"\(os error (\d+)\)", str(error))  # how polars wraps a full disk: "... (os error 28)"
-            if code is None:
+            reason = system_error(error, target)
+            if reason is None:
                 raise
-            raise cannot_write(target, OSError(int(code[1]), os.strerror(int(code[1])))) from None
+            raise cannot_write(target, reason) from None
         return False
 
     def _write(self, part: Part, digest: str, draft: Draft, note: Note) -> dict[str, str]:

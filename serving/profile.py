@@ -48,11 +48,12 @@ class FloatBins(_Strict):
     shares: tuple[float, ...]
     """Of the missing values, then of each bin [1 + edges + 1]."""
     num_values: int = Field(ge=0)
+    """How many of equal weight would tell as much (Kish 1965): what they are where all weigh the same."""
 
-    def counts(self, values: Floats, num_missing: int = 0) -> Counts:
-        """Missing values and values [N] by bin; a missing value stands among the values as 0."""
+    def counts(self, values: Floats, num_missing: float = 0.0, weights: Counts | None = None) -> Counts:
+        """Missing values and values [N], of weight 1 by default, by bin; a missing one stands among the values as 0."""
         bins = np.searchsorted(np.array(self.edges), values, side="right")
-        found = np.bincount(bins, minlength=len(self.edges) + 1).astype(np.float64)
+        found = np.bincount(bins, weights=weights, minlength=len(self.edges) + 1).astype(np.float64)
         of_zero = int(np.searchsorted(np.array(self.edges), 0.0, side="right"))
         found[of_zero] = max(0.0, found[of_zero] - num_missing)
         return np.concatenate([[float(num_missing)], found])
@@ -74,14 +75,15 @@ class TokenBins(_Strict):
     shares: tuple[float, ...]
     """Of the missing values, then of each bin [2 ... 12]."""
     num_values: int = Field(ge=0)
+    """How many of equal weight would tell as much (Kish 1965): what they are where all weigh the same."""
 
     def counts(self, tokens: Tokens) -> Counts:
         """Missing values and tokens [N] by bin."""
         table = np.frombuffer(self.bin_of_bucket.encode(), dtype=np.uint8)
         bins = np.where(table >= ord("a"), table - ord("a") + 10, table - ord("0"))
-        by_bucket, num_missing = _by_bucket(tokens)
+        by_bucket, missing = _by_bucket(tokens, None)
         found = np.bincount(bins, weights=by_bucket, minlength=len(self.shares) - 1)
-        return np.concatenate([[float(num_missing)], found])
+        return np.concatenate([[missing], found])
 
     @property
     def labels(self) -> list[str]:
@@ -147,69 +149,106 @@ class ProfileBuilder:
 
     def __init__(self, registry: FeatureRegistry, num_rows: int) -> None:
         self._registry = registry
-        self._buckets = {feature.name: np.zeros(NUM_BUCKETS) for feature in registry.token_features}
-        self._missing = dict.fromkeys(self._buckets, 0)
+        self._tokens = {feature.name: _TokenCounts() for feature in registry.token_features}
         self._step = max(1, -(-num_rows // MAX_SAMPLE))
         self._floats: list[npt.NDArray[np.float32]] = []
+        self._weights: list[Counts] = []
         self._seen = 0
 
-    def add(self, batch: EncodedBatch) -> None:
-        """Count some rows."""
-        for name, counts in self._buckets.items():
-            by_bucket, num_missing = _by_bucket(batch.tokens[name])
-            counts += by_bucket
-            self._missing[name] += num_missing
+    def add(self, batch: EncodedBatch, weights: Counts | None = None) -> None:
+        """Count some rows; `weights` [B] say for how many each stands, by default 1."""
+        weights = np.ones(batch.num_examples) if weights is None else weights
+        for name, counts in self._tokens.items():
+            lengths = batch.lengths.get(name)
+            counts.add(batch.tokens[name], weights if lengths is None else np.repeat(weights, lengths))
         # Every step-th of all rows, wherever a batch begins.
-        self._floats.append(batch.dense[-self._seen % self._step :: self._step].copy())
+        sampled = slice(-self._seen % self._step, None, self._step)
+        self._floats.append(batch.dense[sampled].copy())
+        self._weights.append(weights[sampled].copy())
         self._seen += batch.num_examples
 
     def finish(self, missing_rates: Mapping[str, float]) -> dict[str, FeatureProfile]:
         """Profiles in registry order; `missing_rates` of the float columns, where a missing value is 0."""
-        profiles = {name: _token_profile(counts, self._missing[name]) for name, counts in self._buckets.items()}
+        profiles = {name: counts.profile() for name, counts in self._tokens.items()}
         if self._registry.dense_features:
-            floats = np.concatenate(self._floats)
+            floats, weights = np.concatenate(self._floats), np.concatenate(self._weights)
             for column, feature in enumerate(self._registry.dense_features):
-                bins = float_bins(floats[:, column], missing_rates.get(feature.name, 0.0))
+                bins = float_bins(floats[:, column], missing_rates.get(feature.name, 0.0), weights)
                 profiles[feature.name] = FeatureProfile(floats=bins)
         return {feature.name: profiles[feature.name] for feature in self._registry.features}
 
 
-def float_bins(values: Floats, missing_rate: float = 0.0) -> FloatBins:
-    """Bins of equal frequency of values [N], fewer where many are equal or N is small; edges have four digits.
+def float_bins(values: Floats, missing_rate: float = 0.0, weights: Counts | None = None) -> FloatBins:
+    """Bins of equal weight of values [N], fewer where many are equal or N is small; edges have four digits.
+
+    `missing_rate` is the share of values [N] that are missing ones, and 0 therefore; `weights` [N] are 1 by default.
 
     >>> float_bins(np.arange(1000) / 1000).edges[:3]
     (0.1, 0.2, 0.3)
     """
-    num_bins = max(1, min(NUM_BINS, len(values) // MIN_ROWS))
-    quantiles = np.quantile(values, np.arange(1, num_bins) / num_bins, method="higher") if len(values) else []
-    edges = sorted({edge for edge in _rounded(quantiles) if edge > values.min()})
-    bins = FloatBins(edges=tuple(edges), shares=(), num_values=len(values))
-    counts = bins.counts(values, round(missing_rate * len(values)))
-    return bins.model_copy(update={"shares": _shares(counts)})
+    weights = np.ones(len(values)) if weights is None else weights
+    total = float(weights.sum())
+    edges: list[float] = []
+    if len(values):
+        # So many that even of the heaviest rows there are MIN_ROWS in each.
+        num_bins = max(1, min(NUM_BINS, int(total / weights.max()) // MIN_ROWS))
+        order = np.argsort(values, kind="stable")
+        places = np.searchsorted(np.cumsum(weights[order]), np.arange(1, num_bins) * total / num_bins, side="right")
+        quantiles = values[order][np.minimum(places, len(values) - 1)]
+        edges = sorted({edge for edge in _rounded(quantiles) if edge > values.min()})
+    bins = FloatBins(edges=tuple(edges), shares=(), num_values=_num_equal(total, float((weights**2).sum())))
+    # Which zeros are missing values nobody knows here: they weigh what a zero weighs in the mean.
+    of_zeros = weights[values == 0]
+    missing = missing_rate * len(values) * float(of_zeros.mean()) if len(of_zeros) else 0.0
+    return bins.model_copy(update={"shares": _shares(bins.counts(values, missing, weights))})
 
 
-def _token_profile(counts: Counts, num_missing: int) -> FeatureProfile:
-    """Buckets [1024] dealt to bins."""
-    is_common = counts >= MIN_ROWS
-    bins = np.zeros(NUM_BUCKETS, dtype=np.int64)
-    order = np.flatnonzero(is_common)[np.argsort(counts[is_common], kind="stable")]
-    weights = counts[order]
-    middles = np.cumsum(weights) - weights / 2
-    places = np.minimum((NUM_BINS * middles / max(weights.sum(), 1.0)).astype(np.int64), NUM_BINS - 1)
-    bins[order] = 1 + np.unique(places, return_inverse=True)[1]  # a bin that got no bucket is left out
-    by_bin = np.bincount(bins, weights=counts)
-    shares = _shares(np.concatenate([[float(num_missing)], by_bin]))
-    digits = "".join(_DIGITS[k] for k in bins)
-    return FeatureProfile(
-        tokens=TokenBins(bin_of_bucket=digits, shares=shares, num_values=int(counts.sum()) + num_missing)
-    )
+class _TokenCounts:
+    """Values of one token feature by bucket [1024]: how many, and what they weigh."""
+
+    def __init__(self) -> None:
+        self.number, self.weight = np.zeros(NUM_BUCKETS), np.zeros(NUM_BUCKETS)
+        self.missing = self.squares = 0.0
+
+    def add(self, tokens: Tokens, weights: Counts) -> None:
+        """Count tokens of these weights [N]."""
+        self.number += _by_bucket(tokens, None)[0]
+        by_bucket, missing = _by_bucket(tokens, weights)
+        self.weight += by_bucket
+        self.missing += missing
+        self.squares += float((weights**2).sum())
+
+    def profile(self) -> FeatureProfile:
+        """The buckets dealt to bins; whether one is rare goes by the number of its values, whatever they weigh."""
+        is_common = self.number >= MIN_ROWS
+        bins = np.zeros(NUM_BUCKETS, dtype=np.int64)
+        order = np.flatnonzero(is_common)[np.argsort(self.weight[is_common], kind="stable")]
+        weights = self.weight[order]
+        middles = np.cumsum(weights) - weights / 2
+        places = np.minimum((NUM_BINS * middles / max(weights.sum(), 1.0)).astype(np.int64), NUM_BINS - 1)
+        bins[order] = 1 + np.unique(places, return_inverse=True)[1]  # a bin that got no bucket is left out
+        by_bin = np.bincount(bins, weights=self.weight)
+        num_values = _num_equal(float(self.weight.sum()) + self.missing, self.squares)
+        shares, digits = _shares(np.concatenate([[self.missing], by_bin])), "".join(_DIGITS[k] for k in bins)
+        return FeatureProfile(tokens=TokenBins(bin_of_bucket=digits, shares=shares, num_values=num_values))
 
 
-def _by_bucket(tokens: Tokens) -> tuple[Counts, int]:
-    """Tokens [N] that are no missing values by bucket [1024], and the number of missing values."""
-    present = tokens[tokens != np.uint64(MISSING_TOKEN)]
-    buckets = (mix64(present ^ _SALT) >> np.uint64(64 - 10)).astype(np.int64)
-    return np.bincount(buckets, minlength=NUM_BUCKETS).astype(np.float64), len(tokens) - len(present)
+def _by_bucket(tokens: Tokens, weights: Counts | None) -> tuple[Counts, float]:
+    """Tokens [N] that are no missing values by bucket [1024], and the missing values; of weights [N], or 1."""
+    is_present = tokens != np.uint64(MISSING_TOKEN)
+    buckets = (mix64(tokens[is_present] ^ _SALT) >> np.uint64(64 - 10)).astype(np.int64)
+    of_present = None if weights is None else weights[is_present]
+    missing = float((~is_present).sum() if weights is None else weights[~is_present].sum())
+    return np.bincount(buckets, weights=of_present, minlength=NUM_BUCKETS).astype(np.float64), missing
+
+
+def _num_equal(total: float, squares: float) -> int:
+    """Number of equal weights that tell as much as those of this sum and this sum of squares.
+
+    >>> _num_equal(3.0, 3.0), _num_equal(1.0 + 10.0, 1.0 + 100.0)
+    (3, 1)
+    """
+    return round(total**2 / squares) if squares else 0
 
 
 def _shares(counts: Counts) -> tuple[float, ...]:

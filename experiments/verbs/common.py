@@ -17,6 +17,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON inste
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
 Data = Annotated[Path, typer.Option(help="Dataset directory that `muxrec prepare` wrote.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `muxrec train` wrote.")]
+TestNegativeRate = Annotated[
+    float | None,
+    typer.Option(help="Share of the negatives that --test kept; else 1 for raw files, the model's own for a dataset."),
+]
 BundleUri = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle directory, or models:/NAME@ALIAS.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory that `muxrec export` wrote.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments.verbs.common import Data, Json, console, require_training, show
+from experiments.verbs.common import Data, Json, TestNegativeRate, console, require_training, show
 from features.errors import InputError
 
 WIDTH = 160
@@ -82,6 +82,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="HTML file to write, beside the table.")] = None,
     ui: Annotated[str | None, typer.Option(help="Address of the MLflow UI, for the file's links.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="Of two models: dataset, or raw files with the label.")] = None,
+    test_negative_rate: TestNegativeRate = None,
     as_json: Json = False,
 ) -> None:
     """Compare the runs of an MLflow experiment, or two models (bundles, runs, models:/ URIs) on the same rows."""
@@ -92,7 +93,7 @@ def compare(
     if len(names) == 2:
         from experiments.champion import compare_models, comparison_table
 
-        found = compare_models(names[0], names[1], test=test or ())
+        found = compare_models(names[0], names[1], test=test or (), negative_rate=test_negative_rate)
         if as_json:
             show(True, found.as_json())
         else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.verbs.common import BundleUri, Json, RunPath, console, require_training, show
+from experiments.verbs.common import BundleUri, Json, RunPath, TestNegativeRate, console, require_training, show
 
 
 def promote(
@@ -16,7 +16,10 @@ def promote(
     test: Annotated[
         list[str] | None, typer.Option(help="Dataset, or raw files with the label; else the run's.")
     ] = None,
-    inputs: Annotated[list[str] | None, typer.Option("--input", help="Raw files for the parity check.")] = None,
+    test_negative_rate: TestNegativeRate = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="Raw files for the parity check; else the golden rows.")
+    ] = None,
     auc_margin: Annotated[float, typer.Option(min=0, help="AUC that the champion may be ahead by.")] = 0.001,
     calibration_margin: Annotated[
         float, typer.Option(min=0, help="The same of the calibration error, as a share of the clicks.")
@@ -29,7 +32,16 @@ def promote(
     from experiments.promote import promote as promoted
 
     margins = Margins(auc=auc_margin, calibration=calibration_margin)
-    found = promoted(run, alias=to, name=name, bundle=bundle, test=test or (), inputs=inputs or (), margins=margins)
+    found = promoted(
+        run,
+        alias=to,
+        name=name,
+        bundle=bundle,
+        test=test or (),
+        negative_rate=test_negative_rate,
+        inputs=inputs or (),
+        margins=margins,
+    )
     if as_json:
         show(True, found.as_json())
     else:

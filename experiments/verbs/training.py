@@ -9,6 +9,12 @@ import typer
 from experiments.verbs.common import BundlePath, Data, Json, Overwrite, RunPath, console, require_training, show
 from features.errors import InputError
 
+TABLE_DTYPES = "fp32, fp16, int8, int4, int2, int1, opq4, opq3, opq2 or opq1"
+METHOD_HELP = (
+    "How to choose what stays. If not given: optembed, which is OptEmbed's search over widths from a plainly trained "
+    "table; with compression.settings.supernet=true compression.start=rewind it is the paper's whole procedure."
+)
+
 
 def train(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A named run; every model is one.")] = None,
@@ -47,11 +53,11 @@ def prune(
     run: RunPath,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
     out: Annotated[Path, typer.Option(help="Run directory to write; one that was cut off is resumed.")] = ...,  # pyright: ignore[reportArgumentType]
-    method: Annotated[str | None, typer.Option(help="How to choose what stays; optembed if not given.")] = None,
+    method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     target_bytes: Annotated[
         int | None, typer.Option(help="Most bytes of the bundle's embedding files; else a tenth of the run's.")
     ] = None,
-    table_dtype: Annotated[str, typer.Option(help="Stored rows: fp32, fp16, int8 or int4.")] = "int4",
+    table_dtype: Annotated[str, typer.Option(help=f"Stored rows: {TABLE_DTYPES}.")] = "int4",
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -105,7 +111,7 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Bundle directory to write.")],
     table_dtype: Annotated[
-        str | None, typer.Option(help="fp32, fp16, int8 or int4; else the pruned run's own, or fp32.")
+        str | None, typer.Option(help=f"{TABLE_DTYPES}; else the pruned run's own, or fp32.")
     ] = None,
     negative_rate: Annotated[
         float | None, typer.Option(help="Share of the negatives that the data kept; else the run's negative_rate.")

@@ -28,7 +28,7 @@ from recsys.embedding import EmbeddingConfig
 from recsys.mask import Mask
 from recsys.ranker import Ranker
 from recsys.table_optim import TableOptimizer
-from recsys.trainer import Batches, TrainerConfig
+from recsys.trainer import Batches, Keep, TrainerConfig
 from serving.table import TableDtype
 
 Start = Literal["rewind", "finetune", "as_is"]
@@ -93,7 +93,7 @@ class Evidence(NamedTuple):
     """What `freeze` may look at."""
 
     ranker: Ranker
-    """The supernet, or the finished run, at its best weights; in evaluation mode."""
+    """The supernet at the weights that the method asked for, or the finished run at its best; in evaluation mode."""
     reads: list[SlotReads]
     """Of each slot [S]."""
     train: Batches
@@ -138,6 +138,8 @@ class Compressor:
     """True where `reshape` is all that there is: the new table is trained once, without a mask."""
     has_supernet: bool = False
     """True where `wrap` installs something that learns."""
+    supernet_keeps: Keep = "best"
+    """Weights of the supernet that `freeze` sees."""
     start: ClassVar[Start] = "finetune"
     """What the last training begins with, where the user does not say."""
 

@@ -11,10 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from features.errors import InputError
-from recsys.compression.base import Evidence
+from recsys.compression.base import Evidence, Facts
 from recsys.compression.rows import read_counts
 from recsys.compression.wide import WideConfig, WideTable
+from recsys.embedding import EmbeddingConfig
 from recsys.mask import Mask
+from serving.quantize import ROTATED_BITS
 
 
 class MixedDimensions(WideTable):
@@ -25,6 +27,13 @@ class MixedDimensions(WideTable):
 
         temperature: float = Field(default=0.4, ge=0, le=1)
         """Exponent of the popularity: 0 makes all rows equally wide."""
+
+    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+        """The wide table; raises `InputError` for a type of rows that are not cut."""
+        if self.budget.dtype in ROTATED_BITS:
+            remedy = "use int8, int4, int2 or int1, or a method that prunes whole rows"
+            raise InputError("mixed dimensions cut rows short", found=f"{self.budget.dtype} rows", remedy=remedy)
+        return super().reshape(embedding, facts)
 
     def freeze(self, evidence: Evidence) -> Mask:
         """The widest rows that the budget admits; raises `InputError` where rows of one float exceed it."""

@@ -7,18 +7,20 @@ nothing. They keep m_r > 0, whatever that comes to; under a byte budget the gate
 division by sigmoid(m_0) is left to the weights when the network is trained again.
 """
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from recsys import checkpoint
-from recsys.compression.base import Evidence
+from recsys.compression.base import Budget, Evidence
 from recsys.compression.rows import keep_best_rows
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.mask import Gate, Mask, Reads
 from recsys.ranker import Ranker
 from recsys.table_optim import TableOptimizer
-from recsys.trainer import TrainerConfig
+from recsys.trainer import Keep, TrainerConfig
 
 
 class OptFS(WideTable):
@@ -37,9 +39,15 @@ class OptFS(WideTable):
         """m_0: where every gate starts."""
         learning_rate: float = Field(default=0.01, gt=0)
         """Of the gates."""
+        rank_by: Keep = "last"
+        """Weights of the supernet whose gates decide: the last ones, which are hard, or those that validated best."""
 
     has_supernet = True
     start = "rewind"
+
+    def __init__(self, config: Any, budget: Budget) -> None:
+        super().__init__(config, budget)
+        self.supernet_keeps = config.rank_by
 
     def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
         """A gate a row in front of the network, and an optimiser that steps them beside the table."""

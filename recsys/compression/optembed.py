@@ -5,6 +5,9 @@ M table rows, w row width, S slots, R readers (a reader is a feature in a view),
 Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction", CIKM 2022, arXiv
 2208.04482. What differs from the reference code, and why:
 
+- By default the supernet is left out (`supernet`), and the result is tuned and not trained again from the first
+  weights: a search over widths, the paper's second stage, on a plainly trained table. docs/results calls that "width
+  search", and "OptEmbed" what `supernet=true` with `start=rewind` does, all that the paper describes.
 - Rows are shared, so thresholds mask lookups, and a row goes when all its readers mask it; norms are taken in units of
   the median row's, as they grow with the number of readers.
 - There is a byte budget, where the code's search knows AUC alone. Each candidate is filled up to the same bytes: every

@@ -11,12 +11,12 @@ from torch import Tensor
 from features.errors import InputError
 from recsys.compression.base import Evidence
 from recsys.mask import Mask
-from serving.table import TableDtype
+from serving.quantize import ROTATED_BITS
+from serving.table_plan import CODE_BITS, STORED_DTYPES
+from serving.tensors import NUMPY_DTYPES
 
 _ROW_BYTES = 1.0
 """What the place of a kept row costs on the disk beside its columns, about."""
-_BITS: dict[TableDtype, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2, "int1": 1}
-"""Of a stored value."""
 _BISECTIONS = 50
 
 
@@ -67,9 +67,13 @@ def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Te
     """A width a row, so that the gains add up to the most that the budget admits.
 
     `gains` [K, J] is what row `rows[k]` is worth at each of `widths` [J], which increase from 0. Each row takes the
-    width of the largest gain - price * bytes; the price is then the lowest one at which the file fits.
+    width of the largest gain - price * bytes; the price is then the lowest one at which the file fits. Rotated rows
+    are stored whole or not at all, so that the first width and the last one are all that they may have.
     """
-    bits = _BITS[evidence.budget.dtype]
+    dtype = evidence.budget.dtype
+    if dtype in ROTATED_BITS:
+        gains, widths = gains[:, [0, -1]], widths[[0, -1]]
+    bits = CODE_BITS.get(dtype) or 8 * NUMPY_DTYPES[STORED_DTYPES[dtype]].itemsize
     costs = widths * bits / 8 + _ROW_BYTES * (widths > 0)
 
     def at(price: float) -> Mask:

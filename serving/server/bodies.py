@@ -18,7 +18,7 @@ from features.errors import InputError
 from features.readers import columns_of, read_chunks
 from features.registry import FeatureRegistry
 from features.spec import Numeric
-from serving.server.limits import Limits, too_many_rows
+from serving.server.limits import Limits, too_many_columns, too_many_rows
 
 Probabilities = npt.NDArray[np.float64]
 OUTPUT = "probability"
@@ -111,6 +111,9 @@ def reply_invocations(answer: Answer) -> bytes:
 
 def read_csv(body: bytes, registry: FeatureRegistry, limits: Limits) -> Rows:
     """A csv with a header, read by the reader of files: a field is text to the letter, and an empty one missing."""
+    num_columns = _num_columns(body)
+    if num_columns > limits.max_columns:  # before a reader makes something of each
+        raise too_many_columns(num_columns, limits)
     numeric = [feature.name for feature in registry.features if isinstance(feature, Numeric)]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "request.csv"
@@ -236,6 +239,19 @@ def _check_names(groups: Iterable[Sequence[Mapping[str, Any]]], registry: Featur
         raise InputError(
             "expected values of the model's features", found=repr(first[:80]), remedy=f"send some of {shown}"
         )
+
+
+def _num_columns(body: bytes) -> int:
+    """Columns of a csv's header, at least as many as a reader may find: in its first line, and with quotes heeded."""
+    text = body.lstrip(b"\xef\xbb\xbf\r\n")
+    line = text.partition(b"\n")[0]
+    num_separators = line.count(b",")
+    if b'"' in line:  # names may hold line ends and commas
+        data = np.frombuffer(text + b"\n", dtype=np.uint8)
+        is_plain = np.bitwise_xor.accumulate((data == ord('"')).view(np.uint8)) == 0
+        end = int((is_plain & (data == ord("\n"))).argmax()) or len(data)
+        num_separators = max(num_separators, int((is_plain & (data == ord(",")))[:end].sum()))
+    return 1 + num_separators
 
 
 def _keys(document: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ class _Files(NamedTuple):
     """What tells one state of a bundle directory from another without reading it."""
 
     path: Path
-    entries: tuple[tuple[str, int, int, int], ...]
+    entries: tuple[tuple[str, int, int, int, int], ...]
+    """Name, inode, size, times of the last change of content and of anything else, permissions included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +67,8 @@ class ModelHost:
         self._path: Path | None = None
         """Of the directory that was accepted last."""
         self._seen: _Files | None = None
+        self._refusal: InputError | None = None
+        """Of what was seen."""
         self._refreshing = threading.Lock()
 
     @property
@@ -96,40 +99,60 @@ class ModelHost:
             raise RefusedError(404, "not_found", error)
 
     def refresh(self) -> Outcome:
-        """Load what `resolve` names if it is new; raises `InputError` for a bundle that is refused.
+        """Load what `resolve` names if it is new; raises `InputError` for a bundle that is refused, now or before.
 
         The version that is served answers all the while and stays where the new one is refused. A refused directory is
-        looked at again when its files change.
+        opened again when its files change, or where the machine was to blame: too many open files, no memory.
         """
         with self._refreshing:
-            try:
-                outcome = self._refresh()
-            except BaseException as error:  # polars' panics are no `Exception`
-                self._on_load("refused")
-                if isinstance(error, InputError):
-                    raise
-                # Whatever a half-copied directory makes happen (a file that is gone, memory) is a reason to refuse it.
-                _log.exception("model_error", extra={"model": self.name})
-                found = f"{type(error).__name__}: {error}"[:160]
-                raise InputError("expected a bundle that opens", found=found, remedy="look at the log") from None
-            self._on_load(outcome)
+            outcome = self._look()
+            if outcome == "refused":
+                assert self._refusal is not None
+                raise self._refusal.with_traceback(None)
             return outcome
 
     def watch(self, seconds: float, stop: threading.Event) -> None:
         """Refresh every so many seconds until told to stop; a failure is logged, and the served version stays."""
         while not stop.wait(seconds):
             try:
-                self.refresh()
+                with self._refreshing:
+                    self._look()  # what was refused before is no news
             except InputError as error:
                 _log.error("model_refused", extra={"model": self.name, "error": str(error)})
+
+    def _look(self) -> Outcome:
+        """The outcome, counted; raises `InputError` for what is refused for the first time."""
+        try:
+            outcome = self._refresh()
+        except BaseException as error:  # polars' panics are no `Exception`
+            self._on_load("refused")
+            if isinstance(error, InputError):
+                raise
+            # Whatever a half-copied directory makes happen (a file that is gone, memory) is a reason to refuse it.
+            _log.exception("model_error", extra={"model": self.name})
+            found = f"{type(error).__name__}: {error}"[:160]
+            raise InputError("expected a bundle that opens", found=found, remedy="look at the log") from None
+        self._on_load(outcome)
+        return outcome
 
     def _refresh(self) -> Outcome:
         current = self._served[0] if self._served else None
         path = self._resolve(self._path)
         files = _files(path.resolve())  # what a symbolic link leads to now, and not a mixture of then and later
         if files == self._seen:
-            return "unchanged"
+            return "unchanged" if self._refusal is None else "refused"
+        self._seen, self._refusal = None, None
+        try:
+            outcome = self._load(path, files, current)
+        except InputError as error:
+            if not _is_passing(error):  # a copy: the error itself holds on to all that was opened
+                self._seen = files
+                self._refusal = InputError(error.expected, found=error.found, remedy=error.remedy, row=error.row)
+            raise
         self._seen = files
+        return outcome
+
+    def _load(self, path: Path, files: _Files, current: ServedModel | None) -> Outcome:
         begun = time.monotonic()
         bundle = Bundle.open(files.path)
         if current is not None and bundle.model_id == current.version:
@@ -160,6 +183,12 @@ def _check_and_warm(scorer: Scorer) -> None:
             scorer.score(rows[:num_rows], allow_missing=True)
 
 
+def _is_passing(error: InputError) -> bool:
+    """Whether the machine refused something, and not the bundle: the next look may find it well."""
+    cause = error.__context__  # also where it is not shown
+    return isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)
+
+
 def _files(path: Path) -> _Files:
     """Raises `InputError` for what is no directory."""
     try:
@@ -168,4 +197,4 @@ def _files(path: Path) -> _Files:
         found = error.strerror or str(error)
         remedy = "name a directory that `muxrec export` wrote"
         raise InputError(f"{path}: expected a bundle directory", found=found, remedy=remedy) from None
-    return _Files(path, tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in entries))
+    return _Files(path, tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in entries))

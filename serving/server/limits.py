@@ -42,6 +42,8 @@ class Limits:
     """A body is parsed in one piece, and other requests wait for the interpreter meanwhile: 4 MB take about 20 ms."""
     max_rows: int = 10_000
     """Rows, or candidates, of a request."""
+    max_columns: int = 4096
+    """Columns of a csv: a few bytes of header each, and reading takes memory for every one."""
     max_list_values: int = 10_000
     """Values in one list: the scorer takes a step for each."""
     timeout_seconds: float = 10.0
@@ -88,6 +90,14 @@ def too_many_rows(found: int, limits: Limits) -> RefusedError:
     """The answer to a request of too many rows."""
     remedy = "send several requests, or use `muxrec score` for files"
     error = InputError(f"expected at most {limits.max_rows} rows a request", found=str(found), remedy=remedy)
+    return RefusedError(413, "too_large", error)
+
+
+def too_many_columns(found: int, limits: Limits) -> RefusedError:
+    """The answer to a csv of too many columns."""
+    error = InputError(
+        f"expected at most {limits.max_columns} columns", found=str(found), remedy="leave out those that are no feature"
+    )
     return RefusedError(413, "too_large", error)
 
 

@@ -15,6 +15,7 @@ import uvicorn
 from features.errors import InputError
 from serving.server.access import is_loopback
 from serving.server.app import SLOW_SECONDS, App
+from serving.server.connection import protocol_of
 from serving.server.hosting import ModelHost, Resolve
 from serving.server.limits import Limits
 from serving.server.logs import start_logging
@@ -60,6 +61,7 @@ def serve(
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
+        http=protocol_of(limits.timeout_seconds),
         lifespan="off",
         ws="none",
         access_log=False,

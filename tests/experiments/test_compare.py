@@ -79,6 +79,13 @@ def test_runs_without_an_end_and_sweeps_are_no_rows():
         compared()
 
 
+def test_a_run_without_params_is_a_row_too():
+    foreign = run_of(1, 0.8)._replace(params={})
+    comparison = compared(foreign, run_of(2, 0.7, width="4"))
+    assert [row.name for row in comparison.rows] == [foreign.name, "run"]
+    assert comparison.rows[0].settings == {"width": ""}
+
+
 # Significance
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ import pytest
 from features.encode import EncodedBatch
 from features.errors import InputError
 from features.hashing import MISSING_TOKEN, hash_text, mix64
+from features.layout import TableLayout
 from features.registry import FeatureRegistry
+from recsys.dataset import Split
+from recsys.embedding import UnifiedEmbedding
+from recsys.metrics import Predictions
+from recsys.training_profile import training_profile
 from serving.bundle import Bundle, PriorCorrection
-from serving.drift import FLOOR, MAJOR, MODERATE, chance_psi, psi
+from serving.drift import FLOOR, MAJOR, MODERATE, chance_psi, drift_of, psi
 from serving.profile import (
     MAX_SAMPLE,
     MIN_ROWS,
@@ -24,6 +30,8 @@ from serving.profile import (
     float_bins,
     read_distributions,
 )
+from serving.scorer import Scorer
+from tests.planted import write_dataset
 
 REGISTRY = FeatureRegistry.of(
     features={"user": "categorical", "price": "numeric", "tags": {"type": "categorical_list", "separator": "|"}}
@@ -108,6 +116,99 @@ def test_bins_of_floats_by_hand():
     assert len(bins.labels) == len(bins.shares)
     assert float_bins(np.full(50, 3.25)).edges == ()  # one value: nothing to tell
     assert len(float_bins(np.arange(25) / 1.0).edges) == 1  # bins of fewer than ten values there are none
+
+
+def test_a_negative_weighs_what_it_stands_for():
+    """One negative in ten is kept: 20 positives of user 1, 30 negatives of user 2, 15 missing negatives."""
+    builder = ProfileBuilder(REGISTRY, num_rows=65)
+    users = [1] * 20 + [2] * 30 + [MISSING_TOKEN] * 15
+    prices = [1.0] * 20 + [2.0] * 30 + [0.0] * 15
+    rows = replace(batch(users, prices, [1, 1] * 20 + [2] * 45), lengths={"tags": np.array([2] * 20 + [1] * 45)})
+    builder.add(rows, np.array([1.0] * 20 + [10.0] * 45))
+    found = builder.finish({"price": 15 / 65})
+    tokens, floats, tags = found["user"].tokens, found["price"].floats, found["tags"].tokens
+    assert tokens is not None
+    assert floats is not None
+    assert tags is not None
+    # 20 + 300 + 150 rows; user 1 has 20 of the 320 that are not missing, so both users' middles: 10 and 170.
+    assert tokens.shares == pytest.approx((150 / 470, 0.0, 20 / 470, 300 / 470), abs=1e-6)
+    assert tokens.num_values == round(470**2 / (20 + 45 * 100))
+    # Of 470 / 10 heaviest rows there are four bins of ten; quarters of the weight end at 0, 2 and 2.
+    assert floats.edges == (2.0,)
+    assert floats.shares == pytest.approx((150 / 470, 20 / 470, 300 / 470), abs=1e-6)
+    # A value of a list weighs what its row does.
+    assert tags.shares == pytest.approx((0.0, 0.0, 40 / 490, 450 / 490), abs=1e-6)
+
+
+def test_nine_heavy_values_are_still_few():
+    """What is told apart goes by the number of values, and not by their weight."""
+    builder = ProfileBuilder(REGISTRY, num_rows=59)
+    users = [1] * 50 + [2] * (MIN_ROWS - 1)
+    builder.add(batch(users, [0.0] * 50 + [1.0] * 9, users), np.full(59, 1000.0))
+    tokens = builder.finish({})["user"].tokens
+    assert tokens is not None
+    assert set(tokens.bin_of_bucket) == {"0", "1"}
+    assert tokens.bin_of_bucket.count("1") == 1
+    heavy = np.ones(100)
+    heavy[90:] = 100.0
+    assert float_bins(np.arange(100), weights=heavy).edges == ()  # ten of the heaviest: no two bins of ten
+
+
+def test_down_sampled_rows_have_the_profile_of_all(tmp_path: Path):
+    """Train and valid with one negative in five, and scores that depend on the label."""
+    random = np.random.default_rng(0)
+    labels = (random.random(20_000) < 0.2).astype(int)
+    rows = pl.DataFrame(
+        {
+            "label": labels,
+            "user": np.where(random.random(20_000) < 0.2 + 0.6 * labels, "clicks", "looks"),
+            "price": random.normal(size=20_000) + 2 * labels,
+        }
+    )
+    registry = FeatureRegistry.of(features={"user": "categorical", "price": "numeric"})
+    kept = rows.filter((labels == 1) | (random.random(20_000) < 0.2))
+    profiles = []
+    for name, frame, rate in (("whole", rows, 1.0), ("kept", kept, 0.2)):
+        (tmp_path / name).mkdir()
+        data = write_dataset(tmp_path / name, registry, {"train": frame, "valid": frame})
+        layout = TableLayout.of(registry, num_rows=64, width=2, probes=1, views={"main": ("user",)})
+        scores = 1 / (1 + np.exp(-frame["price"].to_numpy()))
+        predictions = Predictions(frame["label"].to_numpy().astype(np.float32), scores, None, None)
+        splits = Split(data, "train"), Split(data, "valid")
+        seen = np.zeros(64, dtype=bool)
+        profiles.append(training_profile(*splits, predictions, UnifiedEmbedding(layout), seen, negative_rate=rate))
+    whole, sampled = profiles
+    user = whole.features["user"].tokens
+    assert user is not None
+    assert sampled.features["user"].tokens is not None
+    assert sampled.features["user"].tokens.shares == pytest.approx(user.shares, abs=0.02)
+    assert sampled.features["user"].unseen == whole.features["user"].unseen == 1.0
+    assert whole.score is not None
+    assert sampled.score is not None
+    assert sampled.score.edges == pytest.approx(whole.score.edges, abs=0.02)
+    assert sampled.score.shares == pytest.approx(whole.score.shares, abs=0.02)
+
+
+def test_what_a_path_says_is_a_column(tmp_path: Path):
+    """Drift of files below `key=value` directories is that of the same rows with these columns in the file."""
+    golden = Bundle.open(Path(__file__).parents[1] / "golden" / "bundle")
+    raw = golden.golden.drop("probability")
+    builder = ProfileBuilder(golden.registry, len(raw))
+    builder.add(Scorer(golden).encode(raw).examples)
+    known = Distributions(features=builder.finish({})).model_dump(mode="json")
+    scorer = Scorer(replace(golden, profile={**golden.profile, "distributions": known}))
+    number = next(feature.name for feature in golden.registry.features if feature.type == "numeric")
+    word = next(feature.name for feature in golden.registry.features if feature.type == "categorical")
+    folder = tmp_path / "hive" / f"{number}=2.5" / f"{word}=a%20b"
+    folder.mkdir(parents=True)
+    raw.drop(number, word).write_parquet(folder / "x.parquet")
+    raw.with_columns(pl.lit(2.5).alias(number), pl.lit("a b").alias(word)).write_parquet(tmp_path / "flat.parquet")
+    flat = drift_of(scorer, [tmp_path / "flat.parquet"])
+    assert drift_of(scorer, [tmp_path / "hive"]).as_json() == flat.as_json()
+    assert {one.name for one in flat.features if one.verdict == "major"} >= {number, word}
+    (tmp_path / "hive" / f"{number}=2.5").rename(tmp_path / "hive" / f"{number}=old")
+    with pytest.raises(InputError, match=rf"x.parquet.*column '{number}': expected a number; found 'old'"):
+        drift_of(scorer, [tmp_path / "hive"])
 
 
 def test_edges_are_no_exact_values():

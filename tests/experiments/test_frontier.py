@@ -3,16 +3,19 @@
 import csv
 import json
 import os
+import shutil
 import statistics
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from experiments import frontier, studies
+from experiments.config import Compression
 from experiments.frontier import METHODS, Bench, Choice, Point, bases_of, curves_of, points_of
+from experiments.frontier_figures import time_scorers
 from experiments.frontier_report import Curve, csv_of, dots_of, write_frontier
 from experiments.results import Processes, Results, RunError, train_missing
 from experiments.studies import Facts, read_facts
@@ -89,6 +92,30 @@ def test_every_method_of_the_study_is_a_compressor_with_these_settings():
         assert method.compressor in COMPRESSORS
         COMPRESSORS[method.compressor].Config.model_validate(method.settings)
     assert {method.compressor for method in METHODS.values()} == set(COMPRESSORS)
+
+
+def test_the_search_alone_and_the_papers_optembed_are_two_curves(facts, small, tmp_path):
+    """The search keeps the identity that it had when it was called OptEmbed."""
+    choice = CHOICE._replace(methods=("width search", "OptEmbed"), budgets=(0.1,), dtypes=("int8",))
+    search, paper = (point.compression for point in points_of({"movielens": facts}, choice)[1:3])
+    assert search is not None
+    assert paper is not None
+    budget = {"target_bytes": search["target_bytes"], "table_dtype": "int8"}
+    settings = {"rows_a_value": None}
+    before = Compression.model_validate({"method": "optembed", **budget, "settings": settings}).model_dump(mode="json")
+    assert search == before
+    assert (search["settings"]["supernet"], search["start"]) == (False, "finetune")
+    assert {key: value for key, value in paper.items() if value != search[key]} == {
+        "settings": {**search["settings"], "supernet": True},
+        "start": "rewind",
+    }
+    processes = Fake(tmp_path, RunError("1 bytes are too few", 2))
+    Bench(tmp_path, processes).run(points_of({"movielens": facts}, choice)[2])
+    assert processes.words[1][-3:] == [
+        "compression.settings.rows_a_value=null",
+        "compression.settings.supernet=true",
+        "compression.start=rewind",
+    ]
 
 
 def test_what_a_point_is_compressed_by_is_part_of_its_identity(facts, small):
@@ -174,6 +201,46 @@ def test_a_base_is_trained_once_and_pruned_with_the_methods_settings(facts, smal
     assert "compression.settings.rows_a_value=null" in words
 
 
+class Prunes(Fake):
+    """A prune leaves a run behind, as a fake has it: metrics, and the bundle of another run."""
+
+    def __init__(self, work: Path, bundle: Path) -> None:
+        super().__init__(work)
+        self.bundle = bundle
+
+    def run(self, words, log):
+        super().run(words, log)
+        out = Path(words[words.index("--out") + 1])
+        if words[0] == "prune":
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "run.json").write_text("{}")
+            (out / "metrics.json").write_text('{"test": {"auc": 0.5}, "perf": {"epochs": 1}}')
+        shutil.copytree(self.bundle, out / "bundle")
+
+
+def test_times_are_those_of_whole_points_and_the_scorer_waits_for_the_trainings(facts, small, run, tmp_path):
+    points = [p._replace(target_bytes=10**6) for p in points_of({"movielens": facts}, CHOICE)[1:3]]
+    kept = Results(tmp_path / "results.jsonl")
+    bench = Bench(tmp_path, Prunes(tmp_path, run / "bundle"))
+    (tmp_path / "runs" / points[1].key).mkdir(parents=True)  # cut off before
+    said: list[str] = []
+    assert train_missing(points, kept, bench.run, 1, said.append) == []
+    whole, resumed = (kept.records[point.key] for point in points)
+    assert whole["seconds"] >= 0
+    assert resumed["seconds"] is None
+    assert "resumed" in said[-1]
+    assert not any("scorer_us_per_row" in record for record in (whole, resumed))
+    assert not (tmp_path / "runs" / points[0].key).exists()
+    # In the next call, as if the study was killed here.
+    times: dict[str, float] = {}
+    kept = Results(tmp_path / "results.jsonl")
+    time_scorers(points, kept, tmp_path, lambda point, time: times.update({point.key: time}))
+    assert {key: record["scorer_us_per_row"] for key, record in kept.records.items()} == times
+    assert len(times) == 2
+    assert all(0 < time < 10_000 for time in times.values())
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
 # Reports
 
 
@@ -213,6 +280,36 @@ def test_validation_chooses_the_type_of_rows():
     assert dots["better on test", 0.1].spread == pytest.approx(statistics.stdev([0.88, 0.881]))
     assert dots["better on test", 0.5].dtype == "fp32"
     assert not any(method == "too large" for method, _ in dots)
+
+
+def test_validation_chooses_the_winner_and_test_judges_it(facts, tmp_path):
+    """`lucky` is better on test, `half done` on validation with fewer seeds; neither is called best."""
+    curves = [
+        curve("collisionless", "fp32", {1.0: [0.9, 0.9]}),
+        curve("lucky", "int8", {0.1: [0.8998, 0.9]}),
+        curve("chosen", "int8", {0.1: [0.88, 0.89]}, valid=0.05),
+        curve("half done", "int8", {0.1: [0.8999]}, valid=0.09),
+    ]
+    write_frontier(tmp_path, curves, {"movielens": facts})
+    page = (tmp_path / "frontier_movielens.md").read_text()
+    assert "- 1/10: chosen in int8, -0.0150 of collisionless; lucky in int8 comes next (+0.0149, p " in page
+    assert "is missed: chosen in int8 gives up 0.0150." in page
+    assert "| chosen | **0.8850" in page
+    assert page.count("**") == 2
+    assert "post hoc" in page
+
+
+def test_a_resumed_point_has_no_time_and_a_figure_may_be_missing(facts, tmp_path):
+    curves = [curve("collisionless", "fp32", {1.0: [0.9]}), curve("m", "int8", {0.1: [0.89, 0.88]})]
+    first, second = cast(list[dict[str, Any]], list(curves[1].records[0.1].values()))
+    first["seconds"], second["seconds"] = None, 7.0
+    for record in (first, second):
+        del record["scorer_us_per_row"]
+    write_frontier(tmp_path, curves, {"movielens": facts})
+    page = (tmp_path / "frontier_movielens.md").read_text()
+    assert "| 7 s | 5 s |  |" in page
+    lines = list(csv.DictReader((tmp_path / "frontier_movielens.csv").read_text().splitlines()))
+    assert [line["seconds"] for line in lines if line["method"] == "m"] == ["", "7.0"]
 
 
 def test_more_seeds_come_before_a_better_score():

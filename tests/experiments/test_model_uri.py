@@ -1,5 +1,6 @@
 """`models:/` URIs: what they mean, what is fetched for them, and what is said where that cannot be."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,9 @@ def test_a_version_is_fetched_once_and_mended(tmp_path: Path, monkeypatch: pytes
     assert Bundle.open(again).model_id == Bundle.open(GOLDEN).model_id
     # Nobody reads what the caller has open.
     (again / "dense.onnx").write_bytes(b"damaged")
+    os.utime(again, (0, 0))
     assert registry.fetch("fetched", None, alias="champion", cache=cache / "models", current=again) == again
+    assert again.stat().st_mtime > 0  # what is in use is not the oldest one, which leaves the disk
     assert (again / "dense.onnx").read_bytes() == b"damaged"
     assert not [one for one in again.parent.iterdir() if one.name.startswith(".")]
 

@@ -1,7 +1,9 @@
 """The gate: what passes, what does not, what is written down; twice, against a moving champion, and on other rows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,19 @@ import pytest
 
 import experiments.promote as gate
 from experiments.champion import TestSet, compare_models, score_test
-from experiments.evaluate import export_run
+from experiments.evaluate import export_run, parity_of
 from experiments.promote import Margins, promote
 from experiments.run_directory import RunDirectory
+from features.dataset_info import read_dataset
 from features.errors import InputError
+from recsys.export import export_bundle
 from recsys.metrics import auc
 from recsys.model_registry import ModelRegistry
 from recsys.paired import ONE_SIDED_95, Difference
-from serving.bundle import Bundle
+from serving.bundle import Bundle, PriorCorrection
 from serving.scorer import Scorer
 from tests.experiments.conftest import SMALL
+from tests.planted import write_dataset
 
 WIDE = Margins(auc=0.5, calibration=1.0)
 
@@ -84,6 +89,8 @@ def test_the_first_one_passes_and_again_changes_nothing(run: Path, project: Path
     facts = RunDirectory(run).facts()
     tracked = registry.client.get_run(facts["mlflow_run_id"])
     assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["seed"] == str(RunDirectory(run).experiment().seed)
+    assert tracked.data.params["model.name"] == "final_mlp"
     assert tracked.data.metrics["test/auc"] == pytest.approx(RunDirectory(run).metrics()["test"]["auc"])
 
     again = json.loads(muxrec(*arguments).out)
@@ -132,11 +139,51 @@ def test_another_alias_has_a_champion_of_its_own(run: Path, other: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("table_dtype", ["int8", "int4"])
+def test_a_rounded_table_is_judged_as_it_is_served(run: Path, project: Path, tmp_path: Path, table_dtype: str):
+    export_run(run, tmp_path / "small", table_dtype=table_dtype)
+    raw = [str(project / "test.parquet")]
+    assert not parity_of(run, tmp_path / "small", raw)["ok"]  # `muxrec parity` shows what rounding costs
+    for inputs, rows in ((raw, "500 raw rows"), ([], "64 golden rows")):
+        check = gate._parity(run, tmp_path / "small", inputs)
+        assert check.outcome == "passed", check.note
+        assert check.note.startswith(f"{rows}: ids equal, |dp| ")
+    # Another model's bundle does not pass, with raw rows or without.
+    ranker = RunDirectory(run).ranker()
+    ranker.embedding.table.data.mul_(1.5)
+    export_bundle(ranker, RunDirectory(run).registry(), tmp_path / "other", model="final_mlp", table_dtype="int8")
+    for inputs in (raw, []):
+        assert gate._parity(run, tmp_path / "other", inputs).outcome == "failed"
+
+
+def test_raw_rows_have_all_their_negatives_unless_it_is_said(tmp_path: Path):
+    golden = Bundle.open(Path(__file__).parents[1] / "golden" / "bundle")
+    correction = PriorCorrection(negative_rate=0.1)
+    scorer = Scorer(replace(golden, manifest=golden.manifest.model_copy(update={"prior_correction": correction})))
+    (tmp_path / "dataset.json").touch()
+    assert TestSet.of(["rows.parquet"], scorer, None).negative_rate == 1.0
+    assert TestSet.of([str(tmp_path)], scorer, None).negative_rate == 0.1
+    assert TestSet.of([str(tmp_path)], scorer, 0.5).negative_rate == 0.5
+    for rate in (0.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="share of negatives must be above 0 and at most 1; found"):
+            TestSet.of(["rows.parquet"], scorer, rate)
+
+
+def test_without_a_test_split_nothing_is_judged_on_the_validation_rows(tmp_path: Path):
+    golden = Bundle.open(Path(__file__).parents[1] / "golden" / "bundle")
+    rows = golden.golden.drop("probability").with_columns(pl.Series("label", [0, 1] * 32))
+    data = write_dataset(tmp_path, golden.registry, {"train": rows, "valid": rows})
+    scorer: Any = SimpleNamespace(registry=read_dataset(data)[1])
+    with pytest.raises(InputError, match=r"expected a test split; found train, valid; give other rows .* as --test"):
+        score_test([scorer, scorer], TestSet((str(data),), 1.0))
+
+
+@pytest.mark.slow
 def test_failed_parity_and_failed_golden_rows_keep_the_alias(run: Path, project: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = [str(project / "test.parquet")]
     with monkeypatch.context() as patch:
         failed = {"ok": False, "ids_equal": False, "rows": 5, "max_abs_diff": 0.5}
-        patch.setattr(gate, "parity_of", lambda *_: failed)
+        patch.setattr(gate, "parity_of", lambda *_, **__: failed)
         found = promote(run, alias="champion", name="parity", inputs=inputs)
         assert not found.passed
         assert found.checks[1].note == "5 raw rows: ids differ, |dp| 5.0e-01"

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import pytest
 import torch
@@ -14,9 +17,12 @@ import yaml
 from experiments.run_directory import RunDirectory
 from recsys.checkpoint import load_state
 from recsys.mask_file import load_mask
+from serving.table import TableDtype
 
 BUDGET = ("--target-bytes", 5000, "--table-dtype", "int8")
 QUICK = ("compression.settings.search.generations=2", "compression.settings.tuning_steps=3")
+OWN_TABLE = ("--method", "importance", "compression.settings.rows_a_value=null")
+OPTEMBED_QUICK = {"importance": (), "optembed": ("search.generations=1", "tuning_steps=2")}
 SEARCH = (*QUICK, "compression.settings.supernet=true")
 
 
@@ -60,6 +66,9 @@ def test_export_keeps_the_runs_type_unless_told(run, pruned, muxrec, tmp_path):
         (("--target-bytes", "100"), "100 bytes are too few"),
         (("--table-dtype", "int3"), "table_dtype"),
         (("embedding.optimizer=rowwise_adagrad",), "shows its gradients"),
+        (("--method", "mixed_dimensions", "--table-dtype", "opq4"), "cut rows short; found opq4 rows"),
+        ((*OWN_TABLE, "model.mlp1_hidden=[4]"), "pruning starts from the run's weights here; found model: "),
+        ((*OWN_TABLE, "seed=2"), "found seed: 2, not 1; leave it as it is"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(run, muxrec, tmp_path, arguments, message):
@@ -81,8 +90,7 @@ def test_a_compressed_run_and_another_budget_are_refused(run, pruned, muxrec, tm
 
 def test_as_is_keeps_the_weights_that_the_mask_was_found_with(run, muxrec, tmp_path):
     out = tmp_path / "out"
-    own_table = ("--method", "importance", "compression.settings.rows_a_value=null", "compression.start=as_is")
-    result = muxrec("prune", run, "--out", out, *BUDGET, *own_table, "--no-track", "--json")
+    result = muxrec("prune", run, "--out", out, *BUDGET, *OWN_TABLE, "compression.start=as_is", "--no-track", "--json")
     assert result.code == 0, result.err
     before, _ = load_state(run / "checkpoint" / "best.safetensors")
     after = RunDirectory(out).ranker(as_served=False)
@@ -90,6 +98,36 @@ def test_as_is_keeps_the_weights_that_the_mask_was_found_with(run, muxrec, tmp_p
     kept = torch.arange(after.embedding.table.shape[1]) < mask.row_widths[:, None]
     name = next(name for name, tensor in before.items() if tensor is not None and tensor.shape == kept.shape)
     assert torch.equal(after.embedding.table.detach(), before[name] * kept)
+
+
+@pytest.mark.parametrize("method", ["importance", "optembed"])
+def test_rotated_rows_are_pruned_whole(run, muxrec, tmp_path, method):
+    out = tmp_path / "out"
+    settings = [f"compression.settings.{text}" for text in ("rows_a_value=null", *OPTEMBED_QUICK[method])]
+    budget = ("--target-bytes", 3500, "--table-dtype", "opq4")
+    arguments = ("--method", method, *settings, "compression.start=as_is", "--no-track", "--json")
+    result = muxrec("prune", run, "--out", out, *budget, *arguments)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["compression"]["bytes_after"] <= 3500
+    widths = load_mask(out / "mask.safetensors").row_widths
+    assert len(set(widths.tolist())) == 2
+    assert 0 < int((widths > 0).sum()) < len(widths)
+
+
+def test_a_run_on_data_that_changed_says_what_to_do(run, dataset, muxrec, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "dataset_digest": "0" * 64}))
+    result = muxrec("prune", tmp_path / "run", "--out", tmp_path / "out", "--no-track")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "train the run on it first, or prepare it as it was" in result.err
+
+
+@pytest.mark.parametrize("verb", ["prune", "export"])
+def test_help_names_every_type_of_rows(verb, muxrec, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    words = set(re.findall(r"\w+", muxrec(verb, "--help").out))
+    assert set(get_args(TableDtype)) <= words
 
 
 @pytest.mark.slow

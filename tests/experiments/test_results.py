@@ -4,13 +4,16 @@ import csv
 import json
 import math
 import shlex
+import shutil
 import statistics
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from experiments import results, studies
+from experiments import results, studies, train
 from experiments.process import alone_in
 from experiments.results import Job, Results, RunError, key_of, plan, train_missing
 from experiments.results_report import Result, comparisons, csv_lines, draw, study_page, welch, write_results
@@ -198,6 +201,45 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path):
     with alone_in(tmp_path), pytest.raises(InputError, match="no other process"), alone_in(tmp_path):
         pass
     with alone_in(tmp_path):
+        pass
+
+
+def test_a_run_directory_belongs_to_one_process(run, dataset, muxrec, tmp_path, monkeypatch):
+    """A second command on it ends with one line; when the first one has gone, the next goes on."""
+    monkeypatch.setattr(train, "PATIENCE", 0.2)
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    (out / "metrics.json").unlink()
+    half_written = out / ".x.tmp"
+    half_written.write_text("")
+    command = ("train", "--config", out / "experiment.yaml", "--data", dataset, "--out", out, "--no-track", "--json")
+    with alone_in(out):
+        result = muxrec(*command)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "expected no other process at work" in result.err
+        assert half_written.exists()  # it may be the other's
+    assert muxrec(*command).code == 0
+    assert not half_written.exists()
+
+
+def test_the_processes_of_a_study_keep_its_lock(tmp_path, monkeypatch):
+    script = tmp_path / "muxrec"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nwhile [ ! -e {tmp_path}/enough ]; do sleep 0.05; done\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with alone_in(tmp_path / "work") as lock:
+        processes = results.Processes(tmp_path / "work", threads=1, keep_runs=False, lock=lock)
+        thread = threading.Thread(target=processes.run, args=(["train"], tmp_path / "log"))
+        thread.start()
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.02)
+    try:  # the study has ended, the process has not
+        with pytest.raises(InputError, match="no other process"), alone_in(tmp_path / "work"):
+            pass
+    finally:
+        (tmp_path / "enough").touch()
+        thread.join()
+    with alone_in(tmp_path / "work"):
         pass
 
 

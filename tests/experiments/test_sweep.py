@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +300,25 @@ def test_two_sweeps_do_not_share_a_directory(dataset, tmp_path, made_up, monkeyp
         pytest.raises(InputError, match="expected no other process at work; found one"),
     ):
         swept(dataset, tmp_path / "sweep", 2)
+
+
+def test_workers_that_end_while_they_are_stopped_are_no_mistake():
+    """Their threads take them out of the set that is gone through."""
+    ends = object.__new__(sweep.Sweep)
+    ends._mutex, ends._is_stopping = threading.RLock(), False
+    stopped: list[int] = []
+
+    class Ending(MadeUp):
+        def __init__(self) -> None: ...
+
+        def stop(self) -> None:
+            stopped.append(1)
+            ends._running.discard(self)  # pyright: ignore[reportArgumentType]
+
+    ends._running = {Ending(), Ending(), Ending()}  # pyright: ignore[reportAttributeAccessIssue]
+    ends._work = lambda *_: None
+    ends._train(1, None, lambda *_, **__: None)
+    assert len(stopped) == 3
 
 
 # Real commands

@@ -20,7 +20,7 @@ from features.dataset_info import read_dataset
 from features.errors import InputError
 from features.registry import FeatureRegistry
 from recsys import tracking
-from recsys.tracking import Tracker, flatten, git_commit
+from recsys.tracking import Tracker, flatten, git_commit, tracked_runs
 from recsys.trainer import Trainer
 from serving.scorer import Scorer
 from tests.planted import write_dataset
@@ -266,3 +266,11 @@ def test_commit_of_a_checkout(tmp_path: Path):
     commit = git_commit(tmp_path)
     assert commit is not None
     assert len(commit) == 40
+
+
+def test_a_store_that_does_not_answer_is_one_line_without_its_address(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"cannot list experiments.*MLFLOW_TRACKING_URI") as raised:
+        tracked_runs()
+    assert "secret" not in str(raised.value)

@@ -172,6 +172,25 @@ def test_plateaus_cut_both_rates_and_two_in_a_row_end_the_run(
     assert numbers == {"epoch": 4}
 
 
+def test_the_last_weights_stay_where_they_are_asked_for(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As OptFS does, whose gates are hard in the last epoch alone: no strikes, no cut rate, and so on resuming."""
+    scripted(monkeypatch, [0.8, 0.7, 0.6, 0.5])
+    ends: list[dict[str, Tensor]] = []
+    training = training_of(
+        planted, tmp_path, epochs=4, patience=1, on_epoch=lambda _: ends.append(weights_of(training))
+    )
+    training.trainer.keep = "last"
+    state = training.fit()
+    assert (state["best_epoch"], state["strikes"], len(ends)) == (4, 0, 4)
+    assert len({record["learning_rate"] for record in state["history"]}) == 1
+    assert same(weights_of(training), ends[3])
+    assert not same(weights_of(training), ends[0])
+    again = training_of(planted, tmp_path, epochs=4, patience=1)
+    again.trainer.keep = "last"
+    again.fit()
+    assert same(weights_of(again), ends[3])
+
+
 def test_the_best_score_may_be_the_lowest(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scripted(monkeypatch, [0.6, 0.4, 0.5, 0.4 - 1e-7], "logloss")
     state = training_of(planted, tmp_path, epochs=9, monitor="logloss").fit()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from serving.batch import ScoringReport, score_files
 from serving.bundle import Bundle, PriorCorrection, served_rows, write_bundle
 from serving.manifest import manifest_bytes
 from tests.rows import row
+from tests.serving.process import Server
 
 REGISTRY = FeatureRegistry.of(
     label="click",
@@ -236,3 +237,26 @@ def visible(out: Path) -> list[str]:
 def content(out: Path) -> dict[str, bytes]:
     """Every file below a directory, hidden ones too, by its path."""
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
+    """Three models whose scores differ."""
+    folder = tmp_path_factory.mktemp("versions")
+    return [make_bundle(folder / f"v{k}", table=np.float32(k + 1) * table()) for k in range(3)]
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    """Start servers that end with the test."""
+    servers: list[Server] = []
+
+    def start(*arguments: object, **settings: Any) -> Server:
+        servers.append(Server(*(arguments if "--port" in arguments else (*arguments, "--port", 0)), **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()

@@ -1,6 +1,7 @@
 """What one request may cost: bytes, rows, time and company; and that everything given out comes back."""
 
 import asyncio
+import dataclasses
 import json
 import re
 import threading
@@ -59,7 +60,7 @@ async def settled(served: Served) -> None:
     pytest.fail("places were lost")
 
 
-@pytest.mark.parametrize("name", ["max_body_bytes", "max_rows", "timeout_seconds", "max_concurrent", "num_workers"])
+@pytest.mark.parametrize("name", sorted(field.name for field in dataclasses.fields(Limits)))
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError, match=f"expected a positive {name}; found 0"):
         Limits(**{name: 0})
@@ -153,6 +154,18 @@ def traced(call: Callable[[], T]) -> tuple[T, int]:
 def test_csv_has_a_largest_number_of_rows(served: Served) -> None:
     answer = served.client().post("/invocations", content=b"user\n" + b"7\n" * 6, headers={"Content-Type": "text/csv"})
     assert answer.status_code == 413
+
+
+def test_csv_has_a_largest_number_of_columns(bundle: Bundle) -> None:
+    served = Served(bundle.path, limits=Limits(max_columns=3)).start()
+    csv = {"Content-Type": "text/csv"}
+    for header in (b"user,b,c,d", b"\n\nuser,b,c,d", b'user,"b\n",c,d', b'user,"b,\n""\n",c,d', b'"user,b,c,d'):
+        answer = served.client().post("/invocations", content=header + b"\n", headers=csv)
+        assert answer.status_code == 413, header
+        assert answer.json()["error"].startswith("expected at most 3 columns; found 4; leave out those")
+    for header in (b"user,b,c", b'user,"b\n",c', b'user,"b""\n",c'):
+        answer = served.client().post("/invocations", content=header + b"\n7,,\n", headers=csv)
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_list_has_a_largest_number_of_values(bundle: Bundle) -> None:

@@ -1,5 +1,6 @@
 """A new version takes its place in one step, or is refused and the old one stays."""
 
+import errno
 import json
 import shutil
 import threading
@@ -148,11 +149,72 @@ def test_a_directory_that_is_still_being_copied_is_taken_when_it_is_whole(others
         shutil.copy(others[0].path / name, copy / name)
         with pytest.raises(InputError):
             host.refresh()
-    assert host.refresh() == "unchanged", "the same files are refused once"
+    with pytest.raises(InputError, match=r"expected a file of .* bytes; found no file"):
+        host.refresh()
     with pytest.raises(RefusedError):
         host.find()
     shutil.copy(others[0].path / "table.safetensors", copy / "table.safetensors")
     assert host.refresh() == "loaded"
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_what_was_refused_for_want_of_the_machine_is_tried_again(
+    others: list[Bundle], monkeypatch: pytest.MonkeyPatch, failure: Exception, is_wrapped: bool
+) -> None:
+    def fail(path: Path) -> Bundle:
+        try:
+            raise failure
+        except (OSError, MemoryError):
+            if is_wrapped:
+                raise InputError(f"{path}: expected JSON") from None
+            raise
+
+    host = ModelHost(lambda current: others[0].path, NAME)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundle, "open", fail)
+        with pytest.raises(InputError):
+            host.refresh()
+    assert host.refresh() == "loaded"
+
+
+def test_other_permissions_are_a_reason_to_look_again(
+    others: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(others[1].path, tmp_path / "copy"))
+    host = ModelHost(lambda current: path, NAME)
+
+    def refuse(path: Path) -> Bundle:
+        raise InputError("expected a bundle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bundle, "open", refuse)
+        with pytest.raises(InputError):
+            host.refresh()
+    with pytest.raises(InputError, match="expected a bundle"):
+        host.refresh()
+    (path / "dense.onnx").chmod(0o600)
+    assert host.refresh() == "loaded"
+
+
+def test_a_load_says_again_why_a_bundle_is_refused_and_a_watch_does_not(
+    others: list[Bundle], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    switch = Switch(others[0].path)
+    served = Served(switch).start()
+    switch.path = Path(shutil.copytree(others[1].path, tmp_path / "copy"))
+    damage_bytes(switch.path)
+    first, second = served.client().post(LOAD), served.client().post(LOAD)
+    assert first.status_code == second.status_code == 409
+    assert first.json() == second.json()
+    caplog.clear()
+    stop = threading.Event()
+    watch = threading.Thread(target=served.host.watch, args=(0.01, stop))
+    watch.start()
+    stop.wait(0.1)
+    stop.set()
+    watch.join()
+    assert caplog.records == []
 
 
 def test_a_source_that_cannot_be_asked_changes_nothing(others: list[Bundle]) -> None:

@@ -132,6 +132,15 @@ def test_the_networks_adam_does_not_see_the_gates():
     assert COMPRESSORS["opt_fs"].has_supernet
 
 
+def test_the_last_gates_decide_unless_told():
+    keeps = [
+        COMPRESSORS["opt_fs"](OptFS.Config.model_validate(settings), Budget(1, "fp32")).supernet_keeps
+        for settings in ({}, {"rank_by": "best"})
+    ]
+    assert keeps == ["last", "best"]
+    assert COMPRESSORS["optembed"].supernet_keeps == "best"
+
+
 def test_what_is_kept_are_the_most_open_rows():
     gate = RowGate(50, CONFIG)
     gate.openness.data.copy_(torch.randn(50, generator=torch.Generator().manual_seed(2)))

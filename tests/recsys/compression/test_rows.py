@@ -9,6 +9,7 @@ from features.errors import InputError
 from recsys.compression.base import Budget, SlotReads
 from recsys.compression.rows import keep_best_cells, keep_best_rows, read_counts, row_caps
 from recsys.mask import Mask
+from tests.recsys.compression.evidence import evidence_of
 
 
 class Given:
@@ -81,6 +82,22 @@ def test_all_that_is_worth_anything_is_kept_where_it_fits():
     gains = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     mask = keep_best_cells(gains, torch.tensor([0, 2, 4]), torch.tensor([1, 2]), torch.tensor([4]), Given(1000))  # pyright: ignore[reportArgumentType]
     assert mask.row_widths.tolist() == [0, 2, 0, 0, 0, 0, 0, 0]
+
+
+def test_rotated_rows_are_kept_whole_or_not_at_all():
+    """The file of opq4 rows has no other widths; rows go by what all their columns are worth."""
+    widths, rows = torch.tensor([0, 4, 8, 16]), torch.arange(60)
+    gains = torch.arange(60, dtype=torch.float64)[:, None] * torch.tensor([0.0, 9.0, 10.0, 11.0]).double()
+    slots = [[(row, 1) for row in range(60)]]
+    full = evidence_of(slots, 60, 10**6, "opq4")
+    whole = full.num_bytes(Mask.full(full.layout))
+    given = evidence_of(slots, 60, whole - 20 * 8, "opq4")
+    mask = keep_best_cells(gains, widths, rows, torch.tensor([16]), given)
+    kept = mask.row_widths.nonzero().flatten().tolist()
+    assert set(mask.row_widths.tolist()) == {0, 16}
+    assert 0 < len(kept) < 60
+    assert kept == list(range(60))[-len(kept) :]
+    assert given.num_bytes(mask) <= given.budget.num_bytes
 
 
 def test_a_budget_below_an_empty_table_is_refused():
