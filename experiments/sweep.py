@@ -282,7 +282,7 @@ class Sweep:
             # Told a second time where the trial was cut off right after the first.
             if record["epoch"] not in self._frozen(trial).intermediate_values:
                 trial.report(record[f"valid_{self.experiment.trainer.monitor}"], record["epoch"])
-            return trial.should_prune()
+            return bool(trial.should_prune())  # Optuna gives numpy's, which is no JSON
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.number]

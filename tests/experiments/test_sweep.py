@@ -61,6 +61,7 @@ class MadeUp:
         for epoch in range(1, request["experiment"]["trainer"]["epochs"] + 1):
             scores.append(type(self).score(number, request["experiment"], epoch))
             prune = should_prune({"epoch": epoch, "valid_auc": scores[-1]})
+            json.dumps({"prune": prune})  # as the real one says it
             if epoch == 3:
                 self._meet_fate(number)
             if prune:
