@@ -66,10 +66,7 @@ def roc_curve(
         ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
     examples = checked(labels, probabilities, weights=weights, is_probability=False)
-    check_both_classes(examples, "roc_curve")
-    if max_points < 2:
-        raise InputError("max_points must be at least 2", found=repr(max_points), remedy="leave it out")
-    false, true = _from_the_top(tied_runs(examples))
+    false, true = _from_the_top(examples, "roc_curve", max_points)
     return _thinned(false / false[-1], true / true[-1], max_points)
 
 
@@ -86,15 +83,16 @@ def gain_curve(
         ([0.0, 0.25, 0.75, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
     examples = checked(labels, probabilities, weights=weights, is_probability=False)
-    check_both_classes(examples, "gain_curve")
-    if max_points < 2:
-        raise InputError("max_points must be at least 2", found=repr(max_points), remedy="leave it out")
-    false, true = _from_the_top(tied_runs(examples))
+    false, true = _from_the_top(examples, "gain_curve", max_points)
     return _thinned((false + true) / (false[-1] + true[-1]), true / true[-1], max_points)
 
 
-def _from_the_top(runs: Runs) -> tuple[Amounts, Amounts]:
+def _from_the_top(examples: Examples, curve: str, max_points: int) -> tuple[Amounts, Amounts]:
     """Negatives and positives [R + 1] at or above each score, from the highest on; the first entry is 0."""
+    check_both_classes(examples, curve)
+    if max_points < 2:
+        raise InputError("max_points must be at least 2", found=repr(max_points), remedy="leave it out")
+    runs = tied_runs(examples)
     sums = [np.concatenate([[0], np.cumsum(rows[::-1])]) for rows in (runs.negatives, runs.positives)]
     return sums[0], sums[1]
 

@@ -181,6 +181,46 @@ class FusedRowWiseAdagrad:
         return momentum
 
 
+class BesideTable:
+    """A table's optimiser that something else is stepped beside: a subclass adds to what this hands on.
+
+    The rate and the gradients are the table's alone: what is beside it keeps a rate of its own, and does not count
+    towards the global norm.
+    """
+
+    def __init__(self, table: TableOptimizer) -> None:
+        self.table = table
+
+    @property
+    def learning_rate(self) -> float:
+        """The table's."""
+        return self.table.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.table.learning_rate = value
+
+    def gradients(self) -> list[Tensor]:
+        """The table's."""
+        return self.table.gradients()
+
+    def step(self) -> None:
+        """Apply the table's update."""
+        self.table.step()
+
+    def flush(self) -> None:
+        """Bring every row up to date."""
+        self.table.flush()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table's."""
+        return self.table.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore it."""
+        self.table.load_state_dict(state)
+
+
 def _gradients(embedding: UnifiedEmbedding) -> list[Tensor]:
     touched = embedding.touched
     return [] if touched is None or touched.block.grad is None else [touched.block.grad]

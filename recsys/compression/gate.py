@@ -12,7 +12,7 @@ from torch import Tensor
 
 from features.layout import TableLayout
 from recsys.mask import Gate, Reads
-from recsys.table_optim import TableOptimizer
+from recsys.table_optim import BesideTable, TableOptimizer
 
 Norm = Literal["l1", "l2"]
 
@@ -142,42 +142,21 @@ class OptEmbedGate(Gate):
         return self.alpha * torch.exp(-self.thresholds).sum()
 
 
-class ThresholdSGD:
-    """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a rate of their own."""
+class ThresholdSGD(BesideTable):
+    """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a rate of their own.
+
+    Its state is the table's: thresholds are part of the model.
+    """
 
     def __init__(self, table: TableOptimizer, gate: OptEmbedGate, learning_rate: float) -> None:
-        self.table, self.gate, self.rate = table, gate, learning_rate
-
-    @property
-    def learning_rate(self) -> float:
-        """That of the table: the schedule does not touch the thresholds'."""
-        return self.table.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.table.learning_rate = value
-
-    def gradients(self) -> list[Tensor]:
-        """Those of the table: a threshold's does not count towards the global norm."""
-        return self.table.gradients()
+        super().__init__(table)
+        self.gate, self.rate = gate, learning_rate
 
     def step(self) -> None:
         """One step of both."""
-        self.table.step()
+        super().step()
         thresholds = self.gate.thresholds
         if thresholds.grad is not None:
             with torch.no_grad():
                 thresholds.sub_(thresholds.grad, alpha=self.rate)
             thresholds.grad = None
-
-    def flush(self) -> None:
-        """Bring every row up to date."""
-        self.table.flush()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The table's: thresholds are part of the model."""
-        return self.table.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore it."""
-        self.table.load_state_dict(state)

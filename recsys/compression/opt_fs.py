@@ -19,7 +19,7 @@ from recsys.compression.rows import keep_best_rows
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.mask import Gate, Mask, Reads
 from recsys.ranker import Ranker
-from recsys.table_optim import TableOptimizer
+from recsys.table_optim import BesideTable, TableOptimizer
 from recsys.trainer import Keep, TrainerConfig
 
 
@@ -104,35 +104,23 @@ class RowGate(Gate):
         return self.config.penalty * torch.sigmoid(self.temperature * self.openness).sum()
 
 
-class GatedTable:
+class GatedTable(BesideTable):
     """A table's optimiser, and beside it the Adam of the gates; a flush ends an epoch."""
 
     def __init__(self, table: TableOptimizer, gate: RowGate, learning_rate: float) -> None:
-        self.table, self.gate = table, gate
+        super().__init__(table)
+        self.gate = gate
         self.adam = torch.optim.Adam([gate.openness], lr=learning_rate, fused=True)
-
-    @property
-    def learning_rate(self) -> float:
-        """The table's; the gates keep theirs."""
-        return self.table.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.table.learning_rate = value
-
-    def gradients(self) -> list[Tensor]:
-        """The table's: what a gate gets does not count for the norm."""
-        return self.table.gradients()
 
     def step(self) -> None:
         """One step of both."""
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        self.table.step()
+        super().step()
 
     def flush(self) -> None:
         """Bring the table up to date, and make the gates harder."""
-        self.table.flush()
+        super().flush()
         self.gate.epoch += 1
 
     def state_dict(self) -> dict[str, Tensor]:
