@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PYTHON TORCH EXTRAS
 
-.PHONY: demo test check ui bench-train bench-load bench-prepare bench-serve env format lock clean
+.PHONY: demo test check ui bench-train bench-load bench-prepare bench-serve bench-tracking env format lock clean
 .DEFAULT_GOAL := demo
 
 demo: env
@@ -33,7 +33,7 @@ ui: env
 	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
 # On a machine that does nothing else; benchmarks/README.md. ARGS="--sizes 1e5,1e6", say, goes to the command.
-bench-train bench-load bench-prepare bench-serve: bench-%: env
+bench-train bench-load bench-prepare bench-serve bench-tracking: bench-%: env
 	$(BIN)/python -m benchmarks.$* --out work/benchmarks/$*.md $(ARGS)
 
 env: $(VENV)/.installed

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -187,9 +187,16 @@ def _http(path: str, body: Callable[[Request], dict[str, Any]]) -> Any:
         connection = HTTPConnection(address.hostname or "", address.port, timeout=60)
         headers = {"Content-Type": "application/json"}
 
-        def score(ready: bytes) -> bytes:
+        def asked(ready: bytes) -> HTTPResponse:
             connection.request("POST", path, ready, headers)
-            response = connection.getresponse()
+            return connection.getresponse()
+
+        def score(ready: bytes) -> bytes:
+            try:
+                response = asked(ready)
+            except ConnectionError:  # a server ends what has been idle, as between two rounds
+                connection.close()
+                response = asked(ready)
             content = response.read()
             assert response.status == 200, content[:300]
             return content

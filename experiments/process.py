@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -31,6 +32,23 @@ def prepare_for_training() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_TRIM_THRESHOLD, 2**30)
         libc.mallopt(_MMAP_THRESHOLD, 2**25)  # the most that it accepts
+
+
+@contextlib.contextmanager
+def modules_at_rest() -> Iterator[None]:
+    """Keep the garbage collector from searching, again and again, what was there before the block.
+
+    That is nearly a million objects of modules: of 1.7 s of searches in a run of 24 s they took 0.4 s.
+
+    >>> with modules_at_rest():
+    ...     gc.get_freeze_count() > 0
+    True
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -1,38 +1,24 @@
 """A whole run: train, evaluate, report, export, track; `muxrec train` and nothing else."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import experiments
-from experiments.compression_facts import compression_facts, compression_figures
 from experiments.config import Experiment
-from experiments.evaluate import metrics_of
-from experiments.logged_model import log_model
-from experiments.process import ResourceMeter, alone_in
-from experiments.report.importance import feature_importance
-from experiments.report.model_card import model_card
-from experiments.report.write import Judged, kept_by_feature, write_report
+from experiments.finish import Metrics, Trained, finish_run
+from experiments.process import ResourceMeter, alone_in, modules_at_rest
 from experiments.run_directory import RunDirectory
-from experiments.serving_cost import serving_cost
 from features.errors import InputError
-from features.files import write_text
 from features.layout import COUNTED
-from recsys.collisions import Distinct, collision_report, distinct_tokens, vocabulary_of
+from recsys.collisions import distinct_tokens, vocabulary_of
 from recsys.dataset import Split
-from recsys.evaluate import predict
-from recsys.export import export_bundle, served
 from recsys.ranker import Ranker, build_ranker
-from recsys.segments import segment_report, token_counts
+from recsys.table_optim import TableOptimizer
 from recsys.tracking import Tracker, git_commit, tracking_uri
-from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer, new_state, peak_memory_mb
-from recsys.training_profile import training_profile
-from serving.bundle import Bundle
+from recsys.trainer import Trainer, new_state
 
 PATIENCE = 1.0
 """Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
@@ -52,7 +38,7 @@ def train_run(
     tags: Mapping[str, str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
-) -> dict[str, dict[str, float]]:
+) -> Metrics:
     """Train in a run directory and return its metrics; a finished run is returned as it is, a cut-off one resumed.
 
     `prepare` may hold a fresh ranker to a mask before it is trained; what it returns stands in the section
@@ -92,23 +78,42 @@ def train_run(
             # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
             tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
         before = prepare(run, ranker) if prepare else {}
-        rate_factor = experiment.compression.rate_factor if experiment.compression else 1.0
-        table_optimizer.learning_rate *= rate_factor
-        trainer = Trainer(
-            ranker,
-            table_optimizer,
-            experiment.trainer.model_copy(update={"learning_rate": experiment.trainer.learning_rate * rate_factor}),
-            out,
-            seed=experiment.seed,
-            l2=experiment.embedding.l2,
-            progress=progress,
-            on_epoch=_on_epoch(tracker, on_epoch),
-        )
+        ended = _on_epoch(tracker, on_epoch)
         valid = Split(data, "valid")
-        is_done = experiment.compression is not None and experiment.compression.start == "as_is"
-        state = new_state() if is_done else trainer.fit(train, valid)
-        metrics = _finish(run, ranker, train, valid, distinct, state, tracker, before)
-    return metrics
+        with modules_at_rest():
+            state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
+        return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
+
+
+def _fit(
+    experiment: Experiment,
+    out: Path,
+    ranker: Ranker,
+    table_optimizer: TableOptimizer,
+    train: Split,
+    valid: Split,
+    *,
+    progress: bool,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """The trainer's last state; a new one where a compressed model is taken as it is."""
+    compression, settings = experiment.compression, experiment.trainer
+    if compression:
+        if compression.start == "as_is":
+            return new_state()
+        table_optimizer.learning_rate *= compression.rate_factor
+        settings = settings.model_copy(update={"learning_rate": settings.learning_rate * compression.rate_factor})
+    trainer = Trainer(
+        ranker,
+        table_optimizer,
+        settings,
+        out,
+        seed=experiment.seed,
+        l2=experiment.embedding.l2,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    return trainer.fit(train, valid)
 
 
 def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | None) -> Callable[..., None]:
@@ -159,89 +164,3 @@ def _ending(tracker: Tracker | None) -> Iterator[None]:
         raise
     if tracker:
         tracker.finish()
-
-
-def _finish(
-    run: RunDirectory,
-    ranker: Ranker,
-    train: Split,
-    valid: Split,
-    distinct: Distinct | None,
-    state: dict[str, Any],
-    tracker: Tracker | None,
-    before: dict[str, float],
-) -> dict[str, dict[str, float]]:
-    experiment, embedding = run.experiment(), ranker.embedding
-    trained, dtype = ranker, experiment.compression.table_dtype if experiment.compression else "fp32"
-    ranker = served(trained, dtype)  # what is judged
-    splits = [valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]
-    predictions = {split.name: predict(ranker, split.batches(EVALUATION_BATCH_SIZE)) for split in splits}
-    metrics = {name: metrics_of(values, experiment.negative_rate) for name, values in predictions.items()}
-    last = splits[-1].name
-    counts = token_counts(train.tokens(), [feature.name for feature in train.registry.token_features])
-    segments = segment_report(predictions[last], splits[-1].tokens(), counts)
-    distinct = distinct or distinct_tokens(train.tokens())
-    collisions, usage = collision_report(embedding.layout, distinct, embedding.vocabulary)
-    np.save(run.trained_rows_path, usage > 0)
-    profile = training_profile(
-        train, valid, predictions["valid"], embedding, usage > 0, negative_rate=experiment.negative_rate
-    )
-    write_text(run.profile_path, profile.model_dump_json())
-    importance = feature_importance(ranker, splits[-1])
-    run_id = tracker.run_id if tracker else None
-    bundle = export_bundle(
-        trained,
-        train.registry,
-        run.bundle,
-        model=experiment.model_name,
-        table_dtype=dtype,
-        metrics=dict(metrics),
-        info=train.info,
-        distributions=profile,
-        trained_rows=usage > 0,
-        run_id=run_id,
-        negative_rate=experiment.negative_rate,
-        compression=None if experiment.compression is None else compression_facts(trained, experiment, before),
-        overwrite=True,
-    )
-    if experiment.compression:
-        metrics["compression"] = before | compression_figures(trained, bundle, metrics)
-    metrics["perf"] = _performance(state) | serving_cost(run.bundle)
-    judged = Judged(last, predictions[last], metrics[last], segments, importance)
-    mask = trained.embedding.mask
-    kept = kept_by_feature(embedding.layout, mask, distinct, embedding.vocabulary) if mask else []
-    write_report(run.report, state["history"], judged, collisions, usage, kept)
-    card = model_card(experiment, train.info, train.registry, metrics, judged, collisions, kept)
-    write_text(run.report / "model_card.md", card)
-    if tracker:
-        _log_results(tracker, run, metrics, state, bundle)
-    write_text(run.path / "metrics.json", json.dumps(metrics, indent=1))
-    return metrics
-
-
-def _performance(state: dict[str, Any]) -> dict[str, float]:
-    return {
-        "samples_per_s": state["examples"] / max(state["seconds"], 1e-9),
-        "samples_per_s_with_evaluation": state["examples"] / max(state["seconds"] + state["eval_seconds"], 1e-9),
-        "train_seconds": state["seconds"],
-        "eval_seconds": state["eval_seconds"],
-        "epochs": state["epoch"],
-        "best_epoch": state["best_epoch"],
-        "peak_memory_mb": peak_memory_mb(),
-    }
-
-
-def _log_results(
-    tracker: Tracker, run: RunDirectory, metrics: dict[str, dict[str, float]], state: dict[str, Any], bundle: Bundle
-) -> None:
-    prefixes = {"valid": "val", "test": "test", "perf": "perf", "compression": "compression"}
-    step = state["global_step"]
-    final = {f"{prefixes[name]}/{key}": value for name, values in metrics.items() for key, value in values.items()}
-    tracker.log_metrics(final, step=step)
-    tracker.log_files(run.report, "report")
-    for name in ("experiment.yaml", "registry.json"):
-        tracker.log_file(run.path / name)
-    log_model(tracker, bundle)
-    metrics["perf"]["tracking_seconds"] = tracker.seconds
-    tracker.log_metrics({"perf/tracking_seconds": tracker.seconds}, step=step)
-    tracker.finish()  # before metrics.json is there: with that file, nobody takes the run up again

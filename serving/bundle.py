@@ -189,17 +189,13 @@ def write_bundle(
     with temporary_directory_beside(out) as temporary:
         write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows), row_widths)
         is_compact = row_widths is not None or table_dtype in CODE_BITS or compression is not None
-        _write(temporary / DENSE, dense_onnx)
         buffer = io.BytesIO()
         golden.write_parquet(buffer)
-        _write(temporary / GOLDEN, buffer.getvalue())
-        _write(temporary / PROFILE, to_json(profile, PROFILE))
+        parts = {DENSE: dense_onnx, GOLDEN: buffer.getvalue(), PROFILE: to_json(profile, PROFILE)}
+        for name, part in parts.items():
+            _write(temporary / name, part)
         if layout.kind == "collisionless" and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
-        files = {
-            name: FileEntry(sha256=sha256_of(temporary / name), bytes=(temporary / name).stat().st_size)
-            for name in files_of(layout)
-        }
         settings: dict[str, Any] = {
             "format_version": 2 if is_compact else 1,
             "muxrec_version": installed_version(),
@@ -213,7 +209,7 @@ def write_bundle(
             "table_dtype": table_dtype,
             "prior_correction": prior_correction,
             "metrics": {split: _finite(values) for split, values in (metrics or {}).items()},
-            "files": files,
+            "files": {name: _entry(temporary / name) for name in files_of(layout)},
         }
         if is_compact:
             num_stored = StoredTable(temporary / TABLE, layout, table_dtype).num_stored
@@ -223,6 +219,10 @@ def write_bundle(
         flush(temporary)
         _swap(temporary, out)
     return dataclasses.replace(bundle, path=out)
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def open_session(dense_onnx: bytes, *, num_threads: int | None = None) -> onnxruntime.InferenceSession:
