@@ -2,8 +2,9 @@
 
 M table rows, w row width. Ginart et al., "Mixed Dimension Embeddings with Application to Memory-Efficient
 Recommendation Systems", ISIT 2021, arXiv 1909.11810: dimensions follow popularity by a power law,
-d = scale * popularity^temperature, and nobody has less than one. Here popularity is that of a row. No matrix projects a
-short row to full width: the first layer of the network reads columns, and does the same.
+d = scale * popularity^temperature, and nobody has less than one. Here popularity is that of a row, and where one float
+for everybody is too much for the budget, those of less than one go. No matrix projects a short row to full width: the
+first layer of the network reads columns, and does the same.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from features.errors import InputError
 from recsys.compression.base import Evidence, Facts
-from recsys.compression.rows import read_counts
+from recsys.compression.rows import check_empty, read_counts
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.embedding import EmbeddingConfig
 from recsys.mask import Mask
@@ -36,37 +37,36 @@ class MixedDimensions(WideTable):
         return super().reshape(embedding, facts)
 
     def freeze(self, evidence: Evidence) -> Mask:
-        """The widest rows that the budget admits; raises `InputError` where rows of one float exceed it."""
+        """The widest rows that the budget admits; raises `InputError` where an empty table exceeds it."""
         full = Mask.full(evidence.layout)
         reads, width = read_counts(evidence), evidence.layout.width
+        check_empty(Mask(torch.zeros_like(full.row_widths), full.slot_widths), evidence)
 
-        def mask(scale: float) -> Mask:
-            return Mask(power_law_widths(reads, scale, self.config.temperature, width), full.slot_widths)
+        def mask(scale: float, least: int) -> Mask:
+            return Mask(power_law_widths(reads, scale, self.config.temperature, width, least), full.slot_widths)
 
-        def fits(scale: float) -> bool:
-            return evidence.num_bytes(mask(scale)) <= evidence.budget.num_bytes
+        def fits(scale: float, least: int) -> bool:
+            return evidence.num_bytes(mask(scale, least)) <= evidence.budget.num_bytes
 
-        if not fits(0.0):
-            found = f"{evidence.num_bytes(mask(0.0)):,} with one float a row"
-            raise InputError(
-                f"{evidence.budget.num_bytes:,} bytes are too few", found=found, remedy="drop rows instead"
-            )
+        least = 1 if fits(0.0, 1) else 0
         low, high = 0.0, float(width)  # at scale w the rarest row is full
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return mask(high if fits(high) else low)
+            low, high = (middle, high) if fits(middle, least) else (low, middle)
+        return mask(high if fits(high, least) else low, least)
 
 
-def power_law_widths(reads: Tensor, scale: float, temperature: float, width: int) -> Tensor:
-    """Widths [M]: the power of two below scale * reads^temperature, from 1 to `width`; 0 for rows without a read.
+def power_law_widths(reads: Tensor, scale: float, temperature: float, width: int, least: int = 1) -> Tensor:
+    """Widths [M]: the power of two below scale * reads^temperature, from `least` to `width`; 0 for rows without a read.
 
-    Powers of two, as each distinct width costs a bitmap in the file.
+    Powers of two, as each distinct width costs a bitmap in the file. `least` is 1, or 0: rows below one float go.
 
     >>> power_law_widths(torch.tensor([0.0, 1.0, 16.0, 400.0]), 1.5, 0.5, 16).tolist()
     [0, 1, 4, 16]
+    >>> power_law_widths(torch.tensor([0.0, 1.0, 16.0, 400.0]), 0.1, 0.5, 16, least=0).tolist()
+    [0, 0, 0, 2]
     """
-    wanted = (scale * reads.double().clamp(min=1) ** temperature).clamp(1, width)
-    widths = (2 ** torch.floor(torch.log2(wanted))).long()
-    widths = torch.where(wanted >= width, width, widths)
+    wanted = scale * reads.double().clamp(min=1) ** temperature
+    widths = (2 ** torch.floor(torch.log2(wanted.clamp(1, width)))).long()
+    widths = torch.where(wanted >= width, width, torch.where(wanted < 1, least, widths))
     return torch.where(reads > 0, widths, 0)

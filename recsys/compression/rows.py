@@ -55,7 +55,7 @@ def keep_best_rows(scores: Tensor, evidence: Evidence, start: Mask | None = None
         return Mask(kept, mask.slot_widths)
 
     fits, fails = 0, num_useful + 1
-    _check_empty(keeping(0), evidence)
+    check_empty(keeping(0), evidence)
     while fails - fits > 1:
         middle = (fits + fails) // 2
         is_fit = evidence.num_bytes(keeping(middle)) <= evidence.budget.num_bytes
@@ -83,7 +83,7 @@ def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Te
 
     if evidence.num_bytes(at(0.0)) <= evidence.budget.num_bytes:
         return at(0.0)
-    _check_empty(Mask(torch.zeros(evidence.layout.num_rows, dtype=torch.int64), slot_widths), evidence)
+    check_empty(Mask(torch.zeros(evidence.layout.num_rows, dtype=torch.int64), slot_widths), evidence)
     return at(_lowest_price(gains, lambda price: evidence.num_bytes(at(price)) <= evidence.budget.num_bytes))
 
 
@@ -97,7 +97,8 @@ def _lowest_price(gains: Tensor, fits: Callable[[float], bool]) -> float:
     return high
 
 
-def _check_empty(mask: Mask, evidence: Evidence) -> None:
+def check_empty(mask: Mask, evidence: Evidence) -> None:
+    """Raise `InputError` where a mask without a single row exceeds the budget."""
     if evidence.num_bytes(mask) > evidence.budget.num_bytes:
         found = f"{evidence.num_bytes(mask):,} bytes without a single row"
         remedy = "raise --target-bytes, or train with fewer embedding.num_rows"

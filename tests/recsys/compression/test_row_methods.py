@@ -48,7 +48,11 @@ def test_the_rows_that_are_kept_are_the_most_read_and_as_many_as_fit(slots: list
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30), st.floats(0, 20), st.floats(0, 1), st.integers(1, 20))
 @settings(deadline=None, max_examples=200)
 def test_widths_follow_the_power_law(reads: list[int], scale: float, temperature: float, width: int):
-    found = power_law_widths(torch.tensor(reads, dtype=torch.float64), scale, temperature, width).tolist()
+    counts = torch.tensor(reads, dtype=torch.float64)
+    found = power_law_widths(counts, scale, temperature, width).tolist()
+    without = power_law_widths(counts, scale, temperature, width, least=0).tolist()
+    for count, kept, left in zip(reads, found, without, strict=True):
+        assert left == (0 if scale * max(count, 1) ** temperature < 1 else kept)
     for count, kept in zip(reads, found, strict=True):
         wanted = scale * max(count, 1) ** temperature
         if count == 0:
@@ -76,9 +80,22 @@ def test_mixed_dimensions_fill_the_budget_and_nobody_read_has_none():
         assert (widths[300:] == 0).all()
         assert (widths[:299] >= widths[1:300]).all()  # rows stand by popularity
         assert 0.7 * evidence.budget.num_bytes < evidence.num_bytes(mask) <= evidence.budget.num_bytes
-    small = full._replace(budget=Budget(1000, "fp32"))
-    with pytest.raises(InputError, match=r"are too few; found .* with one float a row"):
-        COMPRESSORS["mixed_dimensions"](COMPRESSORS["mixed_dimensions"].Config(), small.budget).freeze(small)
+
+
+def test_mixed_dimensions_drop_rows_where_one_float_for_each_is_too_much():
+    popularity = [[(row, round(5000 / (row + 1)) + 1) for row in range(300)]]
+    full = evidence_of(popularity, 1000, 10**6)
+    method = COMPRESSORS["mixed_dimensions"]
+    for num_bytes in (1000, 1300):
+        evidence = full._replace(budget=Budget(num_bytes, "fp32"))
+        widths = method(method.Config(), evidence.budget).freeze(evidence).row_widths
+        kept = int((widths > 0).sum())
+        assert 0 < kept < 300
+        assert (widths[:299] >= widths[1:300]).all()  # those that went are the rarest
+        assert 0.7 * num_bytes < evidence.num_bytes(Mask(widths, torch.tensor([WIDTH]))) <= num_bytes
+    small = full._replace(budget=Budget(100, "fp32"))
+    with pytest.raises(InputError, match=r"100 bytes are too few; found .* without a single row"):
+        method(method.Config(), small.budget).freeze(small)
 
 
 def test_low_bit_rows_keep_everything_or_refuse():
