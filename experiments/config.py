@@ -1,6 +1,7 @@
 """Experiment: everything that a run is made of, resolved, validated, and writable as YAML."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ class Experiment(BaseModel):
     def network_config(self) -> Model.Config:
         """The model's own settings, validated."""
         return model_settings(self.model)
+
+    def params(self) -> dict[str, Any]:
+        """Every setting, as MLflow has them; of those of a method of compression, one text with what is no default.
+
+        A page that compares runs has room for few, and experiment.yaml beside them has all.
+        """
+        document = self.model_dump(mode="json")
+        if self.compression is not None:
+            defaults = method_settings(self.compression.method, {}).model_dump(mode="json")
+            own = {key: value for key, value in self.compression.settings.items() if value != defaults[key]}
+            document["compression"]["settings"] = json.dumps(own)
+        return document
 
     def to_yaml(self) -> str:
         """Every setting, resolved; `read_experiment` reads it back to an equal experiment."""

@@ -254,7 +254,7 @@ class Log:
         with self._lock:
             child = self._child(point)
             what = {"method": point.method or REFERENCE, "table_dtype": point.dtype, "budget": point.budget}
-            settings = {**what, "seed": point.seed, "compression": point.compression, "base": point.cell.label}
+            settings = {**what, "seed": point.seed, "base": point.cell.label}
             child.log_settings(settings, point.facts.info, point.facts.directory)
             prefixes = {"valid": "val", "test": "test"}
             figures = {

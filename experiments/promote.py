@@ -206,7 +206,7 @@ def _track(run: RunDirectory) -> None:
     dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
     tags = {"dataset.digest": facts["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
     tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=facts["key"])
-    tracker.log_settings(experiment.model_dump(mode="json"), run.info(), Path(facts["dataset"]))
+    tracker.log_settings(experiment.params(), run.info(), Path(facts["dataset"]))
     for split, values in run.metrics().items():
         prefix = {"valid": "val"}.get(split, split)
         tracker.log_metrics(

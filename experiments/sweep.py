@@ -31,7 +31,7 @@ from experiments.process import alone_in
 from experiments.run_directory import RunDirectory
 from experiments.search_space import SearchSpace, check_space, with_settings
 from experiments.sweep_process import WorkerError, WorkerProcess
-from experiments.sweep_report import Outcome, best_of, write_sweep_report
+from experiments.sweep_report import Outcome, best_of, trial_name, write_sweep_report
 from features.dataset_info import DatasetInfo, read_dataset
 from features.errors import InputError
 from features.files import temporary_directory_beside, write_text
@@ -262,7 +262,7 @@ class Sweep:
         with self._mutex:
             settings = {key: values.setting(values.suggest(trial, key)) for key, values in self.space.items()}
         run = self.out / "trials" / f"{trial.number:04d}"
-        name = f"{self.experiment.name} trial {trial.number}"
+        name = trial_name(self.experiment, trial.number)
         try:
             experiment = with_settings(self.experiment, settings).model_copy(update={"name": name})
         except InputError as error:  # values that do not go together

@@ -72,6 +72,11 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def trial_name(experiment: Experiment, number: int) -> str:
+    """Name of a trial's run, and of others with its settings."""
+    return f"{experiment.name} trial {number}"
+
+
 def write_sweep_report(
     directory: Path, study: optuna.Study, outcomes: Sequence[Outcome], experiment: Experiment
 ) -> None:
@@ -81,7 +86,8 @@ def write_sweep_report(
     directory.mkdir(parents=True, exist_ok=True)
     _write_csv(directory / "trials.csv", [_record(one) for one in in_order(outcomes, experiment)])
     if best := best_of(outcomes, experiment):
-        write_text(directory / "best.yaml", with_settings(experiment, best.settings).to_yaml())
+        named = experiment.model_copy(update={"name": trial_name(experiment, best.number)})
+        write_text(directory / "best.yaml", with_settings(named, best.settings).to_yaml())
     if shares := importances(study):
         _write_csv(directory / "importance.csv", [{"setting": key, "share": share} for key, share in shares.items()])
         draw = figures.setting_importance

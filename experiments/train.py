@@ -76,7 +76,7 @@ def train_run(
         held.enter_context(_ending(tracker))
         if tracker:
             # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
-            tracker.log_settings(experiment.model_dump(mode="json"), train.info, train.directory)
+            tracker.log_settings(experiment.params(), train.info, train.directory)
         before = prepare(run, ranker) if prepare else {}
         ended = _on_epoch(tracker, on_epoch)
         valid = Split(data, "valid")

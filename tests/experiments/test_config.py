@@ -27,6 +27,16 @@ def test_the_model_is_written_with_all_its_settings():
     assert set(model) == {"name", *MODELS["mlp"].Config.model_fields}
 
 
+def test_mlflow_has_few_params_of_a_method_of_compression():
+    compression = {"method": "mixed_dimensions", "target_bytes": 100, "settings": {"temperature": 0.25}}
+    document = {"name": "small", "model": {"name": "mlp"}, "compression": compression}
+    params = Experiment.model_validate(document).params()
+    assert params["compression"]["settings"] == '{"temperature": 0.25}'
+    assert params["compression"]["method"] == "mixed_dimensions"
+    assert params | {"compression": None} == Experiment.model_validate(document).model_dump() | {"compression": None}
+    assert "compression" not in Experiment(name="small", model={"name": "mlp"}).params()
+
+
 def test_overrides_change_what_they_name_and_nothing_else():
     before = RUNS["final_mlp"]()
     after = with_overrides(before, ["seed=7", "embedding.num_rows=99", "model.mlp1_hidden=[20, 10]"])

@@ -192,6 +192,7 @@ def test_what_is_shown_is_what_was_trained(dataset, tmp_path, made_up):
     assert best is not None
     written = read_experiment(tmp_path / "sweep" / "report" / "best.yaml")
     assert written.embedding.l2 == best.settings["embedding.l2"]
+    assert written.name == f"{EXPERIMENT.name} trial {best.number}"  # so that other seeds of it are known by it
     assert best.score == max(one.score or 0 for one in outcomes)
 
 
