@@ -27,15 +27,14 @@ def training_profile(
 ) -> Distributions:
     """Distributions of the training rows' features and of the validation rows' scores, which `predictions` [N] holds.
 
-    `trained_rows` [M] flags the rows that a training example read: a value that reads another one is unseen.
+    `trained_rows` [M] flags the rows that a training example read: a value that reads another one is unseen; in a
+    pruned table, a value of which no row is left.
     `negative_rate` is the share of the negatives that both splits kept.
     """
     builder = ProfileBuilder(train.registry, train.num_rows)
     for batch, labels in train.labelled_tokens():
         builder.add(batch, _weights(labels, negative_rate))
     features = builder.finish(train.info.splits["train"].missing_rates)
-    if embedding.mask is not None:  # nothing is left of what a row learned that was pruned
-        trained_rows = trained_rows & (embedding.mask.row_widths.cpu().numpy() > 0)
     unseen = _unseen_rates(valid, embedding, trained_rows, negative_rate)
     known = {name: one.model_copy(update={"unseen": unseen.get(name)}) for name, one in features.items()}
     return Distributions(features=known, score=_score_bins(predictions, negative_rate))
@@ -57,7 +56,11 @@ def _weights(labels: npt.NDArray[np.float32], negative_rate: float) -> npt.NDArr
 def _unseen_rates(
     split: Split, embedding: UnifiedEmbedding, trained_rows: npt.NDArray[np.bool_], negative_rate: float
 ) -> dict[str, float]:
-    """Share of each token feature's values in a split that read a row which training did not; as `Scorer.coverage`."""
+    """Share of each token feature's values in a split that are unseen, as `Scorer.coverage` counts them."""
+    mask = embedding.mask
+    is_pruned = mask is not None and mask.num_rows_kept < embedding.layout.num_rows
+    if mask is not None:  # nothing is left of what a row learned that was pruned
+        trained_rows = trained_rows & (mask.row_widths.cpu().numpy() > 0)
     used = {slot.feature for slot in embedding.layout.slots}
     names = [feature.name for feature in split.registry.token_features if feature.name in used]
     unseen, values = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
@@ -66,7 +69,9 @@ def _unseen_rates(
         for name in names:
             tokens, counts = _present(batch, name, weights)
             rows = rows_of(embedding.layout, embedding.vocabulary, name, tokens)  # [P, V]
-            unseen[name] += float(counts[~trained_rows[rows].all(axis=0)].sum())
+            is_trained = trained_rows[rows]
+            is_known = is_trained.any(axis=0) if is_pruned else is_trained.all(axis=0)
+            unseen[name] += float(counts[~is_known].sum())
             values[name] += float(counts.sum())
     return {name: round(unseen[name] / values[name], 6) for name in names if values[name]}
 

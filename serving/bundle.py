@@ -113,6 +113,12 @@ class Bundle:
         rounding = min(rounding, MAX_ROUNDING) if isinstance(rounding, float) and rounding >= 0 else 0.0
         return max(1e-6, 8 * rounding)
 
+    @property
+    def is_pruned(self) -> bool:
+        """Whether rows that training read were removed."""
+        rows_kept = (self.manifest.compression or {}).get("rows_kept")
+        return isinstance(rows_kept, int) and rows_kept < self.layout.num_rows
+
     @cached_property
     def num_bytes(self) -> int:
         """Size of the bundle's files on the disk."""

@@ -25,7 +25,7 @@ class Lookup:
 
     def __init__(self, bundle: Bundle, features: Collection[str]) -> None:
         layout, vocabulary = bundle.layout, bundle.vocabulary
-        self._table = bundle.table
+        self._table, self._is_pruned = bundle.table, bundle.is_pruned
         self._num_slots, self._width = len(layout.slots), layout.width
         used = dict.fromkeys(slot.feature for slot in layout.slots if slot.feature in features)
         self._addressing = {name: Addressing(layout, vocabulary, layout.positions_of(name)) for name in used}
@@ -73,12 +73,14 @@ class Lookup:
         return self._table.gather(rows.ravel()).reshape(*rows.shape, self._width)
 
     def num_untrained(self, feature: str, tokens: Tokens) -> int:
-        """How many of a feature's tokens [T] read a row that no training example read."""
+        """How many of a feature's tokens [T] read a row that no training example read; in a pruned table, no other."""
         if feature not in self._addressing:
             return 0
         rows = self._addressing[feature].rows(tokens[:, None])
         is_trained = self._table.is_trained(rows.ravel()).reshape(rows.shape)
-        return len(rows) - int(is_trained.all(axis=1).sum())
+        # Rows that are gone may have been read: there a value is known while one view still has something of it.
+        is_known = is_trained.any(axis=1) if self._is_pruned else is_trained.all(axis=1)
+        return len(rows) - int(is_known.sum())
 
     def _pooled(self, rows: Rows, lengths: Lengths, *, is_mean: bool) -> tuple[Order, Floats]:
         """The examples [B], longest list first, and in this order the sum or mean of each one's rows [B, P, w].

@@ -42,7 +42,8 @@ class Coverage(NamedTuple):
     """Values looked up: one for an example that has one, or its list's elements but null; 0 for a float column."""
     unseen: int
     """Values that certainly no training example had, as one of their rows was never read: all such values in a
-    collisionless table, fewer where values share rows, none where the bundle does not say which rows were trained."""
+    collisionless table, fewer where values share rows, none where the bundle does not say which rows were trained. In a
+    pruned table, values of which no row is left."""
 
     def plus(self, other: "Coverage") -> "Coverage":
         """The counts of both."""

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.addressing import Addressing
+from features.encode import encode
 from features.errors import InputError
 from serving.bundle import Bundle
 from serving.scorer import Coverage, Scorer
@@ -175,3 +177,16 @@ def test_a_value_is_unseen_where_one_of_its_rows_is_untrained(tmp_path: Any) -> 
     unseen = scorer.coverage(scorer.encode(rows))["user"].unseen
     one_by_one = [scorer.coverage(scorer.encode([row]))["user"].unseen for row in rows]
     assert 0 < unseen == sum(one_by_one) < 200
+
+
+def test_in_a_pruned_table_a_value_is_unseen_where_nothing_of_it_is_left(tmp_path: Any) -> None:
+    rows = [{"user": user} for user in range(200)]
+    left = np.arange(len(table())) % 3 == 0
+    widths = np.where(left, table().shape[1], 0)
+    pruned = {"row_widths": widths, "compression": {"rows_kept": int(left.sum())}}
+    scorer = Scorer(make_bundle(tmp_path / "pruned", **pruned))
+    layout, tokens = scorer.bundle.layout, encode(pl.DataFrame(rows), REGISTRY, allow_missing=True).tokens["user"]
+    read = Addressing(layout, None, layout.positions_of("user")).rows(tokens[:, None])
+    expected = sum(not left[own].any() for own in read)
+    assert 0 < expected < sum(not left[own].all() for own in read)
+    assert scorer.coverage(scorer.encode(rows))["user"].unseen == expected
