@@ -218,7 +218,8 @@ def _verdicts(data: str, dots: Sequence[Dot], reference: Dot) -> Iterator[str]:
     if tenth:
         best = max(tenth, key=_score)
         loss, allowed = reference.auc - best.auc, TARGETS[data]
-        verdict = f"is {'met' if loss <= allowed else 'missed'}: {best.method} in {best.dtype} gives up {loss:.4f}."
+        outcome, given_up = "met" if loss <= allowed else "missed", f"{loss:.4f}" if loss > 0 else "nothing"
+        verdict = f"is {outcome}: {best.method} in {best.dtype} gives up {given_up}."
         yield f"The target, a tenth of the bytes for at most {allowed:g} of AUC, {verdict}"
 
 

@@ -1,8 +1,8 @@
 """What people see: MLflow's pages and the page of `muxrec compare`, opened in chromium.
 
-    SCREENSHOTS=docs/images pytest -m browser
+    SCREENSHOTS=work/pictures pytest -m browser
 
-keeps the pictures that the documents show. The store is the test's own: a trained run's files, and made-up curves.
+keeps the pictures. The store is the test's own: a trained run's files, and made-up curves.
 """
 
 import io
