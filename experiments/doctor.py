@@ -32,7 +32,7 @@ PARSERS = ("pydantic", "pyyaml", "typer")
 SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "rich", "safetensors", "xxhash", *PARSERS)
 TRAINING = ("matplotlib", "numba", "optuna", "pandas", "psutil", "pyarrow", "scipy")
 EXPORT = ("onnx", "onnxscript")
-SERVER = ("starlette", "uvicorn", "prometheus-client")
+SERVER = ("starlette", "uvicorn", "h11", "prometheus-client")
 ABI_BOUND = {"torch": "2.13.0", "fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}
 """As pinned in pyproject.toml; on a CPU `fbgemm-gpu-cpu` stands for `fbgemm-gpu`."""
 GOLDEN_TEXT, GOLDEN_TOKEN = "7", 0x06EED105B82285FA
