@@ -158,7 +158,9 @@ def _name(runs: Sequence[TrackedRun]) -> str:
 
 
 def _baseline(rows: Sequence[Row], wanted: str) -> Row:
-    found = [row for row in rows if any(run.name == wanted or run.run_id.startswith(wanted) for run in row.runs)]
+    named = [row for row in rows if any(run.name == wanted for run in row.runs)]
+    # A short name may be the beginning of another run's id.
+    found = named or [row for row in rows if any(run.run_id.startswith(wanted) for run in row.runs)]
     if len(found) != 1:
         how_many = "none of the rows" if not found else f"{len(found)} rows of that name"
         remedy = "give the name of a run, or its id"
