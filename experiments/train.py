@@ -1,4 +1,4 @@
-"""A whole run: train, evaluate, report, export, track; `muxrec train` and nothing else."""
+"""A run from its settings to its end: `muxrec train`. What follows the training stands in `experiments.finish`."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -77,10 +77,10 @@ def train_run(
         if tracker:
             # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
             tracker.log_settings(experiment.params(), train.info, train.directory)
-        before = prepare(run, ranker) if prepare else {}
         ended = _on_epoch(tracker, on_epoch)
         valid = Split(data, "valid")
         with modules_at_rest():
+            before = prepare(run, ranker) if prepare else {}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
         return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
 

@@ -122,6 +122,13 @@ def test_a_baseline_has_to_be_one_row(wanted, found):
         compared(run_of(1, 0.7), run_of(2, 0.7, width="1"), baseline=wanted)
 
 
+def test_the_name_of_a_run_wins_over_the_beginning_of_an_id():
+    other = run_of(1, 0.7, name="b")._replace(run_id="a" * 32)
+    comparison = compared(other, run_of(2, 0.75, name="a", width="1"), baseline="a")
+    assert comparison.baseline is not None
+    assert comparison.baseline.name == "a"
+
+
 # The page
 
 
