@@ -67,6 +67,20 @@ def rows_of(layout: TableLayout, vocabulary: Vocabulary | None, feature: str, to
     return Addressing(layout, vocabulary, layout.positions_of(feature)).rows(tokens[:, None]).T
 
 
+def known(is_trained: npt.NDArray[np.bool_], *, is_pruned: bool) -> npt.NDArray[np.bool_]:
+    """Which values [N] are known, of whose rows [N, P] some were read in training and not pruned since.
+
+    In a pruned table a row that is gone may have been read: there a value is known while one of its rows is left.
+
+    >>> known(np.array([[True, False], [False, False]]), is_pruned=True).tolist()
+    [True, False]
+    >>> known(np.array([[True, False], [True, True]]), is_pruned=False).tolist()
+    [False, True]
+    """
+    suffices = np.logical_or if is_pruned else np.logical_and
+    return suffices.reduce(is_trained, axis=1)
+
+
 def searchable(ordered: Tokens) -> Tokens:
     """The same tokens, or the missing one in place of none: no search finds it, and no array is empty."""
     return ordered if len(ordered) else np.array([_MISSING])

@@ -8,7 +8,7 @@ N rows, M table rows, P slots of one feature, V values of one feature.
 import numpy as np
 import numpy.typing as npt
 
-from features.addressing import rows_of
+from features.addressing import known, rows_of
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
@@ -69,8 +69,7 @@ def _unseen_rates(
         for name in names:
             tokens, counts = _present(batch, name, weights)
             rows = rows_of(embedding.layout, embedding.vocabulary, name, tokens)  # [P, V]
-            is_trained = trained_rows[rows]
-            is_known = is_trained.any(axis=0) if is_pruned else is_trained.all(axis=0)
+            is_known = known(trained_rows[rows].T, is_pruned=is_pruned)
             unseen[name] += float(counts[~is_known].sum())
             values[name] += float(counts.sum())
     return {name: round(unseen[name] / values[name], 6) for name in names if values[name]}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.addressing import Addressing
+from features.addressing import Addressing, known
 from features.encode import EncodedBatch
 from features.hashing import Rows, Tokens
 from serving.bundle import Bundle
@@ -78,9 +78,7 @@ class Lookup:
             return 0
         rows = self._addressing[feature].rows(tokens[:, None])
         is_trained = self._table.is_trained(rows.ravel()).reshape(rows.shape)
-        # Rows that are gone may have been read: there a value is known while one view still has something of it.
-        is_known = is_trained.any(axis=1) if self._is_pruned else is_trained.all(axis=1)
-        return len(rows) - int(is_known.sum())
+        return len(rows) - int(known(is_trained, is_pruned=self._is_pruned).sum())
 
     def _pooled(self, rows: Rows, lengths: Lengths, *, is_mean: bool) -> tuple[Order, Floats]:
         """The examples [B], longest list first, and in this order the sum or mean of each one's rows [B, P, w].

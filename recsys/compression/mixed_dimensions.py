@@ -42,18 +42,20 @@ class MixedDimensions(WideTable):
         reads, width = read_counts(evidence), evidence.layout.width
         check_empty(Mask(torch.zeros_like(full.row_widths), full.slot_widths), evidence)
 
-        def mask(scale: float, least: int) -> Mask:
+        def mask(scale: float) -> Mask:
             return Mask(power_law_widths(reads, scale, self.config.temperature, width, least), full.slot_widths)
 
-        def fits(scale: float, least: int) -> bool:
-            return evidence.num_bytes(mask(scale, least)) <= evidence.budget.num_bytes
+        def fits(scale: float) -> bool:
+            return evidence.num_bytes(mask(scale)) <= evidence.budget.num_bytes
 
-        least = 1 if fits(0.0, 1) else 0
+        least = 1
+        if not fits(0.0):  # one float for everybody is too much: the rarest rows go
+            least = 0
         low, high = 0.0, float(width)  # at scale w the rarest row is full
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (middle, high) if fits(middle, least) else (low, middle)
-        return mask(high if fits(high, least) else low, least)
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return mask(high if fits(high) else low)
 
 
 def power_law_widths(reads: Tensor, scale: float, temperature: float, width: int, least: int = 1) -> Tensor:
