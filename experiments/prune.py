@@ -30,9 +30,10 @@ from recsys.trainer import Trainer
 from serving.bundle import Bundle
 from serving.table import table_bytes
 
-DEFAULT_METHOD = "optembed"
 SHARE = 10
 """Without a budget, one of so many bytes stays."""
+TIGHT = 2.5
+"""Bytes for each value of train below which a smaller table is better than a pruned one: docs/results."""
 
 MISSING = np.uint64(MISSING_TOKEN)
 
@@ -43,7 +44,7 @@ def prune_run(
     path: Path,
     out: Path,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     target_bytes: int | None = None,
     table_dtype: str = "int4",
     overrides: Sequence[str] = (),
@@ -52,6 +53,7 @@ def prune_run(
 ) -> Metrics:
     """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
 
+    `method` is a key into COMPRESSORS; None: `default_method`.
     `target_bytes` is what the embedding files of the bundle may take; None: a tenth of the run's. `overrides` change
     settings of the run, or those of the method as `compression.settings.KEY=VALUE`. Raises `InputError` for a run that
     has not ended or was compressed itself, data that changed since, and budgets that cannot be met.
@@ -62,15 +64,14 @@ def prune_run(
     if train.info.digest != parent.facts()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"
         raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
-    settings = {
-        "method": method,
-        "target_bytes": target_bytes or max(1, int(before["bytes_before"]) // SHARE),
-        "table_dtype": table_dtype,
-    }
-    experiment = _with_compression(parent.experiment(), settings, overrides)
+    target_bytes = target_bytes or max(1, int(before["bytes_before"]) // SHARE)
+    experiment, values = parent.experiment(), _values(train)
+    method = method or default_method(target_bytes, _facts(train, experiment, values))
+    settings = {"method": method, "target_bytes": target_bytes, "table_dtype": table_dtype}
+    experiment = _with_compression(experiment, settings, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
-    facts = _facts(train, experiment)
+    facts = _facts(train, experiment, values)
     stages = Stages(parent, compressor, facts, before, train, progress)
     reshaped = compressor.reshape(experiment.embedding, facts)
     if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
@@ -111,10 +112,26 @@ def _figures_before(parent: RunDirectory) -> dict[str, float]:
     return figures
 
 
-def _facts(train: Split, experiment: Experiment) -> Facts:
+def default_method(target_bytes: int, facts: Facts) -> str:
+    """The method that did best at such a budget in docs/results.
+
+    Where few values would be left of a pruned table, a small shared one keeps a little of all.
+
+    >>> tokens = np.arange(1000, dtype=np.uint64)
+    >>> facts = Facts({"main": ("user",)}, {"user": Values(tokens, np.ones(1000, dtype=np.int64))})
+    >>> default_method(6000, facts), default_method(600, facts)
+    ('optembed', 'smaller')
+    """
+    return "smaller" if target_bytes < TIGHT * facts.num_entries else "optembed"
+
+
+def _values(train: Split) -> dict[str, Values]:
     names = [feature.name for feature in train.registry.token_features]
     counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
-    values = {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
+    return {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
+
+
+def _facts(train: Split, experiment: Experiment, values: dict[str, Values]) -> Facts:
     unified = experiment.embedding.model_copy(update={"kind": "unified"})
     layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
     return Facts({view: tuple(names) for view, names in layout.views.items()}, values)

@@ -12,7 +12,8 @@ from features.errors import InputError
 TABLE_DTYPES = "fp32, fp16, int8, int4, int2, int1, opq4, opq3, opq2 or opq1"
 METHOD_HELP = (
     "How to choose what stays. If not given: optembed, which is OptEmbed's search over widths from a plainly trained "
-    "table; with compression.settings.supernet=true compression.start=rewind it is the paper's whole procedure."
+    "table; with compression.settings.supernet=true compression.start=rewind it is the paper's whole procedure. "
+    "For tight budgets, where pruning would leave too few values: smaller, a table of fewer rows."
 )
 
 
@@ -66,13 +67,13 @@ def prune(
     from experiments.process import prepare_for_training
 
     prepare_for_training()
-    from experiments.prune import DEFAULT_METHOD, prune_run
+    from experiments.prune import prune_run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     metrics = prune_run(
         run,
         out,
-        method=method or DEFAULT_METHOD,
+        method=method,
         target_bytes=target_bytes,
         table_dtype=table_dtype,
         overrides=overrides or [],

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from experiments import prune
 from experiments.run_directory import RunDirectory
 from recsys.checkpoint import load_state
 from recsys.mask_file import load_mask
@@ -55,6 +56,14 @@ def test_export_keeps_the_runs_type_unless_told(run, pruned, muxrec, tmp_path):
     assert (tmp_path / "same" / "table.safetensors").read_bytes() == (
         pruned / "bundle" / "table.safetensors"
     ).read_bytes()
+
+
+def test_a_tight_budget_takes_a_smaller_table(run, muxrec, tmp_path, monkeypatch):
+    monkeypatch.setattr(prune, "TIGHT", 1e6)  # the values are so few here that the file's header would outweigh them
+    result = muxrec("prune", run, "--out", tmp_path / "tiny", "--target-bytes", 5000, "trainer.epochs=1", "--no-track")
+    assert result.code == 0, result.err
+    assert yaml.safe_load((tmp_path / "tiny" / "experiment.yaml").read_text())["compression"]["method"] == "smaller"
+    assert (tmp_path / "tiny" / "bundle" / "table.safetensors").stat().st_size <= 5000
 
 
 @pytest.mark.parametrize(
