@@ -25,5 +25,5 @@ class Hashed(Compressor):
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """One probe into ranges of the features."""
         width = self.config.width
-        num_rows = most_rows(self.budget, width, facts.num_entries)
+        num_rows = most_rows(self.budget, width)
         return embedding.model_copy(update={"kind": "hashed", "num_rows": num_rows, "width": width, "probes": 1})

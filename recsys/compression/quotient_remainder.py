@@ -27,6 +27,6 @@ class QuotientRemainder(Compressor):
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """Two probes, of the quotient and of the remainder."""
         width = self.config.width
-        num_rows = most_rows(self.budget, width, 2 * facts.num_entries)
+        num_rows = most_rows(self.budget, width)
         changes = {"kind": "quotient_remainder", "num_rows": num_rows, "width": width, "probes": 2}
         return embedding.model_copy(update=changes)

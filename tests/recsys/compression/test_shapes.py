@@ -60,6 +60,14 @@ def test_the_table_fills_its_budget_and_no_more(method: str, num_bytes: int, dty
 
 
 @pytest.mark.parametrize("method", SHAPES)
+def test_no_budget_is_exceeded_where_ranges_have_rows_that_nobody_reads(method: str, tmp_path: Path):
+    """Far fewer rows than values: then all rows of a shared table are read, those of a range of 7 days are not."""
+    for num_bytes in range(1200, 4000, 50):
+        compressor = COMPRESSORS[method](COMPRESSORS[method].Config(), Budget(num_bytes, "int8"))
+        assert file_bytes(tmp_path / "table", compressor.reshape(RUN, FACTS), "int8") <= num_bytes
+
+
+@pytest.mark.parametrize("method", SHAPES)
 def test_no_table_is_that_small(method: str):
     compressor = COMPRESSORS[method](COMPRESSORS[method].Config(), Budget(20, "fp32"))
     with pytest.raises(InputError, match="20 bytes are too few; found a table of one row is larger"):
