@@ -299,6 +299,14 @@ def test_validation_chooses_the_winner_and_test_judges_it(facts, tmp_path):
     assert "post hoc" in page
 
 
+def test_differences_are_over_the_seeds_that_both_have(facts, tmp_path):
+    curves = [curve("collisionless", "fp32", {1.0: [0.9, 0.8]}), curve("m", "int8", {0.1: [0.89]})]
+    write_frontier(tmp_path, curves, {"movielens": facts})
+    page = (tmp_path / "frontier_movielens.md").read_text()
+    assert "- 1/10: m in int8, -0.0100 of collisionless." in page
+    assert "is missed: m in int8 gives up 0.0100." in page
+
+
 def test_a_resumed_point_has_no_time_and_a_figure_may_be_missing(facts, tmp_path):
     curves = [curve("collisionless", "fp32", {1.0: [0.9]}), curve("m", "int8", {0.1: [0.89, 0.88]})]
     first, second = cast(list[dict[str, Any]], list(curves[1].records[0.1].values()))
