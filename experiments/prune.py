@@ -30,6 +30,7 @@ from recsys.trainer import Trainer
 from serving.bundle import Bundle
 from serving.table import table_bytes
 
+DEFAULT_METHOD = "optembed"
 SHARE = 10
 """Without a budget, one of so many bytes stays."""
 TIGHT = 2.5
@@ -65,13 +66,14 @@ def prune_run(
         remedy = "train the run on it first, or prepare it as it was"
         raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
     target_bytes = target_bytes or max(1, int(before["bytes_before"]) // SHARE)
-    experiment, values = parent.experiment(), _values(train)
-    method = method or default_method(target_bytes, _facts(train, experiment, values))
-    settings = {"method": method, "target_bytes": target_bytes, "table_dtype": table_dtype}
-    experiment = _with_compression(experiment, settings, overrides)
+    settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
+    experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
+    facts = _facts(train, experiment)  # all of train is read for it
+    if not method:
+        settings["method"] = default_method(target_bytes, facts)
+        experiment = _with_compression(parent.experiment(), settings, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
-    facts = _facts(train, experiment, values)
     stages = Stages(parent, compressor, facts, before, train, progress)
     reshaped = compressor.reshape(experiment.embedding, facts)
     if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
@@ -122,16 +124,13 @@ def default_method(target_bytes: int, facts: Facts) -> str:
     >>> default_method(6000, facts), default_method(600, facts)
     ('optembed', 'smaller')
     """
-    return "smaller" if target_bytes < TIGHT * facts.num_entries else "optembed"
+    return "smaller" if target_bytes < TIGHT * facts.num_entries else DEFAULT_METHOD
 
 
-def _values(train: Split) -> dict[str, Values]:
+def _facts(train: Split, experiment: Experiment) -> Facts:
     names = [feature.name for feature in train.registry.token_features]
     counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
-    return {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
-
-
-def _facts(train: Split, experiment: Experiment, values: dict[str, Values]) -> Facts:
+    values = {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
     unified = experiment.embedding.model_copy(update={"kind": "unified"})
     layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
     return Facts({view: tuple(names) for view, names in layout.views.items()}, values)
