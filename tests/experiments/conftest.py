@@ -9,6 +9,7 @@ import pytest
 
 from data.synthetic import planted_frame
 from experiments.cli import main
+from experiments.studies import Facts, read_facts
 
 REGISTRY = """\
 label: label
@@ -80,6 +81,12 @@ def dataset(project, muxrec) -> Path:
         result = muxrec("prepare", "--registry", project / "registry.yaml", *files, "--out", out, "--json")
         assert result.code == 0, result.err
     return out
+
+
+@pytest.fixture
+def facts(dataset) -> Facts:
+    """Facts of the planted dataset."""
+    return read_facts(dataset)
 
 
 @pytest.fixture
