@@ -2,11 +2,10 @@
 
     python -m experiments.frontier --data-movielens work/movielens --data-frappe work/frappe --workers 2
 
-A budget is a share of the bytes that a collisionless fp32 table of 16 floats a value takes on the disk, its vocabulary
-not counted; what a method spends is the bytes of its bundle's embedding files, the vocabulary counted. A point of the
-frontier is one `muxrec prune` in a process of its own, from a base run that methods share; when it has ended, its
-figures are a line of results.jsonl in the work folder, and its directory goes. Where a study is cut off, what is done
-is the part that says most: one seed, MovieLens, a tenth of the bytes come first.
+What a method spends is the bytes of its bundle's embedding files, the vocabulary counted. A point of the frontier is
+one `muxrec prune` in a process of its own, from a base run that methods share; when it has ended, its figures are a
+line of results.jsonl in the work folder, and its directory goes. Where a study is cut off, what is done is the part
+that says most: one seed, MovieLens, a tenth of the bytes come first.
 """
 
 import os
@@ -15,168 +14,27 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from experiments.cli import run_command
-from experiments.config import Compression, Experiment
 from experiments.frontier_figures import TIME, keep_bundle, measured, time_scorers
+from experiments.frontier_points import BUDGETS, DTYPES, METHODS, REFERENCE, Choice, Point, points_of
 from experiments.frontier_report import Curve, write_frontier
 from experiments.process import alone_in, prepare_for_training
-from experiments.results import PATIENCE, Processes, Record, Results, RunError, key_of, say, train_missing
+from experiments.results import PATIENCE, Processes, Record, Results, RunError, say, train_missing
 from experiments.run_directory import RunDirectory
-from experiments.studies import SINGLE, WIDTH, Cell, Facts, Shape, Variant, cells_of, read_facts, table, yaml_text
+from experiments.studies import read_facts, yaml_text
 from features.errors import InputError
 from features.progress import progress_bar
-from recsys.compression import COMPRESSORS, Start
-from serving.table import TableDtype, table_bytes
+from recsys.compression import COMPRESSORS
 
 if TYPE_CHECKING:
     from recsys.tracking import Tracker
-
-BUDGETS = (0.1, 0.2, 0.5, 0.02, 0.01)
-"""Shares of the collisionless table's bytes, in the order in which they are tried."""
-DTYPES: tuple[TableDtype, ...] = ("int8", "int4", "fp32")
-"""Types of the exported rows that are tried at each budget, in this order."""
-MODELS = {"movielens": "dcn_v2", "frappe": "final_mlp"}
-SHAPES = {"movielens": Shape(4, 4), "frappe": Shape(8, 4)}
-"""The best shape of a unified table, by data: docs/results."""
-REFERENCE = "collisionless"
-ROWS_A_VALUE = 32
-"""Rows of the base `wide` for each row of the collisionless table: nearly no collisions, and unread rows go."""
-
-Base = Literal["collisionless", "unified", "wide"]
-
-
-class Method(NamedTuple):
-    """A curve of the frontier."""
-
-    compressor: str
-    """Key into COMPRESSORS."""
-    base: Base
-    """The run that it starts from; shape-only methods take its network and its seed alone."""
-    dtypes: tuple[TableDtype, ...] = DTYPES
-    """Those that it is tried with."""
-    start: Start | None = None
-    """Weights that its last training begins with; None: as the compressor has it."""
-    changes: Mapping[str, Any] = MappingProxyType({})
-    """`compression.settings.KEY` to value that make another curve of the same compressor."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """`compression.settings.KEY` to value, where it is not the default."""
-        known = COMPRESSORS[self.compressor].Config.model_fields
-        # The base `wide` is as wide already.
-        return {**({"rows_a_value": None} if "rows_a_value" in known else {}), **self.changes}
-
-
-METHODS: dict[str, Method] = {
-    "smaller table": Method("smaller", "unified"),
-    "magnitude": Method("magnitude", "wide"),
-    # OptEmbed's second stage alone, and the whole of it as in the paper: supernet, search, rewind.
-    "width search": Method("optembed", "wide"),
-    "OptEmbed": Method("optembed", "wide", start="rewind", changes={"supernet": True}),
-    "importance": Method("importance", "wide"),
-    "frequency cut-off": Method("frequency", "wide"),
-    "OptFS": Method("opt_fs", "wide"),
-    "mixed dimensions": Method("mixed_dimensions", "wide"),
-    "ROBE": Method("robe", "unified", ("int8", "fp32")),  # single floats: two do not share a byte
-    "quotient-remainder": Method("quotient_remainder", "unified"),
-    "hashed": Method("hashed", "unified"),
-    "low-bit rows": Method("quantized", "collisionless", ("int8", "int4")),
-}
-"""Label to method; those whose compressor is not in COMPRESSORS are passed over."""
-
-
-class Point(NamedTuple):
-    """One run to be done: a method at a budget with a type of rows and a seed; without a method, the reference."""
-
-    data: str
-    method: str | None
-    dtype: TableDtype
-    budget: float
-    cell: Cell
-    """The base run's."""
-    facts: Facts
-    seed: int
-    target_bytes: int
-
-    @property
-    def experiment(self) -> Experiment:
-        """The base run's."""
-        return self.cell.experiment(self.seed)
-
-    @property
-    def compression(self) -> dict[str, Any] | None:
-        """What distinguishes the points of one base run."""
-        if self.method is None:
-            return None
-        method = METHODS[self.method]
-        budget = {"table_dtype": self.dtype, "target_bytes": self.target_bytes}
-        given = {"method": method.compressor, **budget, "settings": method.settings}
-        given |= {} if method.start is None else {"start": method.start}
-        return Compression.model_validate(given).model_dump(mode="json")
-
-    @property
-    def base_key(self) -> str:
-        """Identity of the base run."""
-        return key_of(self.experiment, self.facts.info.digest)
-
-    @property
-    def key(self) -> str:
-        """Identity of the point."""
-        return key_of(self.experiment, self.facts.info.digest, self.compression)
-
-    @property
-    def name(self) -> str:
-        """For lines about its progress."""
-        what = REFERENCE if self.method is None else f"{self.method} {self.dtype}@{self.budget:g}"
-        return f"{self.data} {what} seed {self.seed}"
-
-
-class Choice(NamedTuple):
-    """What a call of the command asks for."""
-
-    methods: Sequence[str]
-    budgets: Sequence[float]
-    dtypes: Sequence[str]
-    seeds: int
-
-
-def bases_of(facts: Facts, data: str) -> tuple[dict[str, Cell], int]:
-    """The base runs of a dataset by name, and the bytes of its collisionless fp32 table."""
-    sizes: list[int] = []
-
-    def variants(rows: int) -> Iterator[Variant]:
-        sizes.append(table_bytes(rows, WIDTH, "fp32"))
-        yield Variant("collisionless", 1.0, table("collisionless", SINGLE, 1.0, rows))
-        yield Variant("unified", 1.0, table("unified", SHAPES[data], 1.0, rows))
-        yield Variant("wide", float(ROWS_A_VALUE), table("unified", SINGLE, ROWS_A_VALUE, rows))
-
-    return {cell.label: cell for cell in cells_of(facts, data, MODELS[data], variants)}, sizes[0]
-
-
-def points_of(facts: Mapping[str, Facts], choice: Choice) -> list[Point]:
-    """Every point that was asked for, in the order in which to do them: seed, data, budget, type of rows, method."""
-    points: list[Point] = []
-    bases = {data: bases_of(own, data) for data, own in facts.items()}
-    for seed in range(1, choice.seeds + 1):
-        for data, own in facts.items():
-            cells, full_bytes = bases[data]
-            points.append(Point(data, None, "fp32", 1.0, cells[REFERENCE], own, seed, full_bytes))
-            points += [
-                Point(data, name, dtype, budget, cells[METHODS[name].base], own, seed, int(budget * full_bytes))
-                for budget in choice.budgets
-                for dtype in DTYPES
-                for name in choice.methods
-                if dtype in METHODS[name].dtypes and dtype in choice.dtypes
-            ]
-    return points
 
 
 class Bench:
@@ -361,7 +219,7 @@ def frontier(
 
 
 def _do(points: Sequence[Point], kept: Results, bench: Bench, workers: int) -> list[str]:
-    missing = sum(point.key not in kept.records for point in points)
+    missing = len({point.key for point in points} - kept.records.keys())
     try:
         with progress_bar("points", missing, enabled=sys.stderr.isatty()) as advance:
 

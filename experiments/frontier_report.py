@@ -145,7 +145,8 @@ def page(data: str, curves: Sequence[Curve], reference: Dot, facts: Facts) -> st
         "Bytes are those of the files: `embedding` is the table and, where there is one, the vocabulary; `bundle` is "
         "all of it. `training` is the wall time of `muxrec prune`, beside another run, without runs that were cut off "
         "and resumed; `base` that of the run that it started from. `scorer` is one thread on 4,096 made-up raw rows at "
-        "a time, encoding included.",
+        "a time, encoding included. Where all rows fit, a method that removes rows does the same at every larger "
+        "budget, and one run stands for both.",
         "## How to do it again",
         f"```bash\npython -m experiments.frontier --data-{data} work/{data}\n```",
         f"Every run is a line of [frontier_{data}.csv](frontier_{data}.csv). Data: {facts.info.name}, "

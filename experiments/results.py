@@ -138,9 +138,15 @@ def train_missing(
     workers: int,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Train the jobs that have no line yet, `workers` at a time; returns a line for each that failed."""
-    missing = [job for job in jobs if job.key not in results.records]
-    say(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done before")
+    """Train the jobs that have no line yet, `workers` at a time; returns a line for each that failed.
+
+    Jobs of one key are one run.
+    """
+    runs: dict[str, AnyWork] = {}
+    for job in jobs:
+        runs.setdefault(job.key, job)
+    missing = [job for key, job in runs.items() if key not in results.records]
+    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before")
     failures: list[str] = []
     pool = ThreadPoolExecutor(workers)
     futures = {pool.submit(train, job): job for job in missing}

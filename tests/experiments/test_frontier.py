@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from experiments import frontier, studies
+from experiments import frontier, frontier_points, studies
 from experiments.config import Compression
-from experiments.frontier import METHODS, Bench, Choice, Point, bases_of, curves_of, points_of
+from experiments.frontier import Bench, curves_of
 from experiments.frontier_figures import time_scorers
+from experiments.frontier_points import METHODS, Choice, Point, bases_of, points_of
 from experiments.frontier_report import csv_of
 from experiments.results import Processes, Results, RunError, train_missing
 from features.errors import InputError
@@ -29,7 +30,7 @@ def small(monkeypatch):
     settings = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512}
     for data in ("movielens", "frappe"):
         monkeypatch.setitem(studies.NETWORKS, (data, "mlp"), ("mlp", settings))
-        monkeypatch.setitem(frontier.MODELS, data, "mlp")
+        monkeypatch.setitem(frontier_points.MODELS, data, "mlp")
 
 
 def record_of(point: Point, auc: float = 0.8, **changes: Any) -> dict[str, Any]:
@@ -76,6 +77,25 @@ def test_a_budget_is_a_share_of_the_collisionless_fp32_table(facts, small):
     cells, _ = bases_of(facts, "movielens")
     assert cells["wide"].settings["embedding.num_rows"] == 32 * rows
     assert cells["unified"].settings["embedding.num_rows"] == 4 * rows  # of 4 floats: the same bytes
+
+
+def test_budgets_that_all_rows_fit_in_are_one_run(facts, small, tmp_path):
+    """Half the bytes are enough for all rows of half bytes; a smaller table has other rows at each budget."""
+    choice = Choice(("magnitude", "smaller table"), (0.8, 0.5, 0.1), ("int4",), 1)
+    points = [point for point in points_of({"movielens": facts}, choice) if point.method]
+    keys = {(point.method, point.budget): point.key for point in points}
+    assert keys["magnitude", 0.8] == keys["magnitude", 0.5] != keys["magnitude", 0.1]
+    assert len(set(keys.values())) == 5
+    kept, trained = Results(tmp_path / "results.jsonl"), list[Point]()
+
+    def train(point: Point) -> dict[str, Any]:
+        trained.append(point)
+        return record_of(point)
+
+    assert train_missing(points, kept, train, 1, lambda line: None) == []
+    assert len(trained) == 5
+    magnitude = next(curve for curve in curves_of(points, kept) if curve.method == "magnitude")
+    assert magnitude.records[0.8] == magnitude.records[0.5]
 
 
 def test_every_method_of_the_study_is_a_compressor_with_these_settings():
