@@ -1,6 +1,6 @@
 """The frontier of quality against bytes: every method of compression at every budget, by one command that resumes.
 
-    python -m experiments.frontier --data-movielens work/movielens --data-frappe work/frappe --workers 2
+    python -m experiments.frontier --data work/movielens --data work/frappe --workers 2
 
 What a method spends is the bytes of its bundle's embedding files, the vocabulary counted. A point of the frontier is
 one `muxrec prune` in a process of its own, from a base run that methods share; when it has ended, its figures are a
@@ -23,12 +23,12 @@ import typer
 
 from experiments.cli import run_command
 from experiments.frontier_figures import TIME, keep_bundle, measured, time_scorers
-from experiments.frontier_points import BUDGETS, DTYPES, METHODS, REFERENCE, Choice, Point, points_of
+from experiments.frontier_points import BUDGETS, DTYPES, METHODS, MODELS, REFERENCE, Choice, Point, points_of
 from experiments.frontier_report import Curve, write_frontier
 from experiments.process import alone_in, prepare_for_training
 from experiments.results import PATIENCE, Processes, Record, Results, RunError, say, train_missing
 from experiments.run_directory import RunDirectory
-from experiments.studies import read_facts, yaml_text
+from experiments.studies import facts_by_data, yaml_text
 from features.errors import InputError
 from features.progress import progress_bar
 from recsys.compression import COMPRESSORS
@@ -178,8 +178,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def frontier(
-    data_movielens: Annotated[Path | None, typer.Option(help="Dataset directory, as docs/results says.")] = None,
-    data_frappe: Annotated[Path | None, typer.Option(help="Dataset directory of data.frappe.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="A dataset directory, as docs/results says.")] = None,
     methods: Annotated[list[str] | None, typer.Option(help="A method, as 'OptEmbed'; else all of them.")] = None,
     budgets: Annotated[
         list[float] | None, typer.Option(help="A share of the bytes; else 0.1 0.2 0.5 0.02 0.01.")
@@ -194,10 +193,10 @@ def frontier(
     track: Annotated[bool, typer.Option(help="Log to MLflow: a parent run, a nested one a point.")] = True,
 ) -> None:
     """Do the points that are missing, then write the reports; exit 1 where one failed."""
-    given = {"movielens": data_movielens, "frappe": data_frappe}
-    facts = {name: read_facts(directory) for name, directory in given.items() if directory is not None}
+    given = facts_by_data(data or [])
+    facts = {name: given[name] for name in MODELS if name in given}
     if not facts:
-        raise InputError("expected data", found="none", remedy="give --data-movielens or --data-frappe, or both")
+        raise InputError("expected data", found="none", remedy="give --data work/movielens --data work/frappe")
     known = [name for name, method in METHODS.items() if method.compressor in COMPRESSORS]
     chosen = _checked(methods or [], known, "method")
     choice = Choice(chosen, budgets or BUDGETS, _checked(dtypes or [], DTYPES, "type of rows"), seeds)

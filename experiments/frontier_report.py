@@ -148,7 +148,7 @@ def page(data: str, curves: Sequence[Curve], reference: Dot, facts: Facts) -> st
         "a time, encoding included. Where all rows fit, a method that removes rows does the same at every larger "
         "budget, and one run stands for both.",
         "## How to do it again",
-        f"```bash\npython -m experiments.frontier --data-{data} work/{data}\n```",
+        f"```bash\npython -m experiments.frontier --data work/{data}\n```",
         f"Every run is a line of [frontier_{data}.csv](frontier_{data}.csv). Data: {facts.info.name}, "
         f"{facts.info.source}; digest {facts.info.digest}; terms: {facts.info.licence}.",
     ]

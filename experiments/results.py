@@ -1,6 +1,6 @@
 """Every figure and table of docs/results, by one command that does only what is missing.
 
-    python -m experiments.results --data-frappe work/frappe --data-movielens work/movielens [--study NAME]...
+    python -m experiments.results --data work/frappe --data work/movielens [--study NAME]...
 
 A run is one `muxrec train` in a process of its own. When it has ended, its figures are a line of results.jsonl in the
 work folder, and its directory goes. A line counts for a run while it holds the same resolved experiment, the seed
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,7 +28,7 @@ from experiments.config import Experiment
 from experiments.process import alone_in
 from experiments.results_report import Result, write_results
 from experiments.run_directory import RunDirectory
-from experiments.studies import SEEDS, STUDIES, Cell, Facts, Study, read_facts
+from experiments.studies import SEEDS, STUDIES, Cell, Facts, Study, facts_by_data
 from features.errors import InputError
 from features.files import write_text
 
@@ -254,17 +254,17 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def _chosen(names: Sequence[str], directories: Mapping[str, Path]) -> dict[str, Study]:
+def _chosen(names: Sequence[str], given: Collection[str]) -> dict[str, Study]:
     """The studies that were asked for, or all whose data were given."""
     for name in names:
         if name not in STUDIES:
             raise InputError("unknown study", found=repr(name), remedy=f"use one of {', '.join(STUDIES)}")
-        absent = [data for data in STUDIES[name].data if data not in directories]
+        absent = [data for data in STUDIES[name].data if data not in given]
         if absent:
-            raise InputError(f"study {name} needs --data-{absent[0]}")
-    chosen = {name: study for name, study in STUDIES.items() if set(study.data) <= set(directories)}
+            raise InputError(f"study {name} needs data of {absent[0]}", remedy="give its directory with --data")
+    chosen = {name: study for name, study in STUDIES.items() if set(study.data) <= set(given)}
     if not chosen:
-        raise InputError("no study has its data", remedy="give --data-frappe and --data-movielens")
+        raise InputError("no study has its data", remedy="give --data work/frappe --data work/movielens")
     return {name: study for name, study in chosen.items() if not names or name in names}
 
 
@@ -273,8 +273,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @app.command()
 def results(
-    data_frappe: Annotated[Path | None, typer.Option(help="Dataset directory of data.frappe.")] = None,
-    data_movielens: Annotated[Path | None, typer.Option(help="Of data.movielens, as docs/results says.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="A dataset directory, as docs/results says.")] = None,
     study: Annotated[list[str] | None, typer.Option(help="A study; else all whose data are given.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 2,
     cells: Annotated[str, typer.Option(help="Train only cells like this pattern: 'frappe final_mlp *@0.5'.")] = "*",
@@ -285,12 +284,9 @@ def results(
     report_only: Annotated[bool, typer.Option(help="Train nothing: write reports of what is done.")] = False,
 ) -> None:
     """Do the runs that are missing, then write the reports; exit 1 where a run failed."""
-    given = {"frappe": data_frappe, "movielens": data_movielens}
-    directories = {name: directory for name, directory in given.items() if directory is not None}
-    studies = _chosen(study or [], directories)
-    facts = {
-        name: read_facts(directories[name]) for name in sorted({name for one in studies.values() for name in one.data})
-    }
+    given = facts_by_data(data or [])
+    studies = _chosen(study or [], given)
+    facts = {name: given[name] for name in sorted({name for one in studies.values() for name in one.data})}
     cores = len(os.sched_getaffinity(0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with alone_in(work, patience=PATIENCE) as lock:

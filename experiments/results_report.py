@@ -107,7 +107,7 @@ def study_page(name: str, study: Study, results: Sequence[Result], facts: Mappin
     """The page of a study, as Markdown."""
     done = [result for result in results if result.records]
     absent = [result.cell.name for result in results if not result.records]
-    given = " ".join(f"--data-{data} work/{data}" for data in study.data)
+    given = " ".join(f"--data work/{data}" for data in study.data)
     parts = [
         f"# {study.title}",
         study.question,

@@ -1,5 +1,7 @@
 """A small planted problem, and the `muxrec` command called in this process."""
 
+import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,25 @@ def dataset(project, muxrec) -> Path:
         result = muxrec("prepare", "--registry", project / "registry.yaml", *files, "--out", out, "--json")
         assert result.code == 0, result.err
     return out
+
+
+@pytest.fixture
+def frappe(dataset, tmp_path) -> Path:
+    """The planted dataset under a name that the studies know."""
+    return _called(dataset, "frappe", tmp_path)
+
+
+@pytest.fixture
+def movielens(dataset, tmp_path) -> Path:
+    """The planted dataset under another name that the studies know."""
+    return _called(dataset, "movielens-1m", tmp_path)
+
+
+def _called(dataset: Path, name: str, folder: Path) -> Path:
+    shutil.copytree(dataset, folder / name)
+    info = json.loads((dataset / "dataset.json").read_text())
+    (folder / name / "dataset.json").write_text(json.dumps({**info, "name": name}))
+    return folder / name
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from experiments.frontier_figures import time_scorers
 from experiments.frontier_points import METHODS, Choice, Point, bases_of, points_of
 from experiments.frontier_report import csv_of
 from experiments.results import Processes, Results, RunError, train_missing
+from experiments.studies import read_facts
 from features.errors import InputError
 from recsys.compression import COMPRESSORS
 from serving.table import table_bytes
@@ -261,10 +262,10 @@ def test_an_unknown_method_is_refused():
 
 
 @pytest.mark.slow
-def test_the_command_end_to_end(facts, small, tmp_path, monkeypatch, capsys):
+def test_the_command_end_to_end(movielens, small, tmp_path, monkeypatch, capsys):
     """A method from a dataset to a page; a second call trains nothing."""
     work, out = tmp_path / "work", tmp_path / "out"
-    arguments = ["frontier", "--data-movielens", str(facts.directory), "--work", str(work), "--out", str(out)]
+    arguments = ["frontier", "--data", str(movielens), "--work", str(work), "--out", str(out)]
     arguments += ["--methods", "low-bit rows", "--budgets", "0.5", "--dtypes", "int8", "--seeds", "1", "--workers", "1"]
     for _ in range(2):
         monkeypatch.setattr("sys.argv", arguments)
@@ -295,4 +296,4 @@ def test_the_command_end_to_end(facts, small, tmp_path, monkeypatch, capsys):
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert all(run.data.metrics["perf/embedding_bytes"] > 0 for run in nested)
     choice = Choice(("low-bit rows",), (0.5,), ("int8",), 1)
-    assert csv_of(curves_of(points_of({"movielens": facts}, choice), kept)).count("\n") == 3
+    assert csv_of(curves_of(points_of({"movielens": read_facts(movielens)}, choice), kept)).count("\n") == 3

@@ -152,10 +152,10 @@ def test_a_cell_with_a_wrong_setting_is_one_failure_and_the_others_are_planned(f
 
 
 @pytest.mark.slow
-def test_the_command_trains_reports_and_resumes(monkeypatch, dataset, tmp_path, capsys):
+def test_the_command_trains_reports_and_resumes(monkeypatch, frappe, tmp_path, capsys):
     broken = Cell("frappe", "final_mlp", "broken", 1.0, "final_mlp", {"model.num_heads": 7, "trainer.epochs": 1})
     monkeypatch.setattr(results, "STUDIES", {"tiny": study_of(CELLS[1], broken)})
-    arguments = ["--data-frappe", dataset, "--work", tmp_path / "w", "--out", tmp_path / "o", "--seeds", 1]
+    arguments = ["--data", frappe, "--work", tmp_path / "w", "--out", tmp_path / "o", "--seeds", 1]
 
     def call() -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["results", *map(str, arguments)])
@@ -168,7 +168,7 @@ def test_the_command_trains_reports_and_resumes(monkeypatch, dataset, tmp_path, 
     assert "frappe mlp unified@0.5 seed 1: test auc" in said
     assert "num_heads" in said.splitlines()[-1]
     (line,) = read_csv(tmp_path / "o" / "results.csv")
-    run = results.Results(tmp_path / "w" / "results.jsonl").of(CELLS[1], read_facts(dataset))[1]
+    run = results.Results(tmp_path / "w" / "results.jsonl").of(CELLS[1], read_facts(frappe))[1]
     assert float(line["test_auc"]) == pytest.approx(run["metrics"]["test"]["auc"], abs=1e-6)
     assert (line["rows"], line["width"], line["table_bytes"]) == ("300", "4", str(300 * 4 * 4))
     # One hidden layer of 8 with batch norm over 6 features, of which four read 4 probes, one 1; and the number.
@@ -183,12 +183,14 @@ def test_the_command_trains_reports_and_resumes(monkeypatch, dataset, tmp_path, 
     assert (tmp_path / "o" / "tiny.md").read_bytes() != before  # no cell is absent now
 
 
-def test_what_a_user_gets_wrong_is_one_line(monkeypatch, tmp_path, capsys, dataset):
+def test_what_a_user_gets_wrong_is_one_line(monkeypatch, tmp_path, capsys, dataset, frappe):
     for arguments, words in (
         (["--study", "nonsense"], "unknown study"),
-        (["--study", "precision", "--data-frappe", dataset], "study precision needs --data-movielens"),
+        (["--study", "precision", "--data", frappe], "study precision needs data of movielens; give its directory"),
         ([], "no study has its data"),
-        (["--data-frappe", tmp_path / "nothing"], "expected a dataset"),
+        (["--data", tmp_path / "nothing"], "expected a dataset"),
+        (["--data", dataset], "expected data of a study; found 'dataset'; give one of each: data.frappe, data.movie"),
+        (["--data", frappe, "--data", frappe], "expected one dataset of frappe; found 'frappe'"),
     ):
         monkeypatch.setattr(sys, "argv", ["results", "--work", str(tmp_path), *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
