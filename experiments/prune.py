@@ -22,6 +22,7 @@ from features.layout import COUNTED
 from recsys import checkpoint
 from recsys.compression import Compressor, Evidence, Facts, Values
 from recsys.dataset import Split
+from recsys.embedding import EmbeddingConfig
 from recsys.mask import Mask
 from recsys.mask_file import load_mask, save_mask
 from recsys.ranker import Ranker, layout_of
@@ -61,27 +62,13 @@ def prune_run(
     """
     parent = RunDirectory(path)
     before = _figures_before(parent)
-    train = Split(parent.facts()["dataset"], "train")
-    if train.info.digest != parent.facts()["dataset_digest"]:
-        remedy = "train the run on it first, or prepare it as it was"
-        raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
+    train = _data_of(parent)
     target_bytes = target_bytes or max(1, int(before["bytes_before"]) // SHARE)
-    settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
-    experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
-    facts = _facts(train, experiment)  # all of train is read for it
-    if not method:
-        settings["method"] = default_method(target_bytes, facts)
-        experiment = _with_compression(parent.experiment(), settings, overrides)
+    experiment, facts = _planned(parent, train, method, target_bytes, table_dtype, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
+    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, facts)})
     stages = Stages(parent, compressor, facts, before, train, progress)
-    reshaped = compressor.reshape(experiment.embedding, facts)
-    if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
-        remedy = "add embedding.optimizer=adam"
-        raise InputError(
-            "pruning trains with an optimiser that shows its gradients", found="rowwise_adagrad", remedy=remedy
-        )
-    experiment = experiment.model_copy(update={"embedding": reshaped})
     if not compressor.is_shape_only:
         stages.check(experiment)
         _check_reachable(experiment, train, facts, compressor)
@@ -94,6 +81,42 @@ def prune_run(
         tags={"stage": "prune", "muxrec.parent": parent.facts()["mlflow_run_id"] or str(path)},
         prepare=stages.prepare,
     )
+
+
+def _data_of(parent: RunDirectory) -> Split:
+    """The training split that the run was trained on, if it is still the same."""
+    train = Split(parent.facts()["dataset"], "train")
+    if train.info.digest != parent.facts()["dataset_digest"]:
+        remedy = "train the run on it first, or prepare it as it was"
+        raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
+    return train
+
+
+def _planned(
+    parent: RunDirectory,
+    train: Split,
+    method: str | None,
+    target_bytes: int,
+    table_dtype: str,
+    overrides: Sequence[str],
+) -> tuple[Experiment, Facts]:
+    """The run with its compression, whose method is the best at this budget where none is given."""
+    settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
+    experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
+    facts = _facts(train, experiment)  # all of train is read for it
+    if not method:
+        settings["method"] = default_method(target_bytes, facts)
+        experiment = _with_compression(parent.experiment(), settings, overrides)
+    return experiment, facts
+
+
+def _reshaped(compressor: Compressor, experiment: Experiment, facts: Facts) -> EmbeddingConfig:
+    """The table that the method trains."""
+    reshaped = compressor.reshape(experiment.embedding, facts)
+    if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
+        expected = "pruning trains with an optimiser that shows its gradients"
+        raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
+    return reshaped
 
 
 def _with_compression(experiment: Experiment, settings: dict[str, Any], overrides: Sequence[str]) -> Experiment:
