@@ -62,10 +62,14 @@ class Compression(BaseModel):
         return {"start": COMPRESSORS[method].start, **values, "settings": settings.model_dump(mode="json")}
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether the last training begins with weights that have learned already."""
+        return self.start == "finetune" and not self.compressor().is_shape_only
+
+    @property
     def rate_factor(self) -> float:
         """What the last training multiplies the run's learning rates by."""
-        is_tuned = self.start == "finetune" and not self.compressor().is_shape_only
-        return self.learning_rate_share if is_tuned else 1.0
+        return self.learning_rate_share if self.is_tuned else 1.0
 
     def compressor(self) -> Compressor:
         """The method, with its budget."""

@@ -112,6 +112,7 @@ def _fit(
         l2=experiment.embedding.l2,
         progress=progress,
         on_epoch=on_epoch,
+        is_trained=compression is not None and compression.is_tuned,
     )
     return trainer.fit(train, valid)
 

@@ -109,16 +109,19 @@ class Trainer:
         progress: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         keep: Keep = "best",
+        is_trained: bool = False,
     ) -> None:
         """`ranker` is a module with a `loss(batch)`.
 
         `keep`: the weights of the best validation score; or the last ones, and then no epoch counts as a strike.
+        `is_trained`: the weights it is handed have learned before, and are kept where no epoch makes them better.
         `on_epoch` takes each record of the history once, or twice where a run is cut off right after it did.
         """
         self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
         self.keep: Keep = keep
+        self.is_trained = is_trained
         self.optimizer = torch.optim.Adam(_parameter_groups(ranker, l2), lr=config.learning_rate, fused=True)
         self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.min_examples = 2 if any(isinstance(part, nn.BatchNorm1d) for part in ranker.modules()) else 1
@@ -129,12 +132,15 @@ class Trainer:
         torch.manual_seed(self.seed)
         self._restore()
         self._log()
+        if self.is_trained and not self._state_path.exists():
+            self._save_start(valid)
         steps = train.num_batches(self.config.examples_a_step(train.num_rows))
         with progress_bar("train", steps * self.config.epochs, enabled=self.progress) as advance:
             advance(self.state["epoch"] * steps + self.state["step"])
             while not self.state["done"]:
                 self._epoch(train, advance)
                 self._finish_epoch(train, valid, advance)
+        self._keep_better_start()
         self._load_best()
         return self.state
 
@@ -182,11 +188,9 @@ class Trainer:
         return loss
 
     def _finish_epoch(self, train: Batches, valid: Batches, advance: Callable[..., None]) -> None:
-        state, config = self.state, self.config
+        state = self.state
         loss = state["loss_sum"] / train.num_rows
-        began = time.perf_counter()
-        metrics = evaluate(*predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
-        state["eval_seconds"] += time.perf_counter() - began
+        metrics = self._evaluated(valid)
         record = {
             "epoch": state["epoch"] + 1,
             "global_step": state["global_step"] + state["step"],
@@ -196,10 +200,35 @@ class Trainer:
         }
         state["history"].append(record)
         state.update(epoch=state["epoch"] + 1, step=0, loss_sum=0.0, global_step=record["global_step"])
-        self._schedule(metrics[config.monitor] * (1 if config.monitor == "auc" else -1))
+        self._schedule(self._score(metrics))
         self._save()
         self._log()
         advance(0, note=f"epoch {record['epoch']} loss {loss:.4f} valid auc {metrics['auc']:.4f}")
+
+    def _evaluated(self, valid: Batches) -> dict[str, float]:
+        began = time.perf_counter()
+        metrics = evaluate(*predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
+        self.state["eval_seconds"] += time.perf_counter() - began
+        return metrics
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        """The higher the better."""
+        return metrics[self.config.monitor] * (1 if self.config.monitor == "auc" else -1)
+
+    def _save_start(self, valid: Batches) -> None:
+        numbers = {"epoch": 0, "score": self._score(self._evaluated(valid))}
+        checkpoint.save_state(self._start_path, self.ranker.state_dict(), numbers)
+
+    def _keep_better_start(self) -> None:
+        """Make the weights of the start the best ones where they are; the schedule never knew of them."""
+        if not self._start_path.exists():
+            return
+        tensors, numbers = checkpoint.load_state(self._start_path)
+        if numbers["score"] > self.state["best_score"]:
+            checkpoint.save_state(self._best_path, tensors, {"epoch": 0})
+            self.state.update(best_score=numbers["score"], best_epoch=0)
+            self._save()
+        self._start_path.unlink()
 
     def _schedule(self, score: float) -> None:
         """Keep the best weights, or any; cut the rate and count a strike otherwise."""
@@ -230,6 +259,10 @@ class Trainer:
     @property
     def _best_path(self) -> Path:
         return self.directory / "checkpoint" / "best.safetensors"
+
+    @property
+    def _start_path(self) -> Path:
+        return self.directory / "checkpoint" / "start.safetensors"
 
     def _save(self) -> None:
         tensors = {

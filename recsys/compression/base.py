@@ -32,8 +32,8 @@ from recsys.trainer import Batches, Keep, TrainerConfig
 from serving.table import TableDtype
 
 Start = Literal["rewind", "finetune", "as_is"]
-"""Weights that the last training begins with: the first ones of the run, or those that the mask was found with; or
-`as_is`: the latter, and no training."""
+"""Weights that the last training begins with: the first ones of the run, or those that the mask was found with, which
+stay where no epoch makes them better; or `as_is`: the latter, and no training."""
 
 Counts = npt.NDArray[np.int64]
 

@@ -109,6 +109,24 @@ def test_as_is_keeps_the_weights_that_the_mask_was_found_with(run, muxrec, tmp_p
     assert torch.equal(after.embedding.table.detach(), before[name] * kept)
 
 
+def test_tuning_that_does_harm_is_undone(dataset, muxrec, tmp_path):
+    """With a rate far too high the run ends as one that is not trained at all."""
+    run = tmp_path / "learned"
+    longer = ("trainer.epochs=4", "trainer.batch_size=64", "trainer.learning_rate=0.01", "embedding.num_rows=500")
+    assert muxrec("train", "mlp", "--data", dataset, "--out", run, "--no-track", "--json", *longer).code == 0
+    metrics = {}
+    for name, setting in (("as_is", "start=as_is"), ("tuned", "learning_rate_share=30")):
+        words = (*BUDGET, *OWN_TABLE, f"compression.{setting}", "trainer.epochs=1", "--no-track", "--json")
+        result = muxrec("prune", run, "--out", tmp_path / name, *words)
+        assert result.code == 0, result.err
+        metrics[name] = json.loads(result.out)
+    (epoch,) = RunDirectory(tmp_path / "tuned").history()
+    assert epoch["valid_auc"] < metrics["as_is"]["valid"]["auc"] - 0.01
+    assert metrics["tuned"]["perf"]["best_epoch"] == 0
+    for split in ("valid", "test"):
+        assert metrics["tuned"][split] == metrics["as_is"][split]
+
+
 @pytest.mark.parametrize("method", ["importance", "optembed"])
 def test_rotated_rows_are_pruned_whole(run, muxrec, tmp_path, method):
     out = tmp_path / "out"

@@ -1,6 +1,6 @@
 """What the tests of `recsys` share: an awkward table layout with its plain-loop reference, and a small training run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.addressing import Vocabulary
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
+from recsys import trainer as trainer_module
 from recsys.dataset import Split
 from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
 from recsys.ranker import Ranker, build_ranker, model_config
@@ -140,6 +141,21 @@ def training_of(
     )
     loop = Trainer(ranker, table_optimizer, config, directory, seed=seed, l2=table.l2, on_epoch=on_epoch)
     return Training(ranker=ranker, table_optimizer=table_optimizer, trainer=loop, train=train, valid=valid)
+
+
+def weights_of(training: Training) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in training.ranker.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], metric: str = "auc") -> None:
+    """Let validation give these scores, one an epoch."""
+    script: Iterator[float] = iter(scores)
+    other = {"auc": "logloss", "logloss": "auc"}[metric]
+    monkeypatch.setattr(trainer_module, "evaluate", lambda *_: {metric: next(script), other: 0.5})
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,10 @@ from recsys.metrics import evaluate
 from recsys.models import MODELS
 from recsys.trainer import TrainerConfig
 from tests.planted import planted_dataset, write_dataset
-from tests.recsys.conftest import Training, training_of
+from tests.recsys.conftest import same, scripted, training_of, weights_of
 
 OPTIMIZERS = ("adam", "rowwise_adagrad")
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-
-
-def weights_of(training: Training) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in training.ranker.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 # A step
@@ -136,13 +127,6 @@ def test_a_batch_of_one_row(planted: Path, tmp_path: Path):
 
 
 # The schedule
-
-
-def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], metric: str = "auc") -> None:
-    """Let validation give these scores, one an epoch."""
-    script: Iterator[float] = iter(scores)
-    other = {"auc": "logloss", "logloss": "auc"}[metric]
-    monkeypatch.setattr(trainer_module, "evaluate", lambda *_: {metric: next(script), other: 0.5})
 
 
 @every_optimizer
