@@ -1,4 +1,4 @@
-"""Validation AUC of a trained ranker under a mask, after it has got used to it: what a search maximises."""
+"""Validation AUC of a trained ranker under a mask, before or after it has got used to it: what a search maximises."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -27,8 +27,9 @@ MAX_VALID_EXAMPLES = 200_000
 class Fitness:
     """A function of a mask; the ranker is left as it was.
 
-    Each candidate is trained for `num_steps` first. A feature that says what another one says as well looks
-    indispensable to a network that was trained with both; only then does it show that it is not. Batch norm has seen
+    Each candidate is trained for `num_steps`, and judged by the better of before and after. A feature that says what
+    another one says as well looks indispensable to a network that was trained with both; only after some steps does it
+    show that it is not. And where a mask takes little, steps may do more harm than the mask. Batch norm has seen
     the supernet's random prefixes: its statistics are taken anew for each candidate, from training batches, where the
     reference code keeps the supernet's.
     """
@@ -42,7 +43,15 @@ class Fitness:
 
     def __call__(self, mask: Mask) -> float:
         """AUC of the first validation examples."""
-        with held_to(self.ranker, mask), tuned(self.evidence, self.num_steps), recalibrated(self.ranker, self.train):
+        with held_to(self.ranker, mask):
+            before = self._auc()
+            if self.num_steps == 0:
+                return before
+            with tuned(self.evidence, self.num_steps):
+                return max(before, self._auc())
+
+    def _auc(self) -> float:
+        with recalibrated(self.ranker, self.train):
             labels, probabilities, _, weights = predict(self.ranker, self.valid)
         return METRICS["auc"](labels, probabilities, weights=weights)
 
@@ -61,9 +70,6 @@ def held_to(ranker: Ranker, mask: Mask) -> Iterator[None]:
 @contextmanager
 def tuned(evidence: Evidence, num_steps: int) -> Iterator[None]:
     """The ranker after some steps of training under its gate inside the block; after it as it was."""
-    if num_steps == 0:
-        yield
-        return
     ranker, seed = evidence.ranker, evidence.seed
     before = {name: tensor.clone() for name, tensor in ranker.state_dict().items()}
     fetch = ranker.embedding.fetch

@@ -56,7 +56,7 @@ class OptEmbed(WideTable):
         may_drop: bool = True
         """Whether 0 is such a width: a feature that is not read at all. The paper has widths 1 to D."""
         tuning_steps: int = Field(default=80, ge=0)
-        """Steps that each candidate is trained before it is judged. The paper's have none."""
+        """Steps that each candidate is trained; the better of before and after counts. The paper's have none."""
         search: SearchConfig = SearchConfig()
 
     def __init__(self, config: Any, budget: Budget) -> None:

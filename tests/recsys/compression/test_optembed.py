@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
@@ -139,6 +140,25 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
     assert one.embedding.gate is None
     assert one.embedding.fetch is fetch
+
+
+def test_a_candidate_is_judged_by_the_better_of_before_and_after(tmp_path, monkeypatch):
+    """The steps are taken in between: the second score is that of other weights, which are gone afterwards."""
+    one, _ = ranker()
+    evidence = Evidence(one.eval(), [], Repeated(), Repeated(), lambda mask: 0, Budget(10**6, "fp32"), 1, tmp_path)
+    fitness, full = Fitness(evidence, 3), Mask.full(one.embedding.layout)
+    for scores in ([0.8, 0.7], [0.6, 0.7]):
+        script, tables = iter(scores), list[Tensor]()
+
+        def scored(script: Iterator[float] = script, tables: list[Tensor] = tables) -> float:
+            tables.append(one.embedding.table.detach().clone())
+            return next(script)
+
+        monkeypatch.setattr(fitness, "_auc", scored)
+        assert fitness(full) == max(scores)
+        assert next(script, None) is None
+        assert not torch.equal(*tables)
+        assert torch.equal(one.embedding.table, tables[0])
 
 
 def test_the_mask_of_least_error_prefers_what_is_read_often():
