@@ -28,7 +28,7 @@ from experiments.frontier_report import Curve, write_frontier
 from experiments.process import alone_in, prepare_for_training
 from experiments.results import PATIENCE, Processes, Record, Results, RunError, say, train_missing
 from experiments.run_directory import RunDirectory
-from experiments.studies import facts_by_data, yaml_text
+from experiments.studies import directories_by_data, read_facts, yaml_text
 from features.errors import InputError
 from features.progress import progress_bar
 from recsys.compression import COMPRESSORS
@@ -193,13 +193,13 @@ def frontier(
     track: Annotated[bool, typer.Option(help="Log to MLflow: a parent run, a nested one a point.")] = True,
 ) -> None:
     """Do the points that are missing, then write the reports; exit 1 where one failed."""
-    given = facts_by_data(data or [])
-    facts = {name: given[name] for name in MODELS if name in given}
-    if not facts:
+    directories = directories_by_data(data or [])
+    if not directories:
         raise InputError("expected data", found="none", remedy="give --data work/movielens --data work/frappe")
     known = [name for name, method in METHODS.items() if method.compressor in COMPRESSORS]
     chosen = _checked(methods or [], known, "method")
     choice = Choice(chosen, budgets or BUDGETS, _checked(dtypes or [], DTYPES, "type of rows"), seeds)
+    facts = {name: read_facts(directories[name]) for name in MODELS if name in directories}
     points = points_of(facts, choice)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -28,7 +28,7 @@ from experiments.config import Experiment
 from experiments.process import alone_in
 from experiments.results_report import Result, write_results
 from experiments.run_directory import RunDirectory
-from experiments.studies import SEEDS, STUDIES, Cell, Facts, Study, facts_by_data
+from experiments.studies import SEEDS, STUDIES, Cell, Facts, Study, directories_by_data, read_facts
 from features.errors import InputError
 from features.files import write_text
 
@@ -284,9 +284,11 @@ def results(
     report_only: Annotated[bool, typer.Option(help="Train nothing: write reports of what is done.")] = False,
 ) -> None:
     """Do the runs that are missing, then write the reports; exit 1 where a run failed."""
-    given = facts_by_data(data or [])
-    studies = _chosen(study or [], given)
-    facts = {name: given[name] for name in sorted({name for one in studies.values() for name in one.data})}
+    directories = directories_by_data(data or [])
+    studies = _chosen(study or [], directories)
+    facts = {
+        name: read_facts(directories[name]) for name in sorted({name for one in studies.values() for name in one.data})
+    }
     cores = len(os.sched_getaffinity(0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with alone_in(work, patience=PATIENCE) as lock:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import Experiment, with_overrides
 from experiments.runs import RUNS
-from features.dataset_info import DatasetInfo
+from features.dataset_info import DatasetInfo, read_dataset
 from features.errors import InputError
 from recsys.collisions import distinct_tokens, vocabulary_of
 from recsys.dataset import Split
@@ -159,20 +159,20 @@ def read_facts(directory: Path) -> Facts:
     return Facts(directory, train.info, num_values)
 
 
-def facts_by_data(directories: Sequence[Path]) -> dict[str, Facts]:
-    """Facts of dataset directories by the name that studies have for the data, which the dataset's own begins with.
+def directories_by_data(directories: Sequence[Path]) -> dict[str, Path]:
+    """Dataset directories by the name that studies have for the data, which the dataset's own begins with.
 
     Raises `InputError` for a directory that is no dataset, for data that no study knows, and for the same data twice.
     """
-    found: dict[str, Facts] = {}
+    found: dict[str, Path] = {}
     for directory in directories:
-        facts = read_facts(directory)
-        data = next((name for name in SEEDS if facts.info.name.startswith(name)), None)
+        info, _ = read_dataset(directory)
+        data = next((name for name in SEEDS if info.name.startswith(name)), None)
         if data is None or data in found:
             remedy = f"give one of each: {', '.join(f'data.{name}' for name in SEEDS)} prepare them"
             wrong = "data of a study" if data is None else f"one dataset of {data}"
-            raise InputError(f"{directory}: expected {wrong}", found=repr(facts.info.name), remedy=remedy)
-        found[data] = facts
+            raise InputError(f"{directory}: expected {wrong}", found=repr(info.name), remedy=remedy)
+        found[data] = directory
     return found
 
 

@@ -18,7 +18,7 @@ from experiments.process import alone_in
 from experiments.results import Job, Results, RunError, key_of, plan, train_missing
 from experiments.results_report import Result, comparisons, csv_lines, draw, study_page, welch, write_results
 from experiments.runs import RUNS
-from experiments.studies import STUDIES, Cell, Facts, Shape, Study, collisionless_rows, read_facts, table, tuned
+from experiments.studies import STUDIES, Cell, Shape, Study, collisionless_rows, read_facts, table, tuned
 from features.errors import InputError
 from recsys.collisions import distinct_tokens, vocabulary_of
 from recsys.dataset import Split
@@ -34,12 +34,6 @@ CELLS = [
 def study_of(*cells: Cell) -> Study:
     """A study with the given cells."""
     return Study("A title", "A question?", ("frappe",), lambda facts: list(cells))
-
-
-@pytest.fixture
-def facts(dataset) -> Facts:
-    """Facts of the planted dataset."""
-    return read_facts(dataset)
 
 
 def record_of(cell: Cell, seed: int, auc: float, digest: str = "d") -> dict:
