@@ -5,8 +5,6 @@ called best, have the best mean validation AUC. Spread is the standard deviation
 methods are compared by Welch's t-test on their test AUCs, after they were chosen among many.
 """
 
-import csv
-import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.results_report import kilobytes, welch
 from experiments.studies import Facts
-from experiments.text import markdown_table
+from experiments.text import csv_text, markdown_table
 from features.files import write_text
 
 REFERENCE = "collisionless"
@@ -277,9 +275,7 @@ def _mean(dot: Dot, key: str, unit: str, digits: int) -> str:
 
 def csv_of(curves: Sequence[Curve]) -> str:
     """One line a run, those included that could not be: they have no figures."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore", restval="")
-    writer.writeheader()
+    lines = []
     for curve in curves:
         for budget, records in sorted(curve.records.items(), reverse=True):
             for seed, record in sorted(records.items()):
@@ -292,8 +288,8 @@ def csv_of(curves: Sequence[Curve]) -> str:
                 }
                 what = {"data": curve.data, "method": curve.method, "table_dtype": curve.dtype, "budget": f"{budget:g}"}
                 numbers = {name: round(value, 1) for name, value in record.items() if isinstance(value, int | float)}
-                writer.writerow({**what, "seed": seed, "reached": bool(metrics), **numbers, **figures})
-    return text.getvalue()
+                lines.append({**what, "seed": seed, "reached": bool(metrics), **numbers, **figures})
+    return csv_text(lines, COLUMNS)
 
 
 def draw(path: Path, data: str, curves: Sequence[Curve], reference: Dot) -> None:

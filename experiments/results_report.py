@@ -5,7 +5,6 @@ two-sided, unequal variances (Welch, "The generalization of 'Student's' problem 
 """
 
 import csv
-import io
 import math
 import shlex
 import statistics
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.significance import p_text, welch
 from experiments.studies import WIDTH, Cell, Facts, Study, yaml_text
-from experiments.text import markdown_table
+from experiments.text import csv_text, markdown_table
 from features.files import write_text
 from recsys.tracking import flatten
 
@@ -229,11 +228,7 @@ def _write_csv(path: Path, results: Mapping[str, Sequence[Result]]) -> None:
     for study, own in results.items():
         lines += csv_lines(study, own)
     lines.sort(key=lambda line: line["study"])  # stable, and the same whichever studies are written together
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(lines, COLUMNS))
 
 
 def draw(path: Path, results: Sequence[Result]) -> None:

@@ -4,7 +4,6 @@ Importance is that of PED-ANOVA (Watanabe et al., IJCAI 2023): how much the best
 all trials' values of it. With few trials it is a hint, not a finding.
 """
 
-import csv
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from experiments.config import Experiment
 from experiments.search_space import with_settings
-from experiments.text import text_of
+from experiments.text import csv_text, text_of
 from features.files import write_text
 
 MIN_TRIALS = 4
@@ -84,12 +83,13 @@ def write_sweep_report(
     from experiments.report import figures
 
     directory.mkdir(parents=True, exist_ok=True)
-    _write_csv(directory / "trials.csv", [_record(one) for one in in_order(outcomes, experiment)])
+    write_text(directory / "trials.csv", csv_text([_record(one) for one in in_order(outcomes, experiment)]))
     if best := best_of(outcomes, experiment):
         named = experiment.model_copy(update={"name": trial_name(experiment, best.number)})
         write_text(directory / "best.yaml", with_settings(named, best.settings).to_yaml())
     if shares := importances(study):
-        _write_csv(directory / "importance.csv", [{"setting": key, "share": share} for key, share in shares.items()])
+        lines = [{"setting": key, "share": share} for key, share in shares.items()]
+        write_text(directory / "importance.csv", csv_text(lines))
         draw = figures.setting_importance
         figures.save(directory / "importance.png", lambda axes: draw(axes[0], shares), left=figures.NAMES)
     scores = [(one.number, one.score, one.state) for one in outcomes if one.score is not None]
@@ -104,14 +104,6 @@ def _record(one: Outcome) -> dict[str, Any]:
     figures = {"score": one.score, "test_auc": test.get("auc"), "test_logloss": test.get("logloss")}
     figures["epochs"] = one.epochs
     return {"trial": one.number, "state": one.state, **figures, **one.settings, "error": one.error}
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def sweep_table(outcomes: Sequence[Outcome], experiment: Experiment) -> Table:

@@ -1,5 +1,7 @@
-"""Results as text: for a terminal, and as Markdown."""
+"""Results as text: for a terminal, as Markdown, and as csv."""
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -51,3 +53,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [[header[column] for column in kept], *([row[column] for column in kept] for row in rows)]
     texts = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([texts[0], "|" + "---|" * len(kept), *texts[1:]])
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """A csv with headings: `columns`, or all that any line has in order of their first use; what a line lacks is empty.
+
+    >>> print(csv_text([{"a": 1}, {"b": "x, y"}]), end="")
+    a,b
+    1,
+    ,"x, y"
+    """
+    text = io.StringIO()
+    names = columns or list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -3,16 +3,17 @@
 n examples, M table rows.
 """
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.report.importance import Importance
+from experiments.text import csv_text
 from features.addressing import Vocabulary, rows_of
+from features.files import write_text
 from features.layout import TableLayout
 from recsys.collisions import CollisionReport, Distinct
 from recsys.mask import Mask
@@ -82,16 +83,12 @@ def write_report(
     figures.save(directory / "collisions.png", lambda axes: figures.collisions(axes[0], collisions), left=names)
     if kept:
         figures.save(directory / "kept.png", lambda axes: figures.kept(axes, kept), 2, left=names)
-        write_csv(directory / "kept.csv", [one._asdict() for one in kept])
-    write_csv(directory / "segments.csv", [segment._asdict() for segment in judged.segments])
-    write_csv(directory / "importance.csv", [one._asdict() for one in judged.importance])
-    (directory / "collisions.json").write_text(json.dumps(collisions.model_dump(), indent=1), encoding="utf-8")
-    write_csv(directory / "collisions.csv", collisions.rows())
+        _write_records(directory / "kept.csv", Kept._fields, kept)
+    _write_records(directory / "segments.csv", Segment._fields, judged.segments)
+    _write_records(directory / "importance.csv", Importance._fields, judged.importance)
+    write_text(directory / "collisions.json", json.dumps(collisions.model_dump(), indent=1))
+    write_text(directory / "collisions.csv", csv_text(collisions.rows()))
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a record; a file of headings alone where there is none."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["feature"])
-        writer.writeheader()
-        writer.writerows(rows)
+def _write_records(path: Path, columns: Sequence[str], records: Iterable[NamedTuple]) -> None:
+    write_text(path, csv_text([one._asdict() for one in records], columns))
