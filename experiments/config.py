@@ -59,7 +59,11 @@ class Compression(BaseModel):
             known = ", ".join(COMPRESSORS)
             raise InputError("unknown method of compression", found=repr(method), remedy=f"use one of {known}")
         settings = method_settings(method, values.get("settings") or {})
-        return {"start": COMPRESSORS[method].start, **values, "settings": settings.model_dump(mode="json")}
+        start = COMPRESSORS[method].start
+        if COMPRESSORS[method].has_one_start and values.get("start", start) != start:
+            found, remedy = f"compression.start={values['start']}", "leave compression.start out"
+            raise InputError(f"{method} begins its last training in one way alone", found=found, remedy=remedy)
+        return {"start": start, **values, "settings": settings.model_dump(mode="json")}
 
     @property
     def is_tuned(self) -> bool:

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from experiments.cli import run_command
 from experiments.text import text_of
 
 WORK = Path("work")
@@ -26,8 +28,12 @@ TEST_FILE = DATASET / "raw" / "test.parquet"
 console = Console(highlight=False)
 
 
-def main() -> None:
-    """Run every step, then print one table."""
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def demo() -> None:
+    """MovieLens-100K from its raw ratings to scored probabilities; every step that is not done, then one table."""
     began = time.perf_counter()
     if not (DATASET / "dataset.json").is_file():
         _run(["-m", "data.movielens", "--out", str(DATASET)])
@@ -102,4 +108,4 @@ def _summary(verified: dict[str, Any], parity: dict[str, Any], scored: dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    run_command(app, "demo")

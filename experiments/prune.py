@@ -18,9 +18,9 @@ from experiments.train import train_run
 from features.errors import InputError
 from features.files import write_text
 from features.hashing import MISSING_TOKEN
-from features.layout import COUNTED
 from recsys import checkpoint
-from recsys.compression import Compressor, Evidence, Facts, Values
+from recsys.compression import COMPRESSORS, Compressor, Evidence, Facts, SlotReads, Values
+from recsys.compression.quantized import stored_widths
 from recsys.dataset import Split
 from recsys.embedding import EmbeddingConfig
 from recsys.mask import Mask
@@ -33,7 +33,7 @@ from serving.table import table_bytes
 
 DEFAULT_METHOD = "optembed"
 SHARE = 10
-"""Without a budget, one of so many bytes stays."""
+"""Without a budget, one of so many bytes stays, or all where a method removes no row."""
 TIGHT = 2.5
 """Bytes for each value of train below which a smaller table is better than a pruned one: docs/results."""
 
@@ -55,15 +55,18 @@ def prune_run(
 ) -> Metrics:
     """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
 
-    `method` is a key into COMPRESSORS; None: `default_method`.
-    `target_bytes` is what the embedding files of the bundle may take; None: a tenth of the run's. `overrides` change
-    settings of the run, or those of the method as `compression.settings.KEY=VALUE`. Raises `InputError` for a run that
-    has not ended or was compressed itself, data that changed since, and budgets that cannot be met.
+    `method` is a key into COMPRESSORS; None: `default_method`, or the one whose settings `overrides` change.
+    `target_bytes` is what the embedding files of the bundle may take; None: a tenth of the run's, or all of them for a
+    method that removes no row. `overrides` change settings of the run, or those of the method as
+    `compression.settings.KEY=VALUE`. Raises `InputError` for a run that has not ended or was compressed itself, data
+    that changed since, and budgets that cannot be met.
     """
     parent = RunDirectory(path)
     before = _figures_before(parent)
     train = _data_of(parent)
-    target_bytes = target_bytes or max(1, int(before["bytes_before"]) // SHARE)
+    if target_bytes is None:
+        keeps_every_row = method in COMPRESSORS and COMPRESSORS[method].keeps_every_row
+        target_bytes = max(1, int(before["bytes_before"]) // (1 if keeps_every_row else SHARE))
     experiment, facts = _planned(parent, train, method, target_bytes, table_dtype, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
@@ -71,8 +74,8 @@ def prune_run(
     stages = Stages(parent, compressor, facts, before, train, progress)
     if not compressor.is_shape_only:
         stages.check(experiment)
-        _check_reachable(experiment, train, facts, compressor)
-    return train_run(
+        stages.check_reachable(experiment)
+    metrics = train_run(
         experiment,
         train.directory,
         out,
@@ -81,6 +84,8 @@ def prune_run(
         tags={"stage": "prune", "muxrec.parent": parent.facts()["mlflow_run_id"] or str(path)},
         prepare=stages.prepare,
     )
+    assert metrics["compression"]["bytes_after"] <= compressor.budget.num_bytes
+    return metrics
 
 
 def _data_of(parent: RunDirectory) -> Split:
@@ -89,6 +94,9 @@ def _data_of(parent: RunDirectory) -> Split:
     if train.info.digest != parent.facts()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"
         raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
+    if not train.registry.token_features:
+        remedy = "there is nothing to prune"
+        raise InputError("expected features that read the table", found="numeric ones alone", remedy=remedy)
     return train
 
 
@@ -101,11 +109,15 @@ def _planned(
     overrides: Sequence[str],
 ) -> tuple[Experiment, Facts]:
     """The run with its compression, whose method is the best at this budget where none is given."""
+    if any(override.startswith("compression.method=") for override in overrides):
+        raise InputError("expected settings", found="compression.method", remedy="give --method")
     settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
     experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
     facts = _facts(train, experiment)  # all of train is read for it
-    if not method:
-        settings["method"] = default_method(target_bytes, facts)
+    has_settings = any(override.startswith("compression.settings.") for override in overrides)
+    if not method and not has_settings:  # settings are those of the default method, as was checked
+        assert experiment.compression is not None
+        settings["method"] = default_method(experiment.compression.target_bytes, facts)
         experiment = _with_compression(parent.experiment(), settings, overrides)
     return experiment, facts
 
@@ -154,23 +166,10 @@ def _facts(train: Split, experiment: Experiment) -> Facts:
     names = [feature.name for feature in train.registry.token_features]
     counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
     values = {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
+    probes = {feature.name: feature.probes for feature in train.registry.token_features if feature.probes}
     unified = experiment.embedding.model_copy(update={"kind": "unified"})
     layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
-    return Facts({view: tuple(names) for view, names in layout.views.items()}, values)
-
-
-def _check_reachable(experiment: Experiment, train: Split, facts: Facts, compressor: Compressor) -> None:
-    """Raise `InputError` before anything is trained where not even a table without a row fits the budget."""
-    vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in facts.values.items()}
-    layout = layout_of(
-        train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
-    )
-    counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind in COUNTED else 0
-    nothing = table_bytes(layout.num_rows, layout.width, compressor.budget.dtype, np.zeros(layout.num_rows, np.int64))
-    if counted + nothing > compressor.budget.num_bytes:
-        remedy = "raise --target-bytes, or train with fewer embedding.num_rows"
-        found = f"{counted + nothing:,} without a single row"
-        raise InputError(f"{compressor.budget.num_bytes:,} bytes are too few", found=found, remedy=remedy)
+    return Facts({view: tuple(names) for view, names in layout.views.items()}, values, probes)
 
 
 class Stages(NamedTuple):
@@ -191,6 +190,25 @@ class Stages(NamedTuple):
             found = f"{changed}: {getattr(experiment, changed)!r}, not {getattr(own, changed)!r}"
             remedy = "leave it as it is, or train a run of its own with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
+
+    def check_reachable(self, experiment: Experiment) -> None:
+        """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.facts.values.items()}
+        layout = layout_of(
+            self.train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
+        )
+        budget = self.compressor.budget
+        counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind == "collisionless" else 0
+        keeps_every_row = self.compressor.keeps_every_row and not self._trains(experiment)
+        if keeps_every_row:
+            kept = stored_widths(self.parent.ranker().embedding.table.detach()).numpy()
+        else:
+            kept = np.zeros(layout.num_rows, np.int64)
+        size = counted + table_bytes(layout.num_rows, layout.width, budget.dtype, kept)
+        if size > budget.num_bytes:
+            found = f"{size:,} {'with every row' if keeps_every_row else 'without a single row'}"
+            other = "a method that removes rows" if keeps_every_row else "--method smaller"
+            raise budget.too_few(found, f"raise --target-bytes, or choose {other}")
 
     def prepare(self, run: RunDirectory, ranker: Ranker) -> dict[str, float]:
         """Hold a fresh ranker to the mask, which is found first where there is none; returns figures of the stages."""
@@ -219,12 +237,13 @@ class Stages(NamedTuple):
         (run.path / "supernet").mkdir(exist_ok=True)
         ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
         trained = time.perf_counter()
+        reads = self.facts.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
         evidence = Evidence(
             ranker=ranker.eval(),
-            reads=self.facts.reads(ranker.embedding.layout, ranker.embedding.vocabulary),
+            reads=reads,
             train=self.train,
             valid=valid,
-            num_bytes=self._num_bytes(run, ranker),
+            num_bytes=self._num_bytes(run, ranker, reads),
             budget=self.compressor.budget,
             seed=experiment.seed,
             directory=run.path / "supernet",
@@ -255,12 +274,17 @@ class Stages(NamedTuple):
         trainer.fit(self.train, valid)
         return ranker
 
-    def _num_bytes(self, run: RunDirectory, ranker: Ranker) -> Callable[[Mask], int]:
+    def _num_bytes(self, run: RunDirectory, ranker: Ranker, reads: list[SlotReads]) -> Callable[[Mask], int]:
         layout, dtype = ranker.embedding.layout, self.compressor.budget.dtype
-        vocabulary = run.vocabulary_path.stat().st_size if run.vocabulary_path.is_file() else 0
+        vocabulary = run.vocabulary_path.stat().st_size if layout.kind == "collisionless" else 0
+        is_unread = np.ones(layout.num_rows, dtype=np.bool_)
+        for slot in reads:
+            is_unread[slot.rows.numpy()] = False
 
         def measured(mask: Mask) -> int:
-            return vocabulary + table_bytes(layout.num_rows, layout.width, dtype, mask.row_widths.numpy())
+            widths = mask.row_widths.numpy()
+            has_unread = bool(widths[is_unread].any())  # then the file says which rows training read
+            return vocabulary + table_bytes(layout.num_rows, layout.width, dtype, widths, has_trained_rows=has_unread)
 
         return measured
 

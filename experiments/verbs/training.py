@@ -10,10 +10,14 @@ from experiments.verbs.common import BundlePath, Data, Json, Overwrite, RunPath,
 from features.errors import InputError
 
 TABLE_DTYPES = "fp32, fp16, int8, int4, int2, int1, opq4, opq3, opq2 or opq1"
+METHODS = (
+    "optembed, importance, magnitude, frequency, mixed_dimensions, opt_fs, quantized, "
+    "or tables of another shape: smaller, hashed, quotient_remainder, robe"
+)
 METHOD_HELP = (
-    "How to choose what stays. If not given: optembed, which is OptEmbed's search over widths from a plainly trained "
-    "table; with compression.settings.supernet=true compression.start=rewind it is the paper's whole procedure. "
-    "For tight budgets, where pruning would leave too few values: smaller, a table of fewer rows."
+    f"How to choose what stays: {METHODS}. If not given: optembed, which is OptEmbed's search over widths from a "
+    "plainly trained table; with compression.settings.supernet=true compression.start=rewind it is the paper's whole "
+    "procedure. For tight budgets, where pruning would leave too few values: smaller, a table of fewer rows."
 )
 
 
@@ -56,7 +60,7 @@ def prune(
     out: Annotated[Path, typer.Option(help="Run directory to write; one that was cut off is resumed.")] = ...,  # pyright: ignore[reportArgumentType]
     method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     target_bytes: Annotated[
-        int | None, typer.Option(help="Most bytes of the bundle's embedding files; else a tenth of the run's.")
+        int | None, typer.Option(min=1, help="Most bytes of the bundle's embedding files; else a tenth of the run's.")
     ] = None,
     table_dtype: Annotated[str, typer.Option(help=f"Stored rows: {TABLE_DTYPES}.")] = "int4",
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,

@@ -11,7 +11,7 @@ M table rows, w row width, S slots, n_f distinct values of a feature in train.
               (finetune), or not at all (as_is)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from features.addressing import Vocabulary, rows_of
+from features.errors import InputError
 from features.hashing import Tokens
 from features.layout import TableLayout
 from recsys.embedding import EmbeddingConfig
@@ -46,6 +47,14 @@ class Budget(NamedTuple):
     dtype: TableDtype
     """Of the exported rows."""
 
+    def too_few(self, found: str, remedy: str) -> InputError:
+        """The error for a budget that no table meets, or no mask.
+
+        >>> str(Budget(100, "int8").too_few("300", "raise --target-bytes"))
+        '100 bytes are too few; found 300; raise --target-bytes'
+        """
+        return InputError(f"{self.num_bytes:,} bytes are too few", found=found, remedy=remedy)
+
 
 class Values(NamedTuple):
     """The distinct tokens of a feature in train, the missing one included."""
@@ -63,11 +72,19 @@ class Facts(NamedTuple):
     """View to the features that the model reads in it."""
     values: dict[str, Values]
     """Every token feature."""
+    probes: Mapping[str, int] = {}
+    """Of the features that the registry gives a number of their own."""
 
     @property
     def num_entries(self) -> int:
         """(view, feature, value) triples: the rows that a collisionless table reads in training."""
-        return sum(len(self.values[name].tokens) for names in self.views.values() for name in names)
+        return self.num_reads(1, own_probes=False)
+
+    def num_reads(self, probes: int, *, own_probes: bool = True) -> int:
+        """Reads of a table by those entries, each by so many probes, or as many as its feature has of its own."""
+        own = self.probes if own_probes else {}
+        names = [name for names in self.views.values() for name in names]
+        return sum(len(self.values[name].tokens) * own.get(name, probes) for name in names)
 
     def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotReads"]:
         """What each slot [S] reads of the table in training."""
@@ -135,13 +152,17 @@ class Compressor:
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     is_shape_only: ClassVar[bool] = False
-    """True where `reshape` is all that there is: the new table is trained once, without a mask."""
+    """True where `reshape` is all that there is: the new table is trained once from first weights, without a mask."""
+    keeps_every_row: ClassVar[bool] = False
+    """True where no row is removed: then the run's bytes are the budget where the user names none, else a tenth."""
     has_supernet: bool = False
     """True where `wrap` installs something that learns."""
     supernet_keeps: Keep = "best"
     """Weights of the supernet that `freeze` sees."""
     start: ClassVar[Start] = "finetune"
-    """What the last training begins with, where the user does not say."""
+    """What the last training begins with, where the user does not say; of no meaning where `is_shape_only`."""
+    has_one_start: ClassVar[bool] = False
+    """True where the last training can begin with nothing else."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config

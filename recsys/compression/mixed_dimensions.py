@@ -37,7 +37,7 @@ class MixedDimensions(WideTable):
         return super().reshape(embedding, facts)
 
     def freeze(self, evidence: Evidence) -> Mask:
-        """The widest rows that the budget admits; raises `InputError` where an empty table exceeds it."""
+        """The widest rows that the budget admits; raises `InputError` where that is not even one row."""
         full = Mask.full(evidence.layout)
         reads, width = read_counts(evidence), evidence.layout.width
         check_empty(Mask(torch.zeros_like(full.row_widths), full.slot_widths), evidence)
@@ -55,7 +55,11 @@ class MixedDimensions(WideTable):
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        return mask(high if fits(high) else low)
+        found = mask(high if fits(high) else low)
+        if found.num_rows_kept == 0:
+            remedy = "raise --target-bytes, or take --method importance"
+            raise self.budget.too_few("more with one float for each of the rows that are read most, all alike", remedy)
+        return found
 
 
 def power_law_widths(reads: Tensor, scale: float, temperature: float, width: int, least: int = 1) -> Tensor:

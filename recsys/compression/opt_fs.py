@@ -44,6 +44,7 @@ class OptFS(WideTable):
 
     has_supernet = True
     start = "rewind"
+    has_one_start = True  # the gates' factors are in no weight that a later training could begin with
 
     def __init__(self, config: Any, budget: Budget) -> None:
         super().__init__(config, budget)
@@ -64,9 +65,9 @@ class OptFS(WideTable):
         """The rows whose gates ended most open."""
         gate = evidence.ranker.embedding.gate
         assert isinstance(gate, RowGate)
-        # Increasing in m, and above 0 for every row, as a score of 0 would say that nothing is lost.
-        scores = torch.sigmoid(gate.openness.detach().double())
-        return keep_best_rows(scores, evidence)
+        openness = gate.openness.detach().double()
+        # Above 0 for every row, as a score of 0 would say that nothing is lost.
+        return keep_best_rows(openness - openness.min() + 1, evidence)
 
 
 class RowGate(Gate):

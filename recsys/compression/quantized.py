@@ -1,9 +1,10 @@
 """Low-bit rows and nothing else: every row stays, rounded to the type that it is exported in.
 
-Post-training: nothing is trained again. `serving.table` says how.
+M table rows, w row width. Post-training: nothing is trained again. `serving.table` says how.
 """
 
-from features.errors import InputError
+from torch import Tensor
+
 from recsys.compression.base import Compressor, Evidence
 from recsys.mask import Mask
 
@@ -11,13 +12,24 @@ from recsys.mask import Mask
 class Quantized(Compressor):
     """The run's own table in fewer bits."""
 
+    keeps_every_row = True
     start = "as_is"
 
     def freeze(self, evidence: Evidence) -> Mask:
-        """Everything; raises `InputError` where that is more than the budget."""
-        mask = Mask.full(evidence.layout)
+        """Everything but rows of zeros; raises `InputError` where that is more than the budget."""
+        mask = Mask(stored_widths(evidence.table), Mask.full(evidence.layout).slot_widths)
         size = evidence.num_bytes(mask)
         if size > evidence.budget.num_bytes:
-            found, remedy = f"{size:,} with every row", "choose a smaller --table-dtype, or a method that removes rows"
-            raise InputError(f"{evidence.budget.num_bytes:,} bytes are too few", found=found, remedy=remedy)
+            remedy = "choose a smaller --table-dtype, or a method that removes rows"
+            raise evidence.budget.too_few(f"{size:,} with every row", remedy)
         return mask
+
+
+def stored_widths(table: Tensor) -> Tensor:
+    """Columns of each row [M] of a table [M, w] that a file holds where nothing is pruned: none of a row of zeros.
+
+    >>> import torch
+    >>> stored_widths(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()
+    [2, 0]
+    """
+    return (table != 0).any(dim=1) * table.shape[1]

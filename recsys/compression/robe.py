@@ -7,6 +7,7 @@ overlap. Their random signs are left out: a reader with weights of its own for e
 
 from pydantic import Field
 
+from features.errors import InputError
 from recsys.compression.base import Compressor, Facts
 from recsys.compression.sizing import most_rows
 from recsys.embedding import EmbeddingConfig
@@ -24,10 +25,15 @@ class Robe(Compressor):
         """Z: floats in succession; a value reads ceil(floats / Z) blocks, the last one perhaps in part."""
 
     is_shape_only = True
+    has_one_start = True
 
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
-        """As many probes of width 1 as floats."""
+        """As many probes of width 1 as floats; raises `InputError` for a registry with `probes:` of its own."""
         floats, block = self.config.floats, self.config.block
-        num_rows = most_rows(self.budget, 1, facts.num_entries * floats)
+        other = next((name for name, probes in facts.probes.items() if probes != floats), None)
+        if other is not None:
+            found, remedy = f"{facts.probes[other]} of {other!r}", "leave `probes:` out of the registry"
+            raise InputError(f"every value reads {floats} floats of ROBE's array", found=found, remedy=remedy)
+        num_rows = most_rows(self.budget, 1, facts.num_reads(floats))
         changes = {"kind": "robe", "num_rows": num_rows, "width": 1, "probes": floats, "block": block}
         return embedding.model_copy(update=changes)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from features.errors import InputError
 from recsys.compression.base import Evidence
 from recsys.mask import Mask
 from serving.quantize import ROTATED_BITS
@@ -37,13 +36,13 @@ def row_caps(evidence: Evidence, slot_widths: Tensor) -> Tensor:
     return caps
 
 
-def keep_best_rows(scores: Tensor, evidence: Evidence, start: Mask | None = None) -> Mask:
-    """`start` (else everything) without the rows of the lowest scores [M]: as many rows as the budget admits.
+def keep_best_rows(scores: Tensor, evidence: Evidence) -> Mask:
+    """Everything but the rows of the lowest scores [M]: as many rows as the budget admits.
 
     Rows that training never reads, and those of score 0 or less, go in any case: nothing is lost with them. Raises
     `InputError` where not even an empty table fits.
     """
-    mask = start or Mask.full(evidence.layout)
+    mask = Mask.full(evidence.layout)
     widths = torch.minimum(mask.row_widths, row_caps(evidence, mask.slot_widths))
     scores = torch.where(widths > 0, scores, 0.0)
     order = torch.argsort(scores, descending=True, stable=True)
@@ -101,5 +100,4 @@ def check_empty(mask: Mask, evidence: Evidence) -> None:
     """Raise `InputError` where a mask without a single row exceeds the budget."""
     if evidence.num_bytes(mask) > evidence.budget.num_bytes:
         found = f"{evidence.num_bytes(mask):,} bytes without a single row"
-        remedy = "raise --target-bytes, or train with fewer embedding.num_rows"
-        raise InputError(f"{evidence.budget.num_bytes:,} bytes are too few", found=found, remedy=remedy)
+        raise evidence.budget.too_few(found, "raise --target-bytes, or take --method smaller")

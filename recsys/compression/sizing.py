@@ -5,7 +5,6 @@ M table rows, w row width.
 
 import math
 
-from features.errors import InputError
 from features.hashing import MAX_NUM_ROWS
 from recsys.compression.base import Budget
 from serving.table import table_bytes
@@ -28,8 +27,7 @@ def most_rows(budget: Budget, width: int, num_reads: int | None = None) -> int:
         return size <= budget.num_bytes
 
     if not fits(1):
-        remedy = "raise --target-bytes, or choose a smaller --table-dtype"
-        raise InputError(f"{budget.num_bytes:,} bytes are too few", found="a table of one row is larger", remedy=remedy)
+        raise budget.too_few("a table of one row is larger", "raise --target-bytes, or choose a smaller --table-dtype")
     few, many = 1, 2
     while many <= MAX_NUM_ROWS and fits(many):
         few, many = many, 2 * many

@@ -14,9 +14,10 @@ class Smaller(Compressor):
     """The run's table with as many rows as the budget admits; multiplexed, where it was collisionless or hashed."""
 
     is_shape_only = True
+    has_one_start = True
 
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """Another number of rows."""
-        num_rows = most_rows(self.budget, embedding.width, facts.num_entries * embedding.probes)
+        num_rows = most_rows(self.budget, embedding.width, facts.num_reads(embedding.probes))
         kind = "unified" if embedding.kind in COUNTED else embedding.kind
         return embedding.model_copy(update={"kind": kind, "num_rows": num_rows})

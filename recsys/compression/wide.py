@@ -16,8 +16,8 @@ class WideConfig(Compressor.Config):
     """The setting that methods share which prune rows."""
 
     rows_a_value: float | None = Field(default=32.0, gt=0)
-    """Table rows for each value (of each view) seen in train, each row as wide as all that a value read before; None:
-    the run's own table."""
+    """Table rows for each value (of each view) seen in train, each row as wide as all that a value read before, of
+    which it reads one, or as many as the registry's `probes:` of its feature say; None: the run's own table."""
 
 
 def wide_table(embedding: EmbeddingConfig, facts: Facts, rows_a_value: float | None) -> EmbeddingConfig:

@@ -16,7 +16,9 @@ import yaml
 
 from experiments import prune
 from experiments.run_directory import RunDirectory
+from experiments.verbs.training import METHODS
 from recsys.checkpoint import load_state
+from recsys.compression import COMPRESSORS
 from recsys.mask_file import load_mask
 from serving.table import TableDtype
 
@@ -27,9 +29,14 @@ OPTEMBED_QUICK = {"importance": (), "optembed": ("search.generations=1", "tuning
 SEARCH = (*QUICK, "compression.settings.supernet=true")
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    return tmp_path_factory.mktemp("pruned") / "small"
+@pytest.fixture
+def pruned(project, run, muxrec):
+    """The run once more in 5,000 bytes, pruned once."""
+    out = project / "small"
+    if not (out / "metrics.json").exists():
+        result = muxrec("prune", run, "--out", out, *BUDGET, *QUICK, "--no-track", "--json")
+        assert result.code == 0, result.err
+    return out
 
 
 def test_prune_writes_an_ordinary_run_directory(run, pruned, muxrec, project):
@@ -78,6 +85,11 @@ def test_a_tight_budget_takes_a_smaller_table(run, muxrec, tmp_path, monkeypatch
         (("--method", "mixed_dimensions", "--table-dtype", "opq4"), "cut rows short; found opq4 rows"),
         ((*OWN_TABLE, "model.mlp1_hidden=[4]"), "pruning starts from the run's weights here; found model: "),
         ((*OWN_TABLE, "seed=2"), "found seed: 2, not 1; leave it as it is"),
+        (("--method", "smaller", "compression.start=as_is"), "in one way alone; found compression.start=as_is"),
+        (("--method", "opt_fs", "compression.start=finetune"), "opt_fs begins its last training in one way alone"),
+        (("--method", "robe"), "every value reads 16 floats of ROBE's array; found 1 of 'f02'"),
+        (("--method", "quantized", "--target-bytes", "2000"), "with every row; raise --target-bytes"),
+        (("compression.method=magnitude",), "found compression.method; give --method"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(run, muxrec, tmp_path, arguments, message):
@@ -86,6 +98,44 @@ def test_what_cannot_work_is_refused_before_anything_is_written(run, muxrec, tmp
     assert message in result.err
     assert result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_low_bit_rows_are_as_many_bytes_as_were_counted(run, muxrec, tmp_path):
+    """Without L2 rows that training never reads are stored as well, and the file says which they are."""
+    words = ("--no-track", "--json")
+    base = tmp_path / "base"
+    settings = ("trainer.epochs=1", "embedding.num_rows=3000", "embedding.l2=0")
+    data = RunDirectory(run).facts()["dataset"]
+    assert muxrec("train", "mlp", "--data", data, "--out", base, *words, *settings).code == 0
+    first = muxrec("prune", base, "--out", tmp_path / "first", "--method", "quantized", *words)
+    assert first.code == 0, first.err
+    size = int(json.loads(first.out)["compression"]["bytes_after"])
+    for num_bytes, code in ((size, 0), (size - 1, 2)):
+        out = tmp_path / str(num_bytes)
+        other = muxrec("prune", base, "--out", out, "--method", "quantized", "--target-bytes", num_bytes, *words)
+        assert other.code == code, other.err
+
+
+def test_a_hashed_table_is_not_charged_for_a_vocabulary(run, muxrec, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    settings = ("trainer.epochs=1", "embedding.kind=hashed", "embedding.width=16", "embedding.probes=1")
+    data = RunDirectory(run).facts()["dataset"]
+    assert muxrec("train", "mlp", "--data", data, "--out", base, "--no-track", "--json", *settings).code == 0
+    budget = ("--target-bytes", 1500, "--table-dtype", "int8")
+    result = muxrec("prune", base, "--out", out, *budget, *OWN_TABLE, "--no-track", "--json")
+    assert result.code == 0, result.err
+    assert 1300 < json.loads(result.out)["compression"]["bytes_after"] <= 1500
+
+
+def test_settings_of_the_default_method_choose_it_at_any_budget(run, muxrec, tmp_path, monkeypatch):
+    monkeypatch.setattr(prune, "TIGHT", 1e6)
+    result = muxrec("prune", run, "--out", tmp_path / "out", *BUDGET, *QUICK, "trainer.epochs=1", "--no-track")
+    assert result.code == 0, result.err
+    assert RunDirectory(tmp_path / "out").experiment().compression.method == "optembed"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_the_help_names_every_method():
+    assert set(METHODS.replace("or tables of another shape: ", "").split(", ")) == set(COMPRESSORS)
 
 
 def test_a_compressed_run_and_another_budget_are_refused(run, pruned, muxrec, tmp_path):

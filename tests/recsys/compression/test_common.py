@@ -26,7 +26,8 @@ from serving.bundle import Bundle
 from serving.scorer import Scorer
 from tests.planted import write_dataset
 
-BUDGET = 6000
+BUDGET = 2200
+"""Less than all rows that are read take, so that every method has to choose."""
 QUICK = {
     "optembed": [
         "compression.settings.search.generations=2",
@@ -96,6 +97,15 @@ def test_j6_bytes_are_those_on_the_disk_and_within_the_budget(pruned):
     assert metrics["compression"]["bytes_after"] == on_disk <= BUDGET
     assert bundle.manifest.compression is not None
     assert bundle.manifest.compression["method"] == RunDirectory(pruned).experiment().compression.method  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_mask_takes_away_cells_that_are_read(pruned):
+    run = RunDirectory(pruned)
+    if run.mask_path.exists() and not run.experiment().compression.compressor().keeps_every_row:  # pyright: ignore[reportOptionalMemberAccess]
+        is_read = torch.from_numpy(np.load(run.trained_rows_path))
+        mask = run.ranker(as_served=False).embedding.mask
+        assert mask is not None
+        assert 0 < mask.num_cells < int(is_read.sum()) * run.ranker().embedding.layout.width
 
 
 def test_j4_the_bundle_gives_the_runs_probabilities(pruned, base):

@@ -98,6 +98,13 @@ def test_mixed_dimensions_drop_rows_where_one_float_for_each_is_too_much():
         method(method.Config(), small.budget).freeze(small)
 
 
+def test_mixed_dimensions_refuse_where_only_rows_that_are_read_alike_would_go_together():
+    evidence = evidence_of([[(row, 7) for row in range(300)]], 1000, 1000)
+    method = COMPRESSORS["mixed_dimensions"]
+    with pytest.raises(InputError, match=r"1,000 bytes are too few; found more with one float for each"):
+        method(method.Config(), evidence.budget).freeze(evidence)
+
+
 def test_low_bit_rows_keep_everything_or_refuse():
     evidence = evidence_of([[(0, 1)]], 1000, 20_000, "int8")
     mask = COMPRESSORS["quantized"](COMPRESSORS["quantized"].Config(), evidence.budget).freeze(evidence)

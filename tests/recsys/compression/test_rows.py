@@ -50,9 +50,8 @@ def test_the_best_rows_that_fit_are_kept(num_bytes):
 
 def test_a_row_that_nobody_reads_is_not_kept_whatever_its_score():
     given = Given(1000, [slot([1, 3], [1, 1]), slot([5], [1])])
-    start = Mask(torch.full((8,), 4), torch.tensor([4, 0]))
-    mask = keep_best_rows(torch.ones(8), given, start)  # pyright: ignore[reportArgumentType]
-    assert mask.row_widths.tolist() == [0, 4, 0, 4, 0, 0, 0, 0]
+    mask = keep_best_rows(torch.ones(8), given)  # pyright: ignore[reportArgumentType]
+    assert mask.row_widths.tolist() == [0, 4, 0, 4, 0, 4, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -26,19 +26,19 @@ FACTS = Facts(
 )
 
 
-def layout_of(embedding: EmbeddingConfig) -> TableLayout:
+def layout_of(embedding: EmbeddingConfig, registry: FeatureRegistry = REGISTRY) -> TableLayout:
     """The layout that a ranker would have."""
     return TableLayout.of(
-        REGISTRY,
+        registry,
         **{name: getattr(embedding, name) for name in ("num_rows", "width", "probes", "kind", "block")},
         views=FACTS.views,
         num_values={name: len(tokens) for name, tokens in TOKENS.items()},
     )
 
 
-def file_bytes(path: Path, embedding: EmbeddingConfig, dtype: Any) -> int:
+def file_bytes(path: Path, embedding: EmbeddingConfig, dtype: Any, registry: FeatureRegistry = REGISTRY) -> int:
     """What a trained table of these settings takes, with a bitmap of the rows that training read where one is kept."""
-    layout = layout_of(embedding)
+    layout = layout_of(embedding, registry)
     is_read = np.zeros(layout.num_rows, dtype=np.bool_)
     for name, tokens in TOKENS.items():
         is_read[rows_of(layout, None, name, tokens)] = True
@@ -65,6 +65,18 @@ def test_no_budget_is_exceeded_where_ranges_have_rows_that_nobody_reads(method: 
     for num_bytes in range(1200, 4000, 50):
         compressor = COMPRESSORS[method](COMPRESSORS[method].Config(), Budget(num_bytes, "int8"))
         assert file_bytes(tmp_path / "table", compressor.reshape(RUN, FACTS), "int8") <= num_bytes
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("num_bytes", range(12_000, 30_000, 2000))
+def test_a_smaller_table_counts_the_probes_of_the_registry(num_bytes: int, dtype: Any, tmp_path: Path):
+    """One read of each value: with thrice as many, as the run has, all rows would seem to be read."""
+    facts = FACTS._replace(probes=dict.fromkeys(FEATURES, 1))
+    features = {name: {"type": "categorical", "probes": 1} for name in FEATURES}
+    compressor = COMPRESSORS["smaller"](COMPRESSORS["smaller"].Config(), Budget(num_bytes, dtype))
+    embedding = compressor.reshape(RUN, facts)
+    size = file_bytes(tmp_path / "table", embedding, dtype, FeatureRegistry.of(features=features))
+    assert 0.8 * num_bytes < size <= num_bytes
 
 
 @pytest.mark.parametrize("method", SHAPES)
