@@ -133,8 +133,9 @@ def page(data: str, curves: Sequence[Curve], reference: Dot, facts: Facts) -> st
         _unit(reference),
         markdown_table(*_by_budget(curves, dots)),
         "Mean test AUC ± standard deviation between seeds, and the type of rows that was best on validation at that "
-        "budget; bold: the best of its column on validation, among those with most seeds. `cannot`: no table, or no "
-        "mask, of this method is as small.",
+        "budget, of those that were tried; bold: the best of its column on validation, among those with most seeds. "
+        "`cannot`: no table, or no mask, of this method is as small.",
+        _types(curves),
         "`OptEmbed` is the paper's procedure: supernet, search, training again from the first weights. `width search` "
         "is its second stage alone, after plain training, from whose weights the result is tuned.",
         *_verdicts(data, dots, reference),
@@ -181,6 +182,21 @@ def _by_budget(curves: Sequence[Curve], dots: Sequence[Dot]) -> tuple[list[str],
     rows = [[method, *(cell(method, budget) for budget in budgets)] for method in methods]
     rows = [row for row in rows if any(text != "not run" for text in row[1:])]
     return ["method", *(_share(budget) for budget in budgets)], rows
+
+
+def _types(curves: Sequence[Curve]) -> str:
+    """Which types of rows were tried with which methods."""
+    tried: dict[str, list[str]] = {}
+    for curve in curves:
+        if curve.method != REFERENCE and curve.records:
+            tried.setdefault(curve.method, []).append(curve.dtype)
+    methods: dict[str, list[str]] = {}
+    for method, types in tried.items():
+        methods.setdefault(" and ".join(sorted(types)), []).append(method)
+    parts = [
+        f"{types} ({', '.join(names)})" for types, names in sorted(methods.items(), key=lambda part: -len(part[1]))
+    ]
+    return f"Types of rows that were tried: {'; '.join(parts)}."
 
 
 def _share(budget: float) -> str:

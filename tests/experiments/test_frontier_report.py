@@ -98,6 +98,7 @@ def test_the_page_says_what_is_best_what_cannot_be_and_whether_the_target_is_met
         "**0.8992 ± 0.0004 fp32**", "0.8992 ± 0.0004 fp32"
     )
     assert "| too large | not run | cannot |" in page
+    assert "Types of rows that were tried: fp32 (other, too large); fp32 and int8 (better on test)." in page
     assert "- 1/10: better on test in int8, -0.0195 of collisionless; other in fp32 comes next (-0.1755, p 0.0" in page
     assert "for at most 0.0005 of AUC, is missed: better on test in int8 gives up 0.0195." in page
     lines = list(csv.DictReader((tmp_path / "frontier_movielens.csv").read_text().splitlines()))
