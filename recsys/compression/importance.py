@@ -4,7 +4,7 @@ M table rows, w row width, K rows that training reads, J widths that a row may h
 training, that changes the network's inputs by reads * value^2, summed over the cells that are gone. The mask makes this
 sum as small as the budget admits, as reverse water-filling does for the components of a signal.
 
-Two things are counted as more than they are: a value of a mean-pooled list, which is divided by the list's length before
+Two things count for more than they are worth: a value of a mean-pooled list, which is divided by its length before
 the network sees it, and, where slots of different widths share a row, columns that only some of them hand on.
 """
 
