@@ -59,8 +59,9 @@ class Compression(BaseModel):
             known = ", ".join(COMPRESSORS)
             raise InputError("unknown method of compression", found=repr(method), remedy=f"use one of {known}")
         settings = method_settings(method, values.get("settings") or {})
-        start = COMPRESSORS[method].start
-        if COMPRESSORS[method].has_one_start and values.get("start", start) != start:
+        kind = COMPRESSORS[method]
+        start = kind.start
+        if (kind.is_shape_only or kind.has_one_start) and values.get("start", start) != start:
             found, remedy = f"compression.start={values['start']}", "leave compression.start out"
             raise InputError(f"{method} begins its last training in one way alone", found=found, remedy=remedy)
         return {"start": start, **values, "settings": settings.model_dump(mode="json")}

@@ -78,13 +78,12 @@ class Facts(NamedTuple):
     @property
     def num_entries(self) -> int:
         """(view, feature, value) triples: the rows that a collisionless table reads in training."""
-        return self.num_reads(1, own_probes=False)
+        return self._replace(probes={}).num_reads(1)
 
-    def num_reads(self, probes: int, *, own_probes: bool = True) -> int:
+    def num_reads(self, probes: int) -> int:
         """Reads of a table by those entries, each by so many probes, or as many as its feature has of its own."""
-        own = self.probes if own_probes else {}
         names = [name for names in self.views.values() for name in names]
-        return sum(len(self.values[name].tokens) * own.get(name, probes) for name in names)
+        return sum(len(self.values[name].tokens) * self.probes.get(name, probes) for name in names)
 
     def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotReads"]:
         """What each slot [S] reads of the table in training."""
@@ -162,7 +161,7 @@ class Compressor:
     start: ClassVar[Start] = "finetune"
     """What the last training begins with, where the user does not say; of no meaning where `is_shape_only`."""
     has_one_start: ClassVar[bool] = False
-    """True where the last training can begin with nothing else."""
+    """True where the last training can begin with nothing else, as it is where `is_shape_only`."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config

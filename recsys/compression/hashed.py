@@ -21,7 +21,6 @@ class Hashed(Compressor):
         """w: floats a value."""
 
     is_shape_only = True
-    has_one_start = True
 
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """One probe into ranges of the features."""

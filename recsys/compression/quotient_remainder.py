@@ -23,7 +23,6 @@ class QuotientRemainder(Compressor):
         """w: floats of either row."""
 
     is_shape_only = True
-    has_one_start = True
 
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """Two probes, of the quotient and of the remainder."""

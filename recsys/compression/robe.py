@@ -25,7 +25,6 @@ class Robe(Compressor):
         """Z: floats in succession; a value reads ceil(floats / Z) blocks, the last one perhaps in part."""
 
     is_shape_only = True
-    has_one_start = True
 
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """As many probes of width 1 as floats; raises `InputError` for a registry with `probes:` of its own."""

@@ -42,8 +42,8 @@ def keep_best_rows(scores: Tensor, evidence: Evidence) -> Mask:
     Rows that training never reads, and those of score 0 or less, go in any case: nothing is lost with them. Raises
     `InputError` where not even an empty table fits.
     """
-    mask = Mask.full(evidence.layout)
-    widths = torch.minimum(mask.row_widths, row_caps(evidence, mask.slot_widths))
+    slot_widths = Mask.full(evidence.layout).slot_widths
+    widths = row_caps(evidence, slot_widths)
     scores = torch.where(widths > 0, scores, 0.0)
     order = torch.argsort(scores, descending=True, stable=True)
     num_useful = int((scores > 0).sum())
@@ -51,7 +51,7 @@ def keep_best_rows(scores: Tensor, evidence: Evidence) -> Mask:
     def keeping(num_rows: int) -> Mask:
         kept = torch.zeros_like(widths)
         kept[order[:num_rows]] = widths[order[:num_rows]]
-        return Mask(kept, mask.slot_widths)
+        return Mask(kept, slot_widths)
 
     fits, fails = 0, num_useful + 1
     check_empty(keeping(0), evidence)

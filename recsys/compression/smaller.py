@@ -14,7 +14,6 @@ class Smaller(Compressor):
     """The run's table with as many rows as the budget admits; multiplexed, where it was collisionless or hashed."""
 
     is_shape_only = True
-    has_one_start = True
 
     def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
         """Another number of rows."""

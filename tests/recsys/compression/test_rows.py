@@ -52,6 +52,8 @@ def test_a_row_that_nobody_reads_is_not_kept_whatever_its_score():
     given = Given(1000, [slot([1, 3], [1, 1]), slot([5], [1])])
     mask = keep_best_rows(torch.ones(8), given)  # pyright: ignore[reportArgumentType]
     assert mask.row_widths.tolist() == [0, 4, 0, 4, 0, 4, 0, 0]
+    caps = row_caps(given, torch.tensor([4, 0]))  # pyright: ignore[reportArgumentType]
+    assert caps.tolist() == [0, 4, 0, 4, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(8))
