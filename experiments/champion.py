@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -24,8 +23,8 @@ from features.dataset_info import read_dataset
 from features.encode import EncodedBatch
 from features.errors import InputError
 from features.files import sha256_of
-from features.prepare import group_column, label_column, weight_column
-from features.readers import expand, parse_numbers, read_chunks
+from features.labels import LabelReader, group_column, weight_column
+from features.readers import expand, read_chunks
 from features.registry import FeatureRegistry
 from recsys.metrics import evaluate
 from recsys.paired import Difference, compare
@@ -203,31 +202,22 @@ def _raw_files(scorers: Sequence[Scorer], files: Sequence[Path]) -> tuple[Column
 
 def _raw(scorers: Sequence[Scorer], files: Sequence[Path]) -> Columns:
     registry = scorers[-1].registry  # the challenger's says what is the label, and who is a group
-    readers = {"label": label_column, "group": group_column, "weight": weight_column}
-    named = {"label": registry.label, "group": registry.group, "weight": registry.weight}
+    labels = LabelReader(registry.label, registry.label_rule)
+    readers = {"group": group_column, "weight": weight_column}
+    named = {"group": registry.group, "weight": registry.weight}
     features = [feature.name for scorer in scorers for feature in scorer.registry.features]
-    wanted = list(dict.fromkeys([*(name for name in named.values() if name), *features]))
+    wanted = list(dict.fromkeys([registry.label, *(name for name in named.values() if name), *features]))
     for file in files:
-        is_text = file.name.endswith((".csv", ".csv.gz"))
-        numeric = set() if is_text else {name for scorer in scorers for name in _numeric(scorer)}
         first_row = 0
-        for raw in read_chunks(file, wanted, numeric=numeric, chunk_rows=BATCH_ROWS):
+        for raw in read_chunks(file, wanted, csv=registry.csv, chunk_rows=BATCH_ROWS):
             try:
                 kept = {key: readers[key](raw, name).to_numpy() for key, name in named.items() if name}
-                scores = {f"p{i}": s.score(_parsed(raw, s) if is_text else raw) for i, s in enumerate(scorers)}
+                kept["label"] = labels.read(raw).to_numpy()
+                scores = {f"p{i}": s.score(raw) for i, s in enumerate(scorers)}
             except InputError as error:
                 raise error.located(str(file), first_row) from None
             yield kept | scores
             first_row += len(raw)
-
-
-def _numeric(scorer: Scorer) -> list[str]:
-    return [feature.name for feature in scorer.registry.features if feature.type == "numeric"]
-
-
-def _parsed(raw: pl.DataFrame, scorer: Scorer) -> pl.DataFrame:
-    """Text of a csv file with this model's numbers parsed: a column may be a number to one model alone."""
-    return raw.with_columns([parse_numbers(raw[name]) for name in _numeric(scorer)])
 
 
 def _at_rate(probabilities: Floats, negative_rate: float) -> Floats:

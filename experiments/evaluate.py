@@ -19,7 +19,6 @@ from features.encode import encode
 from features.errors import InputError
 from features.readers import expand, read_chunks
 from features.registry import FeatureRegistry
-from features.spec import Numeric
 from recsys.collisions import collision_report, distinct_tokens
 from recsys.dataset import Split
 from recsys.evaluate import predict
@@ -241,9 +240,8 @@ def _names(registry: FeatureRegistry) -> list[str]:
 
 
 def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl.DataFrame]:
-    numeric = [feature.name for feature in registry.features if isinstance(feature, Numeric)]
     for file in expand(inputs):
-        yield from read_chunks(file, _names(registry), numeric=numeric, chunk_rows=16_384)
+        yield from read_chunks(file, _names(registry), csv=registry.csv, chunk_rows=16_384)
 
 
 def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, served: Bundle) -> bool:

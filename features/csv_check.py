@@ -1,39 +1,48 @@
 """Where a csv file is ragged: rows with more or fewer fields than the header, and quotes that are never closed."""
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from features.errors import InputError
+from features.json_lines import open_packed
 
 BLOCK_BYTES = 2**23
-GZIP_MAGIC = b"\x1f\x8b"
-COMMA, NEWLINE, QUOTE = b',\n"'
+NEWLINE, QUOTE = b'\n"'
 
 
-def check_fields(path: Path, num_fields: int | None = None) -> None:
+def num_blank_lines(path: Path) -> int:
+    """Blank lines at the end of a file."""
+    num_newlines = 0
+    with open_packed(path) as file:
+        while block := file.read(BLOCK_BYTES):
+            content = block.rstrip(b"\r\n")
+            num_newlines = block.count(b"\n", len(content)) + (0 if content else num_newlines)
+    return max(0, num_newlines - 1)
+
+
+def check_fields(path: Path, num_fields: int | None = None, separator: str = ",") -> None:
     """Raise `InputError` with the line of the first row that has not `num_fields` fields (None: the header's number).
 
     Reads the file once, block by block. A file whose bytes cannot be had passes: its reader will say so.
     """
     try:
-        _check_blocks(path, num_fields)
+        _check_blocks(path, num_fields, ord(separator))
     except (OSError, EOFError):
         return
 
 
-def _check_blocks(path: Path, num_fields: int | None) -> None:
-    open_fields = 0  # commas of the row that the last block ended in
+def _check_blocks(path: Path, num_fields: int | None, separator: int) -> None:
+    open_fields = 0  # separators in the row that the last block ended in
     start_line = 1  # where that row begins
     num_lines = 0
     is_quoted = False
     for block in _blocks(path):
         data = np.frombuffer(block, dtype=np.uint8)
         quotes, newlines = np.flatnonzero(data == QUOTE), np.flatnonzero(data == NEWLINE)
-        marks = np.flatnonzero((data == COMMA) | (data == NEWLINE))
-        # A comma or line end after an odd number of quotes belongs to a value.
+        marks = np.flatnonzero((data == separator) | (data == NEWLINE))
+        # A separator or line end after an odd number of quotes belongs to a value.
         marks = marks[(np.searchsorted(quotes, marks) + is_quoted) % 2 == 0]
         row_ends = np.flatnonzero(data[marks] == NEWLINE)
         if len(row_ends):
@@ -44,8 +53,8 @@ def _check_blocks(path: Path, num_fields: int | None) -> None:
             if (fields != num_fields).any():
                 wrong = int((fields != num_fields).argmax())
                 line = int(next_lines[wrong - 1]) if wrong else start_line
-                found, remedy = f"{fields[wrong]} in line {line}", "mend or remove that line"
-                raise InputError(f"{path}: expected {num_fields} fields a row", found=found, remedy=remedy)
+                found, remedy = f"{fields[wrong]} in line {line}", "correct or remove that line"
+                raise InputError(f"{path}: expected {num_fields} fields per row", found=found, remedy=remedy)
             open_fields, start_line = len(marks) - 1 - int(row_ends[-1]), int(next_lines[-1])
         else:
             open_fields += len(marks)
@@ -57,13 +66,13 @@ def _check_blocks(path: Path, num_fields: int | None) -> None:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """Bytes of a file, unpacked where it is packed, with a line end after the last row."""
-    with path.open("rb") as file:
-        is_packed = file.read(2) == GZIP_MAGIC
-    last = b"\n"
-    with gzip.open(path) if is_packed else path.open("rb") as file:
+    """Bytes of a file, unpacked where it is packed, with one line end after the last row."""
+    waiting = b""  # line ends, which may turn out to be the last bytes
+    with open_packed(path) as file:
         while block := file.read(BLOCK_BYTES):
-            last = block
-            yield block
-    if not last.endswith(b"\n"):
-        yield b"\n"
+            block = waiting + block
+            content = block.rstrip(b"\r\n")
+            waiting = block[len(content) :]
+            if content:
+                yield content
+    yield b"\n"

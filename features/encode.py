@@ -82,7 +82,7 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
     expressions: list[pl.Expr] = []
     for feature in registry.features:
         if feature.name in names:
-            column = raw[feature.name]
+            column = feature.parse(raw[feature.name])
             feature.check(column)
         elif allow_missing:
             column = pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name)
@@ -106,14 +106,26 @@ def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool 
     >>> encode(pl.DataFrame({"tags": [["a", "b"], []]}), registry).lengths["tags"].tolist()
     [2, 0]
     """
-    encoded = EncodedBatch.from_frame(encode_frame(raw, registry, allow_missing=allow_missing), registry)
+    parsed = parse_frame(raw, registry)
+    encoded = EncodedBatch.from_frame(encode_frame(parsed, registry, allow_missing=allow_missing), registry)
     dense = [feature.name for feature in registry.dense_features]
-    num_missing = {name: count_missing(raw[name]) if name in raw.columns else raw.height for name in dense}
+    num_missing = {name: count_missing(parsed[name]) if name in parsed.columns else raw.height for name in dense}
     return replace(encoded, num_missing=num_missing)
 
 
+def parse_frame(raw: pl.DataFrame, registry: FeatureRegistry) -> pl.DataFrame:
+    """A raw frame [B rows] whose features' texts are read as what they stand for; other columns stay as they are.
+
+    >>> registry = FeatureRegistry.of(features={"price": "numeric"})
+    >>> parse_frame(pl.DataFrame({"price": ["3.5"]}), registry).item()
+    3.5
+    """
+    features = [feature for feature in registry.features if feature.name in raw.columns]
+    return raw.with_columns([feature.parse(raw[feature.name]) for feature in features])
+
+
 def count_missing(column: pl.Series) -> int:
-    """Values that read as missing: nulls and NaNs."""
+    """Values of a parsed column that read as missing: nulls and NaNs."""
     return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 

@@ -24,6 +24,15 @@ def is_pandas(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns")
 
 
+def columns_of_frame(frame: Any) -> list[str]:
+    """Names of a frame's columns; in pandas a named level of the index is one, as it is in its parquet file."""
+    if isinstance(frame, pl.DataFrame):
+        return frame.columns
+    if is_pandas(frame):
+        return [*_index_levels(frame), *map(str, frame.columns)]
+    return pl.DataFrame(frame).columns
+
+
 def frame_of(frame: Any, features: Sequence[AnyFeature], others: Collection[str] | None = ()) -> pl.DataFrame:
     """The frame [N] in polars; of pandas, the columns of the features and `others` (None: all) that are there.
 
@@ -35,28 +44,60 @@ def frame_of(frame: Any, features: Sequence[AnyFeature], others: Collection[str]
     if isinstance(frame, pl.DataFrame):
         return frame
     if not is_pandas(frame):
-        return pl.DataFrame(frame)
+        try:
+            return pl.DataFrame(frame)
+        except _NOT_CONVERTED as error:
+            found, remedy = " ".join(str(error).split())[:160], "give a polars or pandas frame, or an Arrow table"
+            raise InputError("the frame: expected columns that polars can read", found=found, remedy=remedy) from None
     by_name = {feature.name: feature for feature in features}
-    names = [name for name in frame.columns if name in by_name or others is None or name in others]
-    columns = [_from_pandas(frame[name], str(name), by_name.get(name)) for name in dict.fromkeys(names)]
+    sources = _index_levels(frame) | {str(name): frame[name] for name in dict.fromkeys(frame.columns)}
+    asked = [name for name in sources if others is None or name in by_name or name in others]
+    columns = [_from_pandas(sources[name], name, by_name.get(name)) for name in asked]
     # Without any column a frame has no rows: keep their number with one that no feature reads.
     return pl.DataFrame(columns) if columns else pl.DataFrame({"_": np.zeros(len(frame), dtype=np.bool_)})
 
 
+# polars raises PanicException, which is no ordinary exception, for some types that it does not know.
+_NOT_CONVERTED = (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+def _index_levels(frame: Any) -> dict[str, Any]:
+    """Named levels of an index as columns, but those that have a column of the same name."""
+    names = {name for name in frame.index.names if name is not None and name not in frame.columns}
+    return {
+        str(name): frame.index.get_level_values(name).to_series(index=frame.index) for name in sorted(names, key=str)
+    }
+
+
 def _from_pandas(column: Any, name: str, feature: AnyFeature | None) -> pl.Series:
-    """Through numpy: pandas' own Arrow stream needs pyarrow, and refuses object columns of mixed types."""
+    """A column [N] with the types that its parquet file has; values of mixed types count one by one."""
     if column.ndim != 1:
         raise InputError(
             f"column {name!r}: expected one column of that name", found=f"{column.shape[1]}", remedy="rename the others"
         )
-    values = column.to_numpy()
-    if values.dtype.kind in "iuf":
-        return pl.Series(name, values)
-    present = [None if is_missing else value for value, is_missing in zip(values, column.isna(), strict=True)]
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iufb":
+        return pl.Series(name, column.to_numpy())
+    if (series := _through_arrow(column)) is not None:
+        return series.alias(name)
+    present = [None if is_missing else value for value, is_missing in zip(column, column.isna(), strict=True)]
     if feature is not None:
         return column_of(feature, present)
     try:
         return pl.Series(name, present, strict=False)
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        found, remedy = " ".join(str(error).split())[:160], "give the column one type before"
-        raise InputError(f"column {name!r}: expected values of one type", found=found, remedy=remedy) from None
+    except _NOT_CONVERTED:
+        return pl.Series(name, present, dtype=pl.Object)
+
+
+def _through_arrow(column: Any) -> pl.Series | None:
+    """The column [N] by way of pyarrow; None where that is not installed, or has no type for its values."""
+    try:
+        import pyarrow
+    except ImportError:
+        return None
+    if getattr(column.dtype, "tz", None) is not None:  # pyarrow takes a way to these that pandas warns of
+        column = column.dt.tz_convert(None)
+    try:
+        table = pyarrow.Table.from_pandas(column.to_frame("column"), preserve_index=False)
+        return pl.DataFrame(table).to_series()
+    except (*_NOT_CONVERTED, pyarrow.ArrowException):
+        return None

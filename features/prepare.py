@@ -14,21 +14,21 @@ import numpy as np
 import polars as pl
 
 from features.dataset_info import DatasetInfo, DatasetSource, PartInfo, SplitInfo
-from features.encode import count_missing, encode_frame, missing_column
+from features.encode import count_missing, encode_frame, missing_column, parse_frame
 from features.errors import InputError
 from features.files import cannot_write, sha256_of, temporary_directory_beside, write_parquet, write_text
 from features.fit import fit_registry
-from features.frames import frame_of, is_frame, is_pandas
-from features.hashing import mix64, token_of_text
+from features.frames import columns_of_frame, frame_of, is_frame
+from features.hashing import mix64
+from features.labels import LabelReader, group_column, weight_column
 from features.progress import progress_bar
-from features.readers import CHUNK_ROWS, columns_of, expand, parse_numbers, read_chunks
+from features.readers import CHUNK_ROWS, check_out_of_inputs, columns_of, expand, read_chunks
 from features.registry import FeatureRegistry
-from features.spec import MAX_FLOAT32, Categorical, Numeric, canonical_text
+from features.spec import Numeric
 
 SPLITS = ("train", "valid", "test")
 PART_ROWS = 1_048_576
 ROW_GROUP_ROWS = 131_072
-LABEL_REMEDY = "map the label to 0 and 1 before (a rating, say, by a threshold)"
 
 
 def prepare(
@@ -60,6 +60,8 @@ def prepare(
     if "train" not in files or not set(files) <= set(SPLITS):
         raise InputError("expected training files", found=f"splits {sorted(files)}", remedy="give --train GLOB")
     _check_out(out, files, overwrite)
+    for rows in splits.values():
+        check_out_of_inputs(out, [] if is_frame(rows) else rows)
     unknown = _check_files(registry, files)
     shares = _held_out(files, holdout)
     rule = f"{holdout:g} of the training rows each for {', '.join(shares)}, by position" if shares else "as given"
@@ -98,7 +100,7 @@ def _sources(rows: Any, split: str, registry: FeatureRegistry) -> list[_Source]:
     if not is_frame(rows):
         return [*expand(list(rows))]
     frame = frame_of(rows, registry.features, _needed_columns(registry))
-    return [_Frame(split, frame, [*map(str, rows.columns)] if is_pandas(rows) else frame.columns)]
+    return [_Frame(split, frame, columns_of_frame(rows))]
 
 
 @contextmanager
@@ -147,7 +149,9 @@ def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[_Source
             if other != split:
                 remedy = "a model must not be judged on rows that it learned from: narrow one of the patterns"
                 raise InputError(f"{path}: expected a file of one split", found=f"{other} and {split}", remedy=remedy)
-            names = columns_of(path) if isinstance(path, Path) else path.columns
+            names = columns_of(path, registry.csv) if isinstance(path, Path) else path.columns
+            if isinstance(path, Path) and not names:
+                continue  # a file without a byte has no rows
             for name in needed:
                 if name not in names:
                     raise missing_column(name, names).located(str(path))
@@ -168,7 +172,7 @@ def _held_out(files: Mapping[str, Sequence[_Source]], holdout: float) -> dict[st
 
 
 class _Chunk(NamedTuple):
-    """Raw rows of one file, or of a frame."""
+    """Rows of one file, or of a frame."""
 
     path: _Source
     first_row: int
@@ -182,28 +186,30 @@ class _Reader:
     """Reads raw chunks and says which split each row of a file belongs to."""
 
     def __init__(self, registry: FeatureRegistry, shares: Mapping[str, float], progress: bool) -> None:
+        self.registry = registry
         self.columns = _needed_columns(registry)
         self.unfitted = [feature for feature in registry.features if isinstance(feature, Numeric) and feature.needs_fit]
-        self.numeric = {feature.name for feature in registry.features if isinstance(feature, Numeric)}
-        self.numeric |= {registry.weight} if registry.weight else set()
         self.shares = shares
         self.progress = progress
 
     def chunks(self, paths: Sequence[_Source], title: str) -> Iterator[_Chunk]:
-        """Rows of the files in order."""
+        """Rows of the files in order, parsed."""
         position = 0
         with progress_bar(title, None, enabled=self.progress) as advance:
             for path in paths:
                 first_row = 0
                 for raw in self._read(path):
-                    yield _Chunk(path, first_row, position, raw)
+                    chunk = _Chunk(path, first_row, position, raw)
+                    with _faults_in(chunk):
+                        chunk = chunk._replace(raw=parse_frame(raw, self.registry))
+                    yield chunk
                     first_row += raw.height
                     position += raw.height
                     advance(raw.height, note=path.name if isinstance(path, Path) else path.split)
 
     def _read(self, path: _Source) -> Iterator[pl.DataFrame]:
         if isinstance(path, Path):
-            return read_chunks(path, self.columns, numeric=self.numeric)
+            return read_chunks(path, self.columns, csv=self.registry.csv)
         return path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
 
     def masks(self, chunk: _Chunk) -> dict[str, pl.Series]:
@@ -244,9 +250,10 @@ def _write_splits(
     names = [split for split in SPLITS if split in files or split in reader.shares]
     writers = {split: _SplitWriter(directory / split, part_rows) for split in names}
     for origin, paths in files.items():
+        labels = LabelReader(registry.label, registry.label_rule)
         for chunk in reader.chunks(paths, f"prepare {origin}"):
             with _faults_in(chunk):
-                lowered = _lower(chunk.raw, registry)
+                lowered = _lower(chunk.raw, registry, labels)
             masks = reader.masks(chunk) if origin == "train" else {}
             for split, mask in masks.items():
                 writers[split].add(lowered.filter(mask), _missing_counts(chunk.raw, registry, mask))
@@ -255,9 +262,9 @@ def _write_splits(
     return {split: writer.finish() for split, writer in writers.items()}
 
 
-def _lower(raw: pl.DataFrame, registry: FeatureRegistry) -> pl.DataFrame:
+def _lower(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -> pl.DataFrame:
     """Columns of a part: label, weight and group where the registry has them, then the features."""
-    columns = [label_column(raw, registry.label)]
+    columns = [labels.read(raw)]
     if registry.weight is not None:
         columns.append(weight_column(raw, registry.weight))
     if registry.group is not None:
@@ -321,51 +328,6 @@ def _missing_counts(raw: pl.DataFrame, registry: FeatureRegistry, mask: pl.Serie
         count = count_missing(column)
         counts[feature.name] = count_missing(column.filter(mask)) if count and mask is not None else count
     return counts
-
-
-def label_column(raw: pl.DataFrame, name: str) -> pl.Series:
-    """Labels [B] as UInt8 0 or 1; raises `InputError` for anything else, null included."""
-    column = raw[name]
-    expected = f"label {name!r}: expected 0 or 1"
-    if column.null_count():
-        raise InputError(expected, found="null", remedy="drop those rows", row=column.is_null().arg_max())
-    values = column
-    if column.dtype == pl.String:
-        try:
-            values = parse_numbers(column)
-        except InputError as error:
-            raise InputError(expected, found=error.found, remedy=LABEL_REMEDY, row=error.row) from None
-    if not (values.dtype.is_numeric() or values.dtype == pl.Boolean):
-        raise InputError(expected, found=str(values.dtype)[:60], remedy="name the right column under `label:`")
-    numbers = values.cast(pl.Float64)
-    wrong = ~numbers.is_in([0.0, 1.0])
-    if wrong.any() or numbers.null_count():
-        row = wrong.fill_null(True).arg_max()
-        found = "an empty text" if row is None or numbers[row] is None else f"{numbers[row]:.12g}"
-        raise InputError(expected, found=found, remedy=LABEL_REMEDY, row=row)
-    return numbers.cast(pl.UInt8).alias("label")
-
-
-def weight_column(raw: pl.DataFrame, name: str) -> pl.Series:
-    """Example weights [B] as Float32; raises `InputError` for negative, missing or infinite ones."""
-    column = raw[name]
-    expected = f"weight {name!r}: expected finite numbers from 0"
-    weights = parse_numbers(column) if column.dtype == pl.String else column
-    if not (weights.dtype.is_numeric() or weights.dtype in (pl.Boolean, pl.Null)):
-        raise InputError(expected, found=str(weights.dtype)[:60], remedy="name the right column under `weight:`")
-    weights = weights.cast(pl.Float64)
-    wrong = ~((weights >= 0) & (weights <= MAX_FLOAT32)).fill_null(False)
-    if wrong.any():
-        row = wrong.arg_max()
-        found = "null" if row is None or weights[row] is None else f"{weights[row]:.12g}"
-        raise InputError(expected, found=found, remedy="mend or drop those rows", row=row)
-    return weights.cast(pl.Float32).alias("weight")
-
-
-def group_column(raw: pl.DataFrame, name: str) -> pl.Series:
-    """Group tokens [B] as UInt64, made as a categorical feature's are."""
-    Categorical(name=name).check(raw[name])
-    return raw.select(token_of_text(canonical_text(pl.col(name), raw[name].dtype)).alias("group")).to_series()
 
 
 def _move_into_place(temporary: Path, out: Path, info: DatasetInfo, registry: FeatureRegistry) -> None:

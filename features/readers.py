@@ -1,169 +1,262 @@
-"""Raw files to frames, a chunk at a time: parquet, csv, csv.gz and ndjson; every fault names the file.
+"""Raw files to frames, a chunk at a time: parquet, delimited text and JSON; every fault names the file.
 
-Delimited text has no types: its columns are read as text, and those that the caller declares numeric are parsed.
+Delimited text has no types: its columns are read as text, which features parse. Columns in a file's path are read too.
 """
 
 import glob
-import json
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
-from features.csv_check import check_fields
+from features.csv_check import check_fields, num_blank_lines
+from features.csv_format import CsvFormat
 from features.encode import missing_column
 from features.errors import InputError
+from features.json_lines import open_packed, scan_json
+from features.partitions import partitions_of, with_partitions
 
 CHUNK_ROWS = 262_144
-SCHEMA_LINES = 100_000
-SUFFIXES = (".parquet", ".csv", ".csv.gz", ".ndjson", ".jsonl")
+Kind = Literal["parquet", "csv", "tsv", "ndjson"]
+KINDS: dict[str, Kind] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".json": "ndjson",
+}
+"""Format by suffix, in any case; all but parquet may be followed by `.gz`."""
+NOT_DATA = (".md", ".rst", ".html", ".pdf", ".png", ".svg", ".yaml", ".yml", ".py", ".sh", ".sql", ".crc", ".log")
+NOT_DATA += (".md5", ".sha256")
+_SUFFIX = re.compile(r"(\.[a-z]+)(\.gz)?$")
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Format of a file by its name; None where it has none that can be read.
+
+    >>> kind_of(Path("log.CSV.gz")), kind_of(Path("log.xlsx"))
+    ('csv', None)
+    """
+    suffix = _SUFFIX.search(path.name.lower())
+    kind = KINDS.get(suffix[1]) if suffix else None
+    return None if suffix is None or (kind == "parquet" and suffix[2]) else kind
+
+
+def suffix_of(path: Path) -> str:
+    """The end of a file's name that says its format; empty where none does."""
+    found = _SUFFIX.search(path.name.lower())
+    return path.name[found.start() :] if found and kind_of(path) else ""
+
+
+def is_text(path: Path) -> bool:
+    """True for files whose columns have no types."""
+    return kind_of(path) in ("csv", "tsv")
 
 
 def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     """Files that the patterns name, sorted within each pattern; a directory stands for the files below it.
 
     Names that start with `_` or `.` are left out of a directory and of a glob, as batch jobs write their marks there.
-    Raises `InputError` when a pattern names no file.
+    Raises `InputError` when a pattern names no file, and for a file in a directory that may be data but is in no
+    format that can be read.
     """
     files: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
         path = Path(pattern)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and _is_data(file, path))
+            found = _files_below(path)
         elif path.is_file():
             found = [path]
         else:
             matches = (Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207 (absolute ones too)
-            found = sorted(file for file in matches if file.is_file() and not file.name.startswith(("_", ".")))
+            found = _files_of([match for match in matches if not match.name.startswith(("_", "."))])
         if not found:
-            kinds = ", ".join(SUFFIXES)
-            raise InputError(f"no file matches {str(pattern)!r}", remedy=f"name a file, directory or glob of {kinds}")
+            remedy = f"name a file, directory or glob of {_suffixes()}"
+            raise InputError(f"no file matches {str(pattern)!r}", remedy=remedy)
         files |= dict.fromkeys(found)
     return list(files)
 
 
-def columns_of(path: Path) -> list[str]:
-    """Names of a file's columns; raises `InputError` for a file that cannot be read or names a column twice."""
+def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
+    """Raise `InputError` where a later run would read what this one writes to the directory `out`."""
+    # Below `out`, parts mirror the partition directories of their inputs.
+    written = [out.absolute().joinpath(*["key=value"] * depth, "part-0.parquet") for depth in range(4)]
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            below = out.resolve().parts[len(path.resolve().parts) :]
+            is_read = out.resolve().is_relative_to(path.resolve()) and not any(name[0] in "_." for name in below)
+        elif path.is_file():
+            is_read = False
+        else:
+            places = {place for file in written for place in (file, *file.parents)}
+            is_read = any(_is_found(place.parts, path.absolute().parts) for place in places)
+        if is_read:
+            found, remedy = f"{str(pattern)!r}, which names it", "choose an output that no input names"
+            raise InputError(f"{out}: expected an output that is no input", found=found, remedy=remedy)
+
+
+def _is_found(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a glob of these parts finds the path of these parts."""
+    if not patterns or not names:
+        return not patterns and not names
+    if patterns[0] == "**":
+        return _is_found(names, patterns[1:]) or _is_found(names[1:], patterns)
+    return fnmatchcase(names[0], patterns[0]) and _is_found(names[1:], patterns[1:])
+
+
+def _files_of(matches: Iterable[Path]) -> list[Path]:
+    return sorted({file for match in matches for file in (_files_below(match) if match.is_dir() else [match])})
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Files of data below a directory, links followed once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if name[0] not in "_."]
+        folders[:] = [name for name in folders if os.path.realpath(Path(folder) / name) not in seen]
+        found += [Path(folder) / name for name in names if name[0] not in "_."]
+    others = sorted(file for file in found if kind_of(file) is None and not _is_about_data(file))
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        remedy = "convert or move it, rename it to begin with `_`, or give a glob of what to read"
+        expected = f"{root}: expected files of {_suffixes()} alone"
+        raise InputError(expected, found=f"{others[0].relative_to(root)}{more}", remedy=remedy)
+    return sorted(file for file in found if kind_of(file) is not None)
+
+
+def _is_about_data(file: Path) -> bool:
+    return file.name.lower().endswith(NOT_DATA) or file.name.upper().startswith(("README", "LICENSE", "COPYING"))
+
+
+def _suffixes() -> str:
+    return ", ".join(KINDS)
+
+
+def schema_of(path: Path, csv: CsvFormat | None = None) -> dict[str, pl.DataType]:
+    """Names and types of a file's columns, then of those in its path alone; empty for a file without a byte.
+
+    Raises `InputError` for a file that cannot be read or names a column twice.
+    """
+    schema = _schema_in_file(path, csv)
+    return schema | {name: pl.String() for name in partitions_of(path.parent.parts) if schema and name not in schema}
+
+
+def columns_of(path: Path, csv: CsvFormat | None = None) -> list[str]:
+    """Names of `schema_of`."""
+    return [*schema_of(path, csv)]
+
+
+def _schema_in_file(path: Path, csv: CsvFormat | None) -> dict[str, pl.DataType]:
+    if _is_empty(path):
+        return {}
     with _faults(path):
-        names = _scan(path).collect_schema().names()
-    for name in names:
+        schema = dict(_scan(path, csv).collect_schema())
+    for name in schema:
         # polars renames the second column of a name instead of refusing it.
         original = re.fullmatch(r"(.*)_duplicated_\d+", name)
-        if original and original[1] in names:
+        if original and original[1] in schema:
             raise InputError(
                 f"{path}: column names must be unique", found=f"{original[1]!r} twice", remedy="rename one of them"
             )
-    return names
+    return schema
 
 
 def read_chunks(
-    path: Path, columns: Sequence[str] | None = None, *, numeric: Collection[str] = (), chunk_rows: int = CHUNK_ROWS
+    path: Path, columns: Sequence[str] | None = None, *, csv: CsvFormat | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[pl.DataFrame]:
     """Frames of `chunk_rows` rows (the last one: the rest) in file order, with the named columns alone where given.
 
-    `numeric` names the columns to parse as numbers in a csv file. Raises `InputError` for a file that is not there,
-    not readable, truncated or ragged, and for a column that it has not.
+    `csv` says how delimited text is written. Raises `InputError` for a file that is not there, not readable, truncated
+    or ragged, for a column that it has not, and for one that differs from what the path says.
     """
-    names = columns_of(path)
-    wanted = list(names if columns is None else columns)
-    absent = [name for name in wanted if name not in names]
+    in_file = [*_schema_in_file(path, csv)]
+    if not in_file:
+        return
+    in_path = partitions_of(path.parent.parts)
+    wanted = list(dict.fromkeys([*in_file, *in_path]) if columns is None else columns)
+    absent = [name for name in wanted if name not in in_file and name not in in_path]
     if absent:
-        raise missing_column(absent[0], names).located(str(path))
-    is_text = _kind(path).startswith("csv")
-    # polars sees a csv row that is too long only when it reads all columns, and fills a short one with nulls.
-    frame = _scan(path, numeric)
-    if columns is not None and not is_text:
-        frame = frame.select(wanted)
-    is_checked = not is_text
-    first_row = 0
+        raise missing_column(absent[0], [*dict.fromkeys([*in_file, *in_path])]).located(str(path))
+    partitions = {name: value for name, value in in_path.items() if name in wanted}
+    # A frame of no columns would not know how many rows it has.
+    to_read = [name for name in wanted if name in in_file] or in_file[:1]
     with _faults(path):
-        for chunk in frame.collect_batches(chunk_size=chunk_rows, maintain_order=True):
-            if not is_checked and chunk[names[-1]].null_count():
-                check_fields(path, len(names))
-                is_checked = True
-            yield _parsed(chunk[wanted], numeric, path, first_row) if is_text else chunk
-            first_row += chunk.height
+        for chunk in _chunks(path, csv, in_file, to_read, chunk_rows):
+            yield with_partitions(chunk, partitions, path)[wanted]
 
 
-def _parsed(chunk: pl.DataFrame, numeric: Collection[str], path: Path, first_row: int) -> pl.DataFrame:
-    try:
-        return chunk.with_columns([parse_numbers(chunk[name]) for name in chunk.columns if name in numeric])
-    except InputError as error:
-        raise error.located(str(path), first_row) from None
+def _chunks(
+    path: Path, csv: CsvFormat | None, in_file: Sequence[str], wanted: Sequence[str], chunk_rows: int
+) -> Iterator[pl.DataFrame]:
+    frame = _scan(path, csv)
+    if not is_text(path):
+        if wanted != in_file:
+            frame = frame.select(wanted)
+        yield from frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
+        return
+    # polars sees a csv row that is too long only when it reads all columns, and fills a short one with nulls.
+    is_checked = False
+    for chunk in _without_blank_lines(frame.collect_batches(chunk_size=chunk_rows, maintain_order=True), path):
+        if not is_checked and chunk[in_file[-1]].null_count():
+            check_fields(path, len(in_file), _format(path, csv).separator)
+            is_checked = True
+        yield chunk
 
 
-def parse_numbers(column: pl.Series) -> pl.Series:
-    """Text [N] as float64 [N]; empty text is null; raises `InputError` with the first text that is no number."""
-    text = column.cast(pl.String).str.strip_chars()
-    text = text.set(text == "", None)
-    numbers = text.cast(pl.Float64, strict=False)
-    wrong = numbers.is_null() & text.is_not_null()
-    if wrong.any():
-        row = wrong.arg_max()
-        assert row is not None
-        remedy = "declare it `categorical`, or correct the file"
-        found = repr(text[row][:40])
-        raise InputError(f"column {column.name!r}: expected a number", found=found, remedy=remedy, row=row)
-    return numbers
+def _without_blank_lines(chunks: Iterable[pl.DataFrame], path: Path) -> Iterator[pl.DataFrame]:
+    """The chunks without the rows that polars makes of blank lines at the end of a file."""
+    held: pl.DataFrame | None = None  # rows without any value, which may turn out to be the last ones
+    for chunk in chunks:
+        whole = chunk if held is None else pl.concat([held, chunk])
+        is_blank = whole.select(pl.all_horizontal(pl.all().is_null())).to_series()
+        num_kept = 0 if is_blank.all() else len(whole) - int(is_blank.reverse().arg_min() or 0)
+        held = whole[num_kept:] if num_kept < len(whole) else None
+        if num_kept:
+            yield whole[:num_kept]
+    if held is not None and (num_kept := len(held) - num_blank_lines(path)) > 0:
+        yield held[:num_kept]
 
 
-def _is_data(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(("_", ".")) for part in file.relative_to(root).parts)
-    return not hidden and file.name.endswith(SUFFIXES)
-
-
-def _kind(path: Path) -> str:
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return suffix[1:]
-    raise InputError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}", remedy="convert or rename it")
-
-
-def _scan(path: Path, numeric: Collection[str] = ()) -> pl.LazyFrame:
-    kind = _kind(path)
+def _is_empty(path: Path) -> bool:
+    """True for a file without a byte, or of blank lines alone; its format must be known and it must be there."""
+    if kind_of(path) is None:
+        raise InputError(f"{path}: expected a file that ends in {_suffixes()}", remedy="convert or rename it")
     if not path.is_file():
         raise InputError(f"{path}: no such file", remedy="check the path")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: expected rows", found="an empty file", remedy="remove it from the input")
-    if kind == "parquet":
+        return True
+    if kind_of(path) == "parquet":
+        return False
+    with _faults(path), open_packed(path) as file:
+        while block := file.read(65_536):
+            if block.strip():
+                return False
+    return True
+
+
+def _format(path: Path, csv: CsvFormat | None) -> CsvFormat:
+    csv = csv or CsvFormat()
+    return csv.model_copy(update={"separator": "\t"}) if kind_of(path) == "tsv" else csv
+
+
+def _scan(path: Path, csv: CsvFormat | None) -> pl.LazyFrame:
+    if kind_of(path) == "parquet":
         return pl.scan_parquet(path, glob=False, hive_partitioning=False)
-    if kind.startswith("csv"):
-        return pl.scan_csv(path, glob=False, infer_schema=False)
-    return _scan_ndjson(path, numeric)
-
-
-def _scan_ndjson(path: Path, numeric: Collection[str]) -> pl.LazyFrame:
-    source = glob.escape(str(path))  # polars takes a path for a pattern here, and has no switch for it
-    with path.open("rb") as file:
-        if file.read(3) == b"\xef\xbb\xbf":
-            raise InputError(f"{path}: expected ndjson", found="a byte order mark", remedy="save it without one")
-    schema = pl.scan_ndjson(source, infer_schema_length=SCHEMA_LINES).collect_schema()
-    if any(_is_undecided(dtype) for dtype in schema.values()):
-        # Later values of a column without a type yet would be refused, or, inside lists, dropped without a word.
-        schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-    # polars lists the keys in another order each time.
-    schema = {name: schema[name] for name in [*_first_keys(path), *sorted(schema)] if name in schema}
-    # A number column may be integers for long and then hold a fraction.
-    types = {name: pl.Float64() if name in numeric and dtype.is_integer() else dtype for name, dtype in schema.items()}
-    return pl.scan_ndjson(source, schema=types)
-
-
-def _first_keys(path: Path) -> list[str]:
-    """Keys of the first object, in its order."""
-    with path.open("rb") as file:
-        line = next((line for line in file if line.strip()), b"{}")
-    try:
-        first = json.loads(line)
-    except ValueError:
-        return []  # polars says what is wrong
-    return list(first) if isinstance(first, dict) else []
-
-
-def _is_undecided(dtype: pl.DataType) -> bool:
-    inner = getattr(dtype, "inner", None)
-    return dtype == pl.Null or (inner is not None and _is_undecided(inner))
+    if not is_text(path):
+        return scan_json(path)
+    written = _format(path, csv)
+    nulls = [*written.null_values] or None
+    return pl.scan_csv(path, glob=False, infer_schema=False, separator=written.separator, null_values=nulls)
 
 
 @contextmanager
@@ -172,12 +265,12 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
-        kind = _kind(path)
-        if kind.startswith("csv"):
-            check_fields(path, None)  # says where, which polars does not
+        kind = suffix_of(path)[1:]
+        if is_text(path):
+            check_fields(path)  # says where, which polars does not
         remedy = "the file is damaged or of another format: write it again"
-        if kind.endswith(("ndjson", "jsonl")):
-            remedy = "write one object a line, with values of one type under each name"
+        if kind_of(path) == "ndjson":
+            remedy = "write one object per line, with values of one type under each name"
         found = " ".join(str(error).split())[:160]
         if "utf-8" in found.lower():
             remedy = "save it as UTF-8"

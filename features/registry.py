@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from features.csv_format import CsvFormat
 from features.errors import InputError
+from features.labels import LabelRule
 from features.spec import FEATURE_TYPES, AnyFeature, Numeric
 
 RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
@@ -45,14 +55,38 @@ class FeatureRegistry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str = "label"
-    """Column that holds 0 or 1."""
+    """Column of the outcome: 0 and 1, -1 and 1, or flags such as yes and no; else `label_rule` says what is
+    positive."""
+    label_rule: LabelRule | None = None
+    """In a registry file it is part of the label: `label: {column: rating, at_least: 4}`."""
     group: str | None = None
     """Column whose values group the examples for gAUC; often the user."""
     weight: str | None = None
     """Column of non-negative example weights."""
     seed: int = 0
     """Part of every salt; another seed is another arrangement of the table."""
+    csv: CsvFormat | None = None
+    """How delimited text is written, where not with commas and empty fields for missing values."""
     features: tuple[AnyFeature, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_label(cls, document: Any) -> Any:
+        """A label with a rule is one mapping where people write it."""
+        if not isinstance(document, dict) or not isinstance(document.get("label"), dict):
+            return document
+        rule = dict(document["label"])
+        column = rule.pop("column", None)
+        if not isinstance(column, str):
+            remedy = "write `label: {column: rating, at_least: 4}`, say"
+            raise InputError("a label with a rule needs `column:`", found=repr(column), remedy=remedy)
+        return {**document, "label": column, "label_rule": rule or None}
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings that came after the first format are written where they are set alone: fingerprints stay."""
+        later = ("label_rule", "csv")
+        return {key: value for key, value in write(self).items() if value is not None or key not in later}
 
     @field_validator("features")
     @classmethod
@@ -163,9 +197,9 @@ class FeatureRegistry(BaseModel):
         """
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         lines = [
-            f"~ {name}: {mine[name]!r} -> {theirs[name]!r}"
-            for name in ("label", "group", "weight", "seed")
-            if mine[name] != theirs[name]
+            f"~ {name}: {mine.get(name)!r} -> {theirs.get(name)!r}"
+            for name in ("label", "label_rule", "group", "weight", "seed", "csv")
+            if mine.get(name) != theirs.get(name)
         ]
         before = {feature.name: feature for feature in self.features}
         after = {feature.name: feature for feature in other.features}

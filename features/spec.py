@@ -4,15 +4,17 @@ There are two lowered forms only: a bag of 64-bit tokens (one token for a scalar
 float32 column. A new type is a class here and one line in `FEATURE_TYPES`.
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from features.errors import InputError
 from features.hashing import token_of_text
+from features.parsing import Decimal, ValueType, parse_numbers, parse_values, text_of_value
 
 # From here on a float column no longer tells every two neighbouring integers apart.
 FIRST_INEXACT_INTEGER = {pl.Float16(): 2**11, pl.Float32(): 2**24, pl.Float64(): 2**53}
@@ -21,6 +23,11 @@ MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
 Floats = npt.NDArray[np.float64]
+Edges = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+LATER_SETTINGS: dict[str, Any] = {"value_type": None, "decimal": "."}
+"""Settings that came after the first format, and their defaults: written only where they are set, so that a registry
+without them keeps its fingerprint."""
 
 
 class FeatureSpec(BaseModel):
@@ -53,12 +60,23 @@ class FeatureSpec(BaseModel):
         """Data type of the lowered column."""
         return pl.UInt64() if self.has_tokens else pl.Float32()
 
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if LATER_SETTINGS.get(key, ...) != value}
+
+    def parse(self, column: pl.Series) -> pl.Series:
+        """The raw column [N], its texts read as what they stand for; a parsed column stays as it is.
+
+        Raises `InputError` for a text that stands for nothing the feature takes.
+        """
+        return column
+
     def check(self, column: pl.Series) -> None:
-        """Raise `InputError` unless `lower` can take every value of the raw column [N]."""
+        """Raise `InputError` unless `lower` can take every value of the parsed column [N]."""
         raise NotImplementedError
 
     def simplify(self, column: pl.Series) -> pl.Series:
-        """The checked raw column [N] as `lower` takes it: a number as its bucket or its float, others as they are."""
+        """The checked column [N] as `lower` takes it: a number as its bucket or its float, others as they are."""
         return column
 
     def lower(self, dtype: pl.DataType) -> pl.Expr:
@@ -83,6 +101,12 @@ class Categorical(FeatureSpec):
     type: Literal["categorical"] = "categorical"
     probes: Probes | None = None
     """Table rows read (and concatenated) per value; the experiment's `embedding.probes` where not set."""
+    value_type: ValueType | None = None
+    """What every value is, however it is typed or written: an `integer` (7, 7.0, "7.0") or a `boolean` (true, "True",
+    1). Where it is left out, a text counts letter by letter: "7.0" is another value than "7"."""
+
+    def parse(self, column: pl.Series) -> pl.Series:
+        return _parsed_values(self, column, self.value_type)
 
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
@@ -107,6 +131,8 @@ class CategoricalList(FeatureSpec):
     """Text that stands between two values of a text column; leave out for native lists."""
     pooling: Literal["mean", "sum"] = "mean"
     """How the values' embeddings become one vector."""
+    value_type: ValueType | None = None
+    """What every value is, as for a categorical feature."""
 
     @property
     def is_list(self) -> bool:
@@ -115,6 +141,25 @@ class CategoricalList(FeatureSpec):
     @property
     def encoded_dtype(self) -> pl.DataType:
         return pl.List(pl.UInt64())
+
+    def parse(self, column: pl.Series) -> pl.Series:
+        if column.dtype.is_float() and column.is_nan().fill_null(True).all():  # how pandas writes a list column of none
+            return pl.repeat(None, len(column), dtype=pl.Null, eager=True).alias(column.name)
+        if self.value_type is None:
+            return column
+        if column.dtype in TEXT_TYPES and self.separator is not None:
+            column = pl.DataFrame(column).select(self._split(column.dtype)).to_series()
+        if not isinstance(column.dtype, pl.List | pl.Array):
+            return column
+        self._check_values(column)
+        inner: Any = column.dtype.inner
+        if inner == pl.Null or (inner.is_integer() and self.value_type == "integer"):
+            return column
+        texts = column.cast(pl.List(inner)).cast(pl.List(pl.String))
+        parsed = texts.to_frame().select(
+            pl.col(column.name).list.eval(text_of_value(pl.element(), self.value_type)).alias(column.name)
+        )
+        return parsed.to_series()
 
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
@@ -129,7 +174,7 @@ class CategoricalList(FeatureSpec):
     def _check_values(self, column: pl.Series) -> None:
         values = column.explode()
         try:
-            check_text(self, values)
+            check_text(self, _parsed_values(self, values, self.value_type))
         except InputError as error:
             if error.row is None:
                 raise
@@ -147,11 +192,17 @@ class CategoricalList(FeatureSpec):
         elif dtype == pl.Null:
             texts = pl.col(self.name).cast(texts_type)
         else:
-            assert self.separator is not None
-            text = pl.col(self.name).cast(pl.String)
-            texts = pl.when(text == "").then(pl.lit([], dtype=texts_type)).otherwise(text.str.split(self.separator))
+            texts = self._split(dtype)
         missing = pl.lit([None], dtype=texts_type)
         return texts.fill_null(missing).list.eval(token_of_text(pl.element())).alias(self.name)
+
+    def _split(self, dtype: pl.DataType) -> pl.Expr:
+        """Lists of texts from a text column of this data type."""
+        assert self.separator is not None
+        assert dtype in TEXT_TYPES
+        text = pl.col(self.name).cast(pl.String)
+        none = pl.lit([], dtype=pl.List(pl.String))
+        return pl.when(text == "").then(none).otherwise(text.str.split(self.separator)).alias(self.name)
 
 
 class NumericFit(BaseModel):
@@ -165,6 +216,22 @@ class NumericFit(BaseModel):
     """Standard deviation of the values present; 0 where the column is constant."""
     boundaries: tuple[float, ...] = ()
     """Increasing inner edges of the buckets; empty unless the transform is `bucketize`."""
+
+
+@lru_cache(maxsize=1024)
+def edges_of(boundaries: tuple[float, ...]) -> Edges:
+    """Edges of buckets in the precision that values are compared in.
+
+    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text; but
+    float64 where float32 would merge two edges, or change one that is an integer: no float32 column has those values.
+
+    >>> edges_of((0.1, 0.2)).dtype, edges_of((20170101.0, 20170102.0)).dtype
+    (dtype('float32'), dtype('float64'))
+    """
+    exact = np.asarray(boundaries, dtype=np.float64)
+    rounded = exact.astype(np.float32)
+    is_changed_integer = (rounded != exact) & (exact == np.rint(exact))
+    return exact if is_changed_integer.any() or (np.diff(rounded) <= 0).any() else rounded
 
 
 class Numeric(FeatureSpec):
@@ -182,6 +249,8 @@ class Numeric(FeatureSpec):
     """Buckets of `bucketize`; equal-frequency on the training rows."""
     probes: Probes | None = None
     """As for a categorical feature; used by the two transforms that make tokens."""
+    decimal: Decimal = "."
+    """The decimal point of numbers that are texts."""
     fitted: NumericFit | None = None
     """Filled by `prepare`; leave out in a registry file."""
 
@@ -193,6 +262,9 @@ class Numeric(FeatureSpec):
     def needs_fit(self) -> bool:
         """True where the transform reads statistics of the training rows that are not there yet."""
         return self.transform in ("standardize", "bucketize") and self.fitted is None
+
+    def parse(self, column: pl.Series) -> pl.Series:
+        return parse_numbers(column, self.decimal) if column.dtype in TEXT_TYPES else column
 
     def check(self, column: pl.Series) -> None:
         dtype = column.dtype
@@ -235,7 +307,9 @@ class Numeric(FeatureSpec):
         """The bucket [N] of each number [N]; of no meaning where that is NaN."""
         present = np.where(np.isnan(numbers), 0.0, numbers)
         if self.transform == "bucketize":
-            return np.searchsorted(np.asarray(self._fitted().boundaries, dtype=np.float64), present, side="right")
+            edges = edges_of(self._fitted().boundaries)
+            return np.searchsorted(edges, present.astype(edges.dtype), side="right")
+        present = present.astype(np.float32).astype(np.float64)  # as for edges: one bucket for .1, however it is typed
         logs = np.log(np.maximum(present, 1.0))
         small = np.maximum(np.trunc(present), float(np.iinfo(np.int64).min))  # below, a cast has no defined result
         return np.where(present > 2, np.floor(logs * logs), small).astype(np.int64)
@@ -256,6 +330,20 @@ def canonical_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Decimal):
         return column.cast(pl.Int128).cast(pl.String)
     return column.cast(pl.String)
+
+
+def _parsed_values(spec: FeatureSpec, column: pl.Series, value_type: ValueType | None) -> pl.Series:
+    """A raw column [N] as texts of integers or flags, as far as its type may hold them; as it is without a type."""
+    dtype = column.dtype
+    if value_type is None or dtype == pl.Null or (dtype.is_integer() and value_type == "integer"):
+        return column
+    if isinstance(dtype, pl.Decimal):
+        column = column.cast(pl.String)
+    elif not (dtype.is_numeric() or dtype in (*TEXT_TYPES, pl.Boolean)):
+        return column
+    check_text(spec, column)
+    texts = pl.DataFrame(column).select(canonical_text(pl.col(column.name), column.dtype)).to_series()
+    return parse_values(texts, value_type)
 
 
 def check_text(spec: FeatureSpec, column: pl.Series) -> None:

@@ -4,6 +4,7 @@ N values. Values of several types in one column (7, "a", None) keep the meaning 
 one type means the same as a column of polars of that type.
 """
 
+import decimal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from features.errors import InputError
+from features.parsing import parse_numbers, parse_values
 from features.spec import (
     FIRST_INEXACT_INTEGER,
     AnyFeature,
@@ -25,6 +27,12 @@ from features.spec import (
 
 T = TypeVar("T")
 Text = str | None
+
+_IS_CANONICAL: dict[str, Callable[[str], bool]] = {
+    "integer": lambda text: text.isascii() and text.isdigit() and (text[0] != "0" or text == "0"),
+    "boolean": lambda text: text in ("true", "false"),
+}
+"""By value type, whether a text is certainly canonical: most are, and need no parsing."""
 
 _TEXTS = frozenset({str, type(None)})
 _PLAIN = frozenset({str, int, type(None)})
@@ -54,6 +62,29 @@ def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
 
 def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
     """Canonical text [N] of each value, None for a missing one."""
+    value_type = getattr(feature, "value_type", None)
+    if value_type is None:
+        return _texts_as_given(feature, values)
+    texts = _texts_as_given(feature, [_whole(value) for value in values])
+    if all(text is None or _IS_CANONICAL[value_type](text) for text in texts):
+        return texts
+    return parse_values(_text_series(feature, texts), value_type).to_list()
+
+
+def _whole(value: Any) -> Any:
+    """A decimal as its text: 128.00 is an integer, though its type has fractions."""
+    return str(value) if isinstance(value, decimal.Decimal) else value
+
+
+def _text_series(feature: FeatureSpec, texts: Sequence[Text]) -> pl.Series:
+    try:
+        return pl.Series(feature.name, texts, dtype=pl.String)
+    except UnicodeEncodeError:
+        check_unicode(feature, texts)
+        raise
+
+
+def _texts_as_given(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
     types = set(map(type, values))
     if types <= _TEXTS:
         return values
@@ -66,7 +97,7 @@ def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
 def lists_of(feature: CategoricalList, values: Sequence[Any]) -> list[list[Text]]:
     """Canonical texts of the elements of each list [N]; a missing list is one missing element."""
     separator = feature.separator
-    if separator is not None and set(map(type, values)) <= _TEXTS:
+    if separator is not None and feature.value_type is None and set(map(type, values)) <= _TEXTS:
         return [[None] if value is None else value.split(separator) if value else [] for value in values]
     return _each(_list, feature, values)
 
@@ -74,13 +105,20 @@ def lists_of(feature: CategoricalList, values: Sequence[Any]) -> list[list[Text]
 def numbers_of(feature: Numeric, values: Sequence[Any]) -> npt.NDArray[np.float64]:
     """Numbers [N] in float64, which every transform starts from; NaN for a missing one. Checked as a column is."""
     if not set(map(type, values)) <= _NUMBERS:
-        values = _each(_number, feature, values)
+        values = _each(_number, feature, _texts_as_numbers(feature, values))
     try:
         numbers = np.array(values, dtype=np.float64)
     except OverflowError:  # an integer: say which
         numbers = np.array(_each(_number, feature, values), dtype=np.float64)
     feature.check_numbers(numbers)
     return numbers
+
+
+def _texts_as_numbers(feature: Numeric, values: Sequence[Any]) -> Sequence[Any]:
+    """The values [N], texts among them parsed as a column of texts is."""
+    texts = [value if isinstance(value, str) else None for value in values]
+    numbers = parse_numbers(_text_series(feature, texts), feature.decimal).to_list()
+    return [number if isinstance(value, str) else value for value, number in zip(values, numbers, strict=True)]
 
 
 def bucket_texts(feature: Numeric, values: Sequence[Any]) -> list[Text]:
@@ -150,7 +188,7 @@ def _list(feature: CategoricalList, value: Any) -> list[Text]:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return [None]
     if isinstance(value, str) and feature.separator is not None:
-        return [*value.split(feature.separator)] if value else []
+        return [*texts_of(feature, value.split(feature.separator))] if value else []
     if isinstance(value, list | tuple | np.ndarray | pl.Series):
         return [*texts_of(feature, [*value])]
     remedy = "send a list, or set `separator:`" if isinstance(value, str) else "send a list"

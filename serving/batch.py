@@ -17,7 +17,7 @@ from typing import Any
 
 from features.errors import InputError
 from features.progress import progress_bar
-from features.readers import read_chunks
+from features.readers import check_out_of_inputs, read_chunks
 from serving.bundle import Bundle, installed_version
 from serving.distribution import ScoreDistribution
 from serving.inputs import Part, limit_parts, plan_parts
@@ -88,9 +88,9 @@ def score_files(
 ) -> ScoringReport:
     """Score the rows of files into a directory, one part an input file; a file's rows keep their order.
 
-    `inputs`: files, directories or globs of parquet, csv(.gz), ndjson. `keep`: columns to copy as they are. `limit`:
-    input rows in all. `workers`: processes, or `engine` in their place. Neither changes a byte of the output, and
-    memory does not grow with the files.
+    `inputs`: files, directories or globs of parquet, delimited text or JSON lines. `keep`: columns to copy as they are.
+    `limit`: input rows in all. `workers`: processes, or `engine` in their place. Neither changes a byte of the output,
+    and memory does not grow with the files.
 
     A row that cannot be scored is written to `_rejected` with the reason, and all others are scored; where more than
     the share `max_rejected` is, the job ends without `_SUCCESS` and in an `InputError`.
@@ -102,11 +102,12 @@ def score_files(
     """
     started = time.perf_counter()
     _check_request(keep, limit, max_rejected, workers)
+    check_out_of_inputs(Path(out), inputs)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     planned = plan_parts(inputs, bundle.registry, keep=keep, allow_missing=allow_missing)
     job = _job(bundle, Path(out), {"keep": [*keep], "limit": limit, "allow_missing": allow_missing}, workers)
     _check_paths(job.out, planned)
-    parts = planned if limit is None else limit_parts(planned, limit)
+    parts = planned if limit is None else limit_parts(planned, limit, bundle.registry.csv)
     with locked(job.out) as lock:
         open_output(job, [part.name for part in planned], overwrite=overwrite)
         for part in planned[len(parts) :]:  # an earlier input has grown since these were made

@@ -20,7 +20,7 @@ import polars as pl
 
 from features.errors import InputError
 from features.progress import progress_bar
-from features.readers import parse_numbers, read_chunks
+from features.readers import read_chunks
 from serving.inputs import Part, plan_parts
 from serving.profile import Distributions, FloatBins, TokenBins, read_distributions
 from serving.scorer import CHUNK_ROWS, Coverage, Scorer
@@ -142,22 +142,11 @@ def drift_of(
 
 
 def _chunks(scorer: Scorer, part: Part) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Raw chunks of a file with the columns that its path holds, and the number of their first row."""
-    numeric = [feature.name for feature in scorer.registry.features if feature.type == "numeric"]
-    in_path = _columns_of_path(part, numeric)
+    """Raw chunks of a file, and the number of their first row."""
     first_row = 0
-    for raw in read_chunks(part.file, part.columns, numeric=numeric, chunk_rows=CHUNK_ROWS):
-        yield raw.with_columns(in_path), first_row
+    for raw in read_chunks(part.file, part.columns, csv=scorer.registry.csv, chunk_rows=CHUNK_ROWS):
+        yield raw, first_row
         first_row += len(raw)
-
-
-def _columns_of_path(part: Part, numeric: Sequence[str]) -> list[pl.Expr]:
-    texts = [pl.Series(name, [value], dtype=pl.String) for name, value in part.partitions.items()]
-    try:
-        columns = [parse_numbers(text) if text.name in numeric else text for text in texts]
-    except InputError as error:
-        raise error.located(str(part.file)) from None
-    return [pl.lit(one[0], dtype=one.dtype).alias(one.name) for one in columns]
 
 
 class _Counter:

@@ -1,7 +1,4 @@
-"""What a scoring job reads: each input file with its part in the output, the columns to read, and what its path says.
-
-A directory `key=value` above a file is a partition column (Hive's convention); its value is text without escapes.
-"""
+"""What a scoring job reads: each input file with its part in the output, and the columns to read."""
 
 import glob
 import hashlib
@@ -10,17 +7,15 @@ import re
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict
 
+from features.csv_format import CsvFormat
 from features.encode import missing_column
 from features.errors import InputError
-from features.readers import SUFFIXES, columns_of, expand, read_chunks
+from features.partitions import partition_run
+from features.readers import columns_of, expand, read_chunks, suffix_of
 from features.registry import FeatureRegistry
-
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark write null into a path
-_PARTITION = re.compile(r"[^=]+=[^=]*")
 
 
 class Part(BaseModel):
@@ -31,10 +26,8 @@ class Part(BaseModel):
     name: str
     """Path of the part below the output directory, with the partition directories of the input before it."""
     file: Path
-    partitions: dict[str, str | None]
-    """Columns that the path holds, and their value."""
     columns: tuple[str, ...]
-    """Columns to read from the file itself."""
+    """Columns to read, from the file or its path; none for a file without rows or columns."""
     row_limit: int | None = None
     """Rows to score; None for all."""
 
@@ -54,15 +47,14 @@ def plan_parts(
             if file in parts:
                 continue
             _check_name(file)
-            partitions = partitions_of(file.parent.parts)
-            columns = _columns_to_read(file, partitions, registry, keep, allow_missing=allow_missing)
-            below = _partition_run(file.parent.relative_to(root).parts)
+            columns = _columns_to_read(file, registry, keep, allow_missing=allow_missing)
+            below = partition_run(file.parent.relative_to(root).parts)
             name = "/".join([*below, _file_name(file)])
-            parts[file] = Part(name=name, file=file, partitions=partitions, columns=columns)
+            parts[file] = Part(name=name, file=file, columns=columns)
     return list(parts.values())
 
 
-def limit_parts(parts: Sequence[Part], limit: int) -> list[Part]:
+def limit_parts(parts: Sequence[Part], limit: int, csv: CsvFormat | None) -> list[Part]:
     """The parts that hold the first `limit` rows, each with its share."""
     limited: list[Part] = []
     left = limit
@@ -70,19 +62,14 @@ def limit_parts(parts: Sequence[Part], limit: int) -> list[Part]:
         if left <= 0:
             break
         limited.append(part.model_copy(update={"row_limit": left}))
-        left -= _count_rows(part, left)
+        left -= _count_rows(part, left, csv)
     return limited
 
 
-def is_text(file: Path) -> bool:
-    """True for files whose columns have no types."""
-    return file.name.endswith((".csv", ".csv.gz"))
-
-
-def _count_rows(part: Part, enough: int) -> int:
+def _count_rows(part: Part, enough: int, csv: CsvFormat | None) -> int:
     """Rows of an input; counting ends when there are enough."""
     count = 0
-    for frame in read_chunks(part.file, part.columns[:1]):
+    for frame in read_chunks(part.file, part.columns[:1], csv=csv):
         count += len(frame)
         if count >= enough:
             break
@@ -99,21 +86,6 @@ def _root_of(pattern: str | Path) -> Path:
     return Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
 
 
-def _partition_run(directories: Sequence[str]) -> list[str]:
-    """The directories `key=value` that stand directly above a file."""
-    return [*takewhile(_PARTITION.fullmatch, reversed(directories))][::-1]
-
-
-def partitions_of(directories: Sequence[str]) -> dict[str, str | None]:
-    """Partition columns of a file.
-
-    >>> partitions_of(("logs", "day=2026-11-22", "place=a%2Fb"))
-    {'day': '2026-11-22', 'place': 'a/b'}
-    """
-    pairs = [directory.split("=") for directory in _partition_run(directories)]
-    return {unquote(key): None if value == NO_VALUE else unquote(value) for key, value in pairs}
-
-
 def _check_name(file: Path) -> None:
     """Raise `InputError` for a name that is no text: neither JSON nor parquet's metadata could hold it."""
     try:
@@ -125,23 +97,18 @@ def _check_name(file: Path) -> None:
 
 def _file_name(file: Path) -> str:
     """File name of an input's part, safe for every file system and reader; the digits tell equal names apart."""
-    suffix = next(suffix for suffix in sorted((*SUFFIXES, ""), key=len, reverse=True) if file.name.endswith(suffix))
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", file.name.removesuffix(suffix))[:100]
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", file.name.removesuffix(suffix_of(file)))[:100]
     digits = hashlib.sha256(os.fsencode(file.absolute())).hexdigest()[:8]
     return f"part-{stem}-{digits}.parquet"
 
 
 def _columns_to_read(
-    file: Path,
-    partitions: dict[str, str | None],
-    registry: FeatureRegistry,
-    keep: Sequence[str],
-    *,
-    allow_missing: bool,
+    file: Path, registry: FeatureRegistry, keep: Sequence[str], *, allow_missing: bool
 ) -> tuple[str, ...]:
-    """Columns of the file that features and `keep` need; a column of that name in the path goes before it."""
-    in_file = columns_of(file)
-    present = [*in_file, *partitions]
+    """Columns that features and `keep` need."""
+    present = columns_of(file, registry.csv)
+    if not present:
+        return ()
     names = [feature.name for feature in registry.features]
     absent = [name for name in names if name not in present]
     if absent and (not allow_missing or len(absent) == len(names)):
@@ -150,6 +117,4 @@ def _columns_to_read(
         if name not in present:
             found = f"columns {', '.join(present[:12])}"
             raise InputError(f"{file}: expected a column {name!r} to keep", found=found, remedy="correct `keep`")
-    wanted = dict.fromkeys([*(name for name in names if name in present), *keep])
-    # A frame of no columns would not know how many rows it has.
-    return tuple(name for name in wanted if name not in partitions) or tuple(in_file[:1])
+    return tuple(dict.fromkeys([*(name for name in names if name in present), *keep]))

@@ -5,7 +5,7 @@ input, bundle and settings end in the same bytes.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict
 
 from features.errors import InputError
 from features.files import cannot_write, sha256_of, system_error
-from features.readers import read_chunks
+from features.partitions import partitions_of
+from features.readers import read_chunks, schema_of
 from serving.bundle import Bundle
 from serving.drafts import Draft, rejected_path
-from serving.inputs import Part, is_text, partitions_of
+from serving.inputs import Part
 from serving.rejects import ScoredRows, score_rows
 from serving.scorer import Coverage, Scorer
 
@@ -93,7 +94,6 @@ class PartScorer:
         self.job = job
         # One thread a chunk, and chunks side by side: how a matrix product is shared between threads changes its bits.
         self.scorer = Scorer(bundle or Bundle.open(job.bundle, verify=False), num_threads=1)
-        self._numeric = {feature.name for feature in self.scorer.registry.features if feature.type == "numeric"}
         expected, found = job.lineage["model_id"], self.scorer.bundle.model_id
         if found != expected:
             remedy = "leave the bundle as it is while a job reads it, and start again"
@@ -175,12 +175,11 @@ class PartScorer:
 
     def _read(self, part: Part) -> Iterator[tuple[int, pl.DataFrame]]:
         """Frames of one size, each after the position of its first row; the last one may be shorter."""
-        numeric = () if is_text(part.file) else self._numeric
-        in_path = [pl.lit(value, dtype=pl.String).alias(name) for name, value in part.partitions.items()]
         first_row = 0
-        for frame in read_chunks(part.file, part.columns, numeric=numeric, chunk_rows=self.job.chunk_rows):
+        chunks = read_chunks(part.file, part.columns, csv=self.scorer.registry.csv, chunk_rows=self.job.chunk_rows)
+        for frame in chunks:
             limited = frame if part.row_limit is None else frame.head(part.row_limit - first_row)
-            yield first_row, limited.with_columns(in_path)
+            yield first_row, limited
             first_row += len(limited)
             if first_row == part.row_limit:
                 return
@@ -188,12 +187,8 @@ class PartScorer:
     def _score(self, part: Part, chunk: tuple[int, pl.DataFrame]) -> tuple[int, ScoredRows]:
         """Rows of a chunk, and what became of them."""
         first_row, raw = chunk
-        # What is kept stays as it is written; text is parsed for the model alone.
-        in_text = raw.columns if is_text(part.file) else part.partitions
-        text_numbers = [name for name in raw.columns if name in self._numeric and name in in_text]
         try:
-            settings = {"text_numbers": text_numbers, "allow_missing": self.job.allow_missing, "first_row": first_row}
-            return len(raw), score_rows(self.scorer, raw, **settings)
+            return len(raw), score_rows(self.scorer, raw, allow_missing=self.job.allow_missing, first_row=first_row)
         except InputError as error:
             raise error.located(str(part.file), first_row) from None
 
@@ -203,13 +198,8 @@ class PartScorer:
 
     def _schema(self, part: Part) -> dict[str, pl.DataType]:
         """Types of a part's columns."""
-        types: Mapping[str, pl.DataType] = {}
-        if part.file.name.endswith(".parquet"):  # it may have no rows, and then hands out no frame
-            types = pl.read_parquet_schema(part.file)
-        elif not is_text(part.file):
-            types = next(self._read(part))[1].schema
-        is_typed = {name: dtype for name, dtype in types.items() if name not in part.partitions}
-        return {**{name: is_typed.get(name, pl.String()) for name in self._kept(part)}, SCORE: pl.Float64()}
+        types = schema_of(part.file, self.scorer.registry.csv)
+        return {**{name: types.get(name, pl.String()) for name in self._kept(part)}, SCORE: pl.Float64()}
 
 
 def _state(file: Path) -> tuple[int, int] | None:

@@ -3,14 +3,13 @@
 B rows. The rules are those of the features and of the scorer, so a batch job refuses what a request is refused for.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from features.errors import InputError
-from features.readers import parse_numbers
 from features.registry import FeatureRegistry
 from serving.scorer import Coverage, Probabilities, Scorer
 
@@ -30,22 +29,18 @@ class ScoredRows(NamedTuple):
     """Missing and unseen values of the good rows."""
 
 
-def score_rows(
-    scorer: Scorer, raw: pl.DataFrame, *, text_numbers: Collection[str], allow_missing: bool, first_row: int
-) -> ScoredRows:
-    """Score the rows of a raw frame [B] that can be scored.
+def score_rows(scorer: Scorer, raw: pl.DataFrame, *, allow_missing: bool, first_row: int) -> ScoredRows:
+    """Score the rows of a raw frame [B] that can be scored; `first_row`: position of the frame in its file.
 
-    `text_numbers`: columns of text that stand for numbers; `first_row`: position of the frame in its file. Raises
-    `InputError` where a column as a whole is not what its feature takes.
+    Raises `InputError` where a column as a whole is not what its feature takes.
     """
 
     def score(rows: pl.DataFrame) -> tuple[Probabilities, dict[str, Coverage]]:
-        parsed = rows.with_columns([parse_numbers(rows[name]) for name in text_numbers])
-        encoded = scorer.encode(parsed, allow_missing=allow_missing)
+        encoded = scorer.encode(rows, allow_missing=allow_missing)
         return scorer.score_encoded(encoded), scorer.coverage(encoded)
 
     def faulty_values(rows: pl.DataFrame) -> dict[int, str]:
-        return faults_in_values(rows, scorer.registry, text_numbers)
+        return faults_in_values(rows, scorer.registry)
 
     def faulty_logits(rows: pl.DataFrame) -> dict[int, str]:
         return faults_of(len(rows), lambda start, stop: score(rows[start:stop]))
@@ -95,18 +90,16 @@ def faults_of(num_rows: int, check: Callable[[int, int], Any]) -> dict[int, str]
     return faults
 
 
-def faults_in_values(raw: pl.DataFrame, registry: FeatureRegistry, text_numbers: Collection[str]) -> dict[int, str]:
+def faults_in_values(raw: pl.DataFrame, registry: FeatureRegistry) -> dict[int, str]:
     """Rows of a raw frame [B] with a value that its feature cannot take, each with its first reason."""
     faults: dict[int, str] = {}
     for feature in registry.features:
         if feature.name not in raw.columns:
             continue
-        column, is_text_number = raw[feature.name], feature.name in text_numbers
+        column = raw[feature.name]
 
-        def check(
-            start: int, stop: int, feature: Any = feature, column: pl.Series = column, is_text: bool = is_text_number
-        ) -> None:
-            feature.check(parse_numbers(column[start:stop]) if is_text else column[start:stop])
+        def check(start: int, stop: int, feature: Any = feature, column: pl.Series = column) -> None:
+            feature.check(feature.parse(column[start:stop]))
 
         faults = faults_of(len(raw), check) | faults
     return faults

@@ -3,6 +3,7 @@
 B rows.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,5 +45,25 @@ def encode_rows(rows: Rows, registry: FeatureRegistry, *, allow_missing: bool = 
     """
     if isinstance(rows, pl.DataFrame):
         return encode(rows, registry, allow_missing=allow_missing)
+    check_keys(rows, [feature.name for feature in registry.features])
     columns = {feature.name: [row.get(feature.name) for row in rows] for feature in registry.features}
     return encode_values(columns, registry, len(rows))
+
+
+def check_keys(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Raise `InputError` for a row [B] that has keys and none of the features: it would count as all missing.
+
+    A row without any key is all missing, and other keys beside a feature's are not read.
+    """
+    known = frozenset(names)
+    if not known:
+        return
+    for row, given in enumerate(rows):
+        if given and known.isdisjoint(given):
+            keys = [str(key) for key in given]
+            close = [match for key in keys for match in difflib.get_close_matches(key, names, n=1)]
+            remedy = f"did you mean {close[0]!r}?" if close else f"send some of {', '.join(names[:6])}"
+            found = ", ".join(map(repr, keys[:6]))
+            raise InputError(
+                "expected a row with a feature of the model", found=f"keys {found}", remedy=remedy, row=row
+            )

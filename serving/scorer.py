@@ -20,7 +20,7 @@ from features.registry import FeatureRegistry
 from features.spec import AnyFeature
 from serving.bundle import PROBABILITY, Bundle, open_session
 from serving.lookup import Lookup
-from serving.rows import encode_rows, rows_of
+from serving.rows import check_keys, encode_rows, rows_of
 
 CHUNK_ROWS = 16_384
 """Rows that are encoded at once, so that memory does not grow with a frame."""
@@ -137,6 +137,7 @@ class Scorer:
         if not isinstance(rows, Mapping):
             remedy = "send what all candidates share, such as the user's features, and the candidates apart"
             raise InputError("expected a context: one mapping", found=type(rows).__name__, remedy=remedy)
+        check_keys([rows], [feature.name for feature in self.registry.features])
         shared = self._names.intersection(rows)
         context, rest = self._split(shared)
         own = rows_of(candidates, self.registry)

@@ -17,7 +17,6 @@ from pydantic_core import from_json, to_json
 from features.errors import InputError
 from features.readers import columns_of, read_chunks
 from features.registry import FeatureRegistry
-from features.spec import Numeric
 from serving.server.limits import Limits, too_many_columns, too_many_rows
 
 Probabilities = npt.NDArray[np.float64]
@@ -114,15 +113,16 @@ def read_csv(body: bytes, registry: FeatureRegistry, limits: Limits) -> Rows:
     num_columns = _num_columns(body)
     if num_columns > limits.max_columns:  # before a reader makes something of each
         raise too_many_columns(num_columns, limits)
-    numeric = [feature.name for feature in registry.features if isinstance(feature, Numeric)]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "request.csv"
         path.write_bytes(body)
         try:
-            columns = dict.fromkeys(columns_of(path))
+            columns = dict.fromkeys(columns_of(path, registry.csv))
+            if not columns:
+                raise InputError("expected rows", found="an empty file", remedy="send a header and rows")
             _check_names([[columns]], registry)
             names = [feature.name for feature in registry.features if feature.name in columns]
-            chunks = list(read_chunks(path, names, numeric=numeric))
+            chunks = list(read_chunks(path, names, csv=registry.csv))
         except InputError as error:
             expected = error.expected.replace(f"{path}: ", "")
             raise InputError(expected, found=error.found, remedy=error.remedy, row=error.row) from None

@@ -95,7 +95,7 @@ def test_unknown_columns_are_counted_and_ignored(raw: Callable[..., Path]):
     [
         (
             {"price": ["1", "2", "x", "4", "5"]},
-            "expected a number; found String, such as '1'",
+            "expected a number; found 'x' in row 3",
             "declare it `categorical`",
         ),
         (
@@ -151,19 +151,23 @@ def test_text_without_a_separator_is_no_list(raw: Callable[..., Path]):
 
 def test_text_in_a_csv_number_is_named_with_its_row(raw: Callable[..., Path]):
     path = raw("csv", price=["1", "", " 2 ", "1,5", "3"])
-    found = "expected a number; found '1,5' in row 4; declare it `categorical`, or correct the file"
-    assert refusal(path) == f"{path}: column 'price': {found}"
+    found = "expected a number; found '1,5' in row 4; set `decimal: \",\"` where a comma is the decimal point"
+    assert refusal(path).startswith(f"{path}: column 'price': {found}")
 
 
 @pytest.mark.parametrize(
     ("labels", "found"),
     [
-        ([0, 1, 2, 0, 1], "found 2 in row 3; map the label to 0 and 1 before (a rating, say, by a threshold)"),
+        (
+            [0, 1, 2, 0, 1],
+            "found 2 in row 3; say in the registry what is positive: `label: {column: NAME, at_least",
+        ),
         ([0, 1, None, 0, 1], "found null in row 3; drop those rows"),
-        ([0.0, 1.0, 1.0, NAN, 0.5], "found nan in row 4; map the label"),
-        ([0.0, 1.0, 1.0, 0.5, 1.0], "found 0.5 in row 4; map the label"),
-        ([0, 1, -1, 0, 1], "found -1 in row 3"),
-        (["0", "1", "1", "yes", "0"], "found 'yes' in row 4; map the label"),
+        ([0.0, 1.0, 1.0, NAN, 0.5], "found nan in row 4; say in the registry"),
+        ([0.0, 1.0, 1.0, 0.5, 1.0], "found 0.5 in row 4; say in the registry"),
+        ([0, 1, -1, 0, 1], "found -1 beside 0 in row 3"),
+        (["0", "1", "1", "perhaps", "0"], "found 'perhaps' in row 4; say in the registry"),
+        (["yes", "no", "-1", "yes", "no"], "found -1 beside 0 in row 3"),
         (["0", "1", "", "1", "0"], "found an empty text in row 3"),
         ([[0]] * 5, "found List(Int64); name the right column under `label:`"),
     ],
@@ -177,8 +181,8 @@ def test_a_label_that_is_not_0_or_1(raw: Callable[..., Path], labels: list, foun
 
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])
 def test_a_label_of_text_files(raw: Callable[..., Path], kind: str):
-    path = raw(kind, label=["0", "1", "true", "1", "0"])
-    assert f"{path}: label 'label': expected 0 or 1; found 'true' in row 3; map the label" in refusal(path)
+    path = raw(kind, label=["0", "1", "wahr", "1", "0"])
+    assert f"{path}: label 'label': expected 0 or 1; found 'wahr' in row 3; say in the registry" in refusal(path)
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -191,7 +195,7 @@ def test_a_label_of_one_class(raw: Callable[..., Path], value: int):
 @pytest.mark.parametrize(
     ("weights", "found"),
     [
-        ([1.0, 2.0, -0.5, 1.0, 1.0], "found -0.5 in row 3; mend or drop those rows"),
+        ([1.0, 2.0, -0.5, 1.0, 1.0], "found -0.5 in row 3; correct or drop those rows"),
         ([1.0, None, 1.0, 1.0, 1.0], "found null in row 2"),
         ([1.0, NAN, 1.0, 1.0, 1.0], "found nan in row 2"),
         ([1.0, 1.0, float("inf"), 1.0, 1.0], "found inf in row 3"),
@@ -238,15 +242,16 @@ def test_no_such_file(tmp_path: Path):
 def test_empty_files(raw: Callable[..., Path], tmp_path: Path):
     for name in ("empty.csv", "empty.parquet", "empty.ndjson"):
         (tmp_path / name).touch()
-        assert refusal(tmp_path / name) == (
-            f"{tmp_path / name}: expected rows; found an empty file; remove it from the input"
-        )
+        assert refusal(tmp_path / name) == "split 'train': expected rows; found none; check the input files"
     pl.read_parquet(raw()).clear().write_parquet(tmp_path / "none.parquet")
     assert refusal(tmp_path / "none.parquet") == "split 'train': expected rows; found none; check the input files"
     registry = FeatureRegistry.of(features={"price": "numeric"})
     assert "split 'train': expected rows; found none" in refusal(tmp_path / "none.parquet", registry)
     (tmp_path / "header.csv").write_text("label,user,tags,price\n")
     assert "split 'train': expected rows; found none" in refusal(tmp_path / "header.csv")
+    good = raw()  # the rows of a good file beside them are used
+    info = prepare(FeatureRegistry.of(features=FEATURES), {"train": [tmp_path / "*.*"]}, tmp_path / "out")
+    assert sum(split.rows for split in info.splits.values()) == len(pl.read_parquet(good))
 
 
 def test_too_few_rows_to_hold_any_out(tmp_path: Path):
@@ -268,7 +273,7 @@ def test_a_ragged_csv_file(raw: Callable[..., Path], line: str, fields: int):
     path = raw("csv")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:40], line, *lines[40:]]) + "\n")
-    found = f"{path}: expected 4 fields a row; found {fields} in line 41; mend or remove that line"
+    found = f"{path}: expected 4 fields per row; found {fields} in line 41; correct or remove that line"
     assert refusal(path) == found
     # The same where the registry reads a part of the columns.
     assert refusal(path, FeatureRegistry.of(features={"user": "categorical"})) == found
@@ -361,7 +366,7 @@ def test_a_full_disk(raw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
 def test_a_file_in_two_splits(raw: Callable[..., Path], split: str):
     path = raw()
     with pytest.raises(InputError, match=f"expected a file of one split; found train and {split}; a model must not be"):
-        prepare(FeatureRegistry.of(features=FEATURES), {"train": [path], split: [path.parent]}, path.parent / "out")
+        prepare(FeatureRegistry.of(features=FEATURES), {"train": [path], split: [path.parent]}, path.parent / "_out")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """pandas, Arrow and polars frames mean the same rows to `prepare` and to `FeatureRegistry.infer`."""
 
+import datetime
+import decimal
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from features.encode import encode_frame
 from features.errors import InputError
 from features.frames import frame_of, is_frame
 from features.infer import infer_registry
@@ -131,3 +135,99 @@ assert {feature.name for feature in FeatureRegistry.infer(frame).features} == {"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+MOMENTS = pd.to_datetime(["2020-01-01 10:00", None, "2021-01-01 11:00"])
+COLUMNS: dict[str, Any] = {
+    "integers with nulls": pd.array([2**60 + 1, None, 3], dtype="Int64"),
+    "large integers": pd.array([2**63 + 1, None, 3], dtype="UInt64"),
+    "objects that are integers": pd.Series([2**60 + 1, None, 3], dtype=object),
+    "arrow integers": pd.Series([2**60 + 1, None, 3], dtype="int64[pyarrow]"),
+    "flags": pd.array([True, None, False], dtype="boolean"),
+    "floats": pd.array([0.5, None, 2], dtype="Float64"),
+    "texts": pd.array(["a", None, "b"], dtype="string"),
+    "categories": pd.Categorical(["x", None, "y"]),
+    "categories of integers": pd.Categorical([7, None, 8]),
+    "lists": pd.Series([["a"], None, ["b", "c"]]),
+    "arrow lists": pd.Series([[1], None, [2, 3]], dtype=pd.ArrowDtype(pa.list_(pa.int64()))),
+    "moments": MOMENTS,
+    "moments of a zone": MOMENTS.tz_localize("Europe/Berlin"),
+    "days": pd.Series([datetime.date(2020, 1, 1), None, datetime.date(2020, 1, 2)]),
+    "durations": pd.to_timedelta(["1D", None, "2D"]),
+    "decimals": pd.Series([decimal.Decimal("1.50"), None, decimal.Decimal(2)]),
+    "bytes": pd.Series([b"x", None, b"y"]),
+    "structs": pd.Series([{"a": 1}, None, {"a": 2}]),
+    "nothing": pd.Series([None, None, None], dtype=object),
+    "sparse": pd.arrays.SparseArray([0, 0, 1]),
+    "mixed": pd.Series([7, "a", None], dtype=object),
+    "complex": pd.Series([1 + 2j, 3, None]),
+    "periods": pd.period_range("2020-01", periods=3, freq="M"),
+    "intervals": pd.arrays.IntervalArray.from_breaks([0, 1, 2, 3]),
+    "ragged": pd.Series([np.array(["a"]), None, np.array([1.5])]),
+    "sets": pd.Series([{1}, None, {2}]),
+    "objects": pd.Series([object(), None, object()]),
+}
+TYPES = ("categorical", "categorical_list", "numeric")
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_a_column_of_pandas_is_that_of_its_parquet_file(tmp_path: Path, kind: str) -> None:
+    """The same tokens where parquet can hold the column and its feature takes it; else one line, never a traceback."""
+    frame = pd.DataFrame({"x": COLUMNS[kind]})
+    try:
+        frame.to_parquet(tmp_path / "x.parquet")
+        of_file = pl.read_parquet(tmp_path / "x.parquet")
+    except (ValueError, TypeError, pa.ArrowException, pl.exceptions.PolarsError):
+        of_file = None
+    for name in TYPES:
+        registry = FeatureRegistry.of(
+            features={"x": {"type": name} | ({"transform": "none"} if name == "numeric" else {})}
+        )
+        found = tokens_or_refusal(lambda registry=registry: frame_of(frame, registry.features), registry)
+        if of_file is None:
+            assert found is not None
+        elif isinstance(expected := tokens_or_refusal(lambda: of_file, registry), pl.DataFrame):
+            assert isinstance(found, pl.DataFrame)
+            assert found.equals(expected)
+        else:
+            assert isinstance(found, str)
+
+
+def tokens_or_refusal(raw: Callable[[], pl.DataFrame], registry: FeatureRegistry) -> pl.DataFrame | str:
+    try:
+        return encode_frame(raw(), registry)
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_any_column_of_pandas_is_drafted_or_refused_in_one_line(kind: str) -> None:
+    frame = pd.DataFrame({"x": COLUMNS[kind], "z": ["a", "b", "a"]})
+    frame = pd.concat([frame] * 20, ignore_index=True).assign(y=[k * k % 7 % 2 for k in range(60)])
+    assert "x: " in infer_registry(frame)
+
+
+def test_nullable_integers_of_60_bits_are_identifiers(tmp_path: Path) -> None:
+    user = pd.array([2**60 + k % 7 if k % 5 else None for k in range(210)], dtype="Int64")
+    frame = pd.DataFrame({"user": user, "click": [k % 2 for k in range(210)], "at": pd.Timestamp("2020-01-01")})
+    registry = FeatureRegistry.infer(frame)
+    assert [(feature.name, feature.type) for feature in registry.features] == [("user", "categorical")]
+    prepare(registry, {"train": frame}, tmp_path / "out")
+    tokens = pl.read_parquet(tmp_path / "out" / "train")["user"]
+    assert tokens.n_unique() == 8
+
+
+def test_a_named_level_of_an_index_is_a_column() -> None:
+    frame = pd.DataFrame({"user": [7, 8], "price": [1.5, 2.5], 3: ["a", "b"]}).set_index("user")
+    registry = FeatureRegistry.of(features={"user": "categorical", "price": "numeric", "3": "categorical"})
+    assert frame_of(frame, registry.features).to_dict(as_series=False) == {
+        "user": [7, 8],
+        "price": [1.5, 2.5],
+        "3": ["a", "b"],
+    }
+
+
+def test_arrow_tables_that_no_frame_can_hold_are_one_line() -> None:
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    with pytest.raises(InputError, match="the frame: expected"):
+        frame_of(table, ())

@@ -321,7 +321,7 @@ def test_a_failure_midway_leaves_everything_as_it_was(
     with pytest.raises(expected) as caught:
         prepare(REGISTRY, {"train": [raw]}, out, overwrite=True, part_rows=100)
     if failure == "bad value":
-        assert f"{raw}: label 'click': expected 0 or 1; found 2 in row 700; map the label" in str(caught.value)
+        assert f"{raw}: label 'click': expected 0 or 1; found 2 in row 700; say in the registry" in str(caught.value)
     elif failure.startswith("full"):
         assert "found No space left on device; free space, or choose another output" in str(caught.value)
     monkeypatch.undo()

@@ -2,17 +2,20 @@
 
 import gzip
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from features.csv_format import CsvFormat
 from features.encode import encode_frame
 from features.errors import InputError
-from features.readers import columns_of, expand, parse_numbers, read_chunks
+from features.parsing import parse_numbers
+from features.readers import check_out_of_inputs, columns_of, expand, read_chunks
 from features.registry import FeatureRegistry
 
-FORMATS = ["parquet", "csv", "csv.gz", "ndjson", "jsonl"]
+FORMATS = ["parquet", "pq", "csv", "csv.gz", "CSV", "tsv", "tsv.gz", "ndjson", "jsonl", "json", "ndjson.gz", "JSON.GZ"]
 REGISTRY = FeatureRegistry.of(
     features={
         "user": "categorical",
@@ -36,14 +39,13 @@ FRAME = pl.DataFrame(
 
 def write(directory: Path, kind: str, frame: pl.DataFrame, name: str = "part") -> Path:
     path = directory / f"{name}.{kind}"
-    if kind == "parquet":
+    if kind in ("parquet", "pq"):
         frame.write_parquet(path)
-    elif kind == "csv":
-        frame.write_csv(path)
-    elif kind == "csv.gz":
-        path.write_bytes(gzip.compress(frame.write_csv().encode()))
-    else:
-        frame.write_ndjson(path)
+        return path
+    separator = "\t" if kind.startswith("tsv") else ","
+    is_text = kind.lower().startswith(("csv", "tsv"))
+    content = (frame.write_csv(separator=separator) if is_text else frame.write_ndjson()).encode()
+    path.write_bytes(gzip.compress(content) if kind.lower().endswith("gz") else content)
     return path
 
 
@@ -62,7 +64,7 @@ def refusal(path: Path, **options) -> str:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_gives_the_same_tokens(tmp_path: Path, kind: str):
-    raw = read(write(tmp_path, kind, FRAME), numeric={"price", "bucket"})
+    raw = read(write(tmp_path, kind, FRAME))
     assert encode_frame(raw, REGISTRY).equals(encode_frame(FRAME, REGISTRY))
 
 
@@ -71,7 +73,7 @@ def test_every_format_gives_the_same_tokens(tmp_path: Path, kind: str):
 def test_chunks_are_of_the_size_asked_for_and_in_order(tmp_path: Path, kind: str, chunk_rows: int):
     frame = pl.DataFrame({"n": range(60), "text": [f"t{n * 7919 % 61}" for n in range(60)]})
     path = write(tmp_path, kind, frame)
-    chunks = list(read_chunks(path, numeric={"n"}, chunk_rows=chunk_rows))
+    chunks = list(read_chunks(path, chunk_rows=chunk_rows))
     assert [len(chunk) for chunk in chunks[:-1]] == [chunk_rows] * (len(chunks) - 1)
     assert 0 < len(chunks[-1]) <= chunk_rows
     assert pl.concat(chunks).cast({"n": pl.Int64}).equals(frame)
@@ -89,7 +91,7 @@ def test_row_groups_of_a_parquet_file_do_not_show(tmp_path: Path):
 def test_columns_come_in_the_order_asked_for(tmp_path: Path, kind: str):
     path = write(tmp_path, kind, FRAME)
     assert columns_of(path) == FRAME.columns
-    assert read(path, columns=["price", "user"], numeric={"price"}).columns == ["price", "user"]
+    assert read(path, columns=["price", "user"]).columns == ["price", "user"]
     message = refusal(path, columns=["user", "nobody"])
     assert "expected a column 'nobody'; found columns user, item, genres, price, bucket; correct the reg" in message
 
@@ -103,9 +105,9 @@ def test_csv_text_is_kept_to_the_letter(tmp_path: Path):
 def test_csv_dialects(tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbfa,b\r\n"x\r\ny",1\r\n"say ""hi""",2\r\n"p,q",3')
-    assert read(path, numeric={"b"}).to_dict(as_series=False) == {
+    assert read(path).to_dict(as_series=False) == {
         "a": ["x\r\ny", 'say "hi"', "p,q"],
-        "b": [1.0, 2.0, 3.0],
+        "b": ["1", "2", "3"],
     }
 
 
@@ -127,17 +129,14 @@ def test_a_column_of_nulls_at_the_end_is_not_ragged(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"a,b,c\n1,2,3\n4,5\n6,7,8\n", "expected 3 fields a row; found 2 in line 3"),
-        (b"a,b,c\n1,2,3\n4,5,6,7\n", "expected 3 fields a row; found 4 in line 3"),
-        (b'a,b,c\n"x\n\ny",2,3\n"z\n",5\n', "expected 3 fields a row; found 2 in line 5"),
-        (b'a,b,c\n"1,1",2,3\n4,5', "expected 3 fields a row; found 2 in line 3"),
-        (b"a,b\n1,2\n\n3,4\n", "expected 2 fields a row; found 1 in line 3"),
-        (b"a,b\n1,2\n\n", "expected 2 fields a row; found 1 in line 3"),
+        (b"a,b,c\n1,2,3\n4,5\n6,7,8\n", "expected 3 fields per row; found 2 in line 3"),
+        (b"a,b,c\n1,2,3\n4,5,6,7\n", "expected 3 fields per row; found 4 in line 3"),
+        (b'a,b,c\n"x\n\ny",2,3\n"z\n",5\n', "expected 3 fields per row; found 2 in line 5"),
+        (b'a,b,c\n"1,1",2,3\n4,5', "expected 3 fields per row; found 2 in line 3"),
+        (b"a,b\n1,2\n\n3,4\n", "expected 2 fields per row; found 1 in line 3"),
         (b'a,b\n1,2\n"3,4\n5,6\n', "expected quotes in pairs; found one in the row of line 3 that is never closed"),
         (b"a,b\n1,\xe9\n", "found invalid utf-8 sequence; save it as UTF-8"),
         (b"a,b,a\n1,2,3\n", "column names must be unique; found 'a' twice; rename one of them"),
-        (b"\n", "expected a readable csv file; found empty CSV"),
-        (b"", "expected rows; found an empty file; remove it from the input"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "csv.gz"])
@@ -152,14 +151,7 @@ def test_a_ragged_row_is_found_across_blocks_of_bytes(tmp_path: Path, monkeypatc
     monkeypatch.setattr("features.csv_check.BLOCK_BYTES", 5)
     path = tmp_path / "a.csv"
     path.write_bytes(b'a,b\n"one, \n two",1\n22222222222,\n' * 2 + b"3\n4,5\n")
-    assert "expected 2 fields a row; found 1 in line 9; mend or remove that line" in refusal(path)
-
-
-def test_text_in_a_number_column_is_named_with_its_row(tmp_path: Path):
-    path = tmp_path / "a.csv"
-    path.write_text("n,t\n" + "".join(f"{n},x\n" for n in range(9)) + " 9 ,x\n,x\nten,x\n")
-    message = refusal(path, numeric={"n"}, chunk_rows=4)
-    assert "column 'n': expected a number; found 'ten' in row 12; declare it `categorical`, or correct" in message
+    assert "expected 2 fields per row; found 1 in line 9; correct or remove that line" in refusal(path)
 
 
 def test_parse_numbers():
@@ -168,23 +160,27 @@ def test_parse_numbers():
     assert values[:5] == [1.0, -2.5, None, None, 1000.0]
     assert values[5] != values[5]
     assert values[6:] == [7.0, None]
-    with pytest.raises(InputError, match="column 'n': expected a number; found '1,5'; declare") as caught:
+    with pytest.raises(InputError, match="column 'n': expected a number; found '1,5'; set `decimal:") as caught:
         parse_numbers(pl.Series("n", [None, "1", "1,5"]))
     assert caught.value.row == 2
 
 
-def test_ndjson_types_decided_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Types are guessed from the first lines alone; what comes later must be read or refused, never dropped."""
-    monkeypatch.setattr("features.readers.SCHEMA_LINES", 2)
+def test_ndjson_keys_and_types_are_those_of_all_lines(tmp_path: Path):
+    """What comes first in the last line is read as it is: nothing is guessed from the first ones."""
     path = tmp_path / "a.ndjson"
-    rows = [{"z": 1, "a": None, "tags": []}] * 3 + [{"z": 2.5, "a": "x", "tags": ["t"]}]
+    rows = [{"z": 1, "a": None, "tags": []}] * 120_000 + [{"z": 2.5, "a": "x", "tags": ["t"], "late": 7}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    raw = read(path, numeric={"z"})
-    assert raw.columns == ["z", "a", "tags"]
-    assert raw.row(3) == (2.5, "x", ["t"])
-    path.write_text('{"z": 1}\n' * 3 + '{"z": 2.5}\n')
-    assert read(path, numeric={"z"})["z"].to_list() == [1, 1, 1, 2.5]
-    assert "found cannot parse '2.5'" in refusal(path)
+    raw = read(path)
+    assert raw.columns == ["z", "a", "tags", "late"]
+    assert raw.row(-1) == (2.5, "x", ["t"], 7)
+    path.write_text('{"z": 1}\n' * 3 + '{"z": "x"}\n')
+    assert read(path)["z"].to_list() == ["1", "1", "1", "x"]
+
+
+def test_an_array_of_objects_is_rows_too(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1},\n {"a": 2.5, "b": "x"}]')
+    assert read(path).rows() == [(1.0, None), (2.5, "x")]
 
 
 def test_ndjson_values(tmp_path: Path):
@@ -197,7 +193,7 @@ def test_ndjson_values(tmp_path: Path):
     ("content", "found"),
     [
         (b'{"a": 1}\n{"a": 2', "expected a readable ndjson file; found Syntax"),
-        (b'[{"a": 1}]', "expected a readable ndjson file; found"),
+        (b'[{"a": 1}', "expected a readable ndjson file; found"),
         (b'{"a": true}\n{"a": 1}\n', "with values of one type under each name"),
         (b'\xef\xbb\xbf{"a": 1}\n', "expected ndjson; found a byte order mark; save it without one"),
         ('{"a": "é"}\n'.encode("latin-1"), "save it as UTF-8"),
@@ -222,17 +218,41 @@ def test_a_file_of_another_kind(tmp_path: Path):
     (tmp_path / "a.parquet").write_text("a,b\n1,2\n")
     assert "expected a readable parquet file" in refusal(tmp_path / "a.parquet")
     (tmp_path / "a.xlsx").write_text("a,b\n1,2\n")
-    assert "expected a file that ends in .parquet, .csv, .csv.gz, .ndjson, .jsonl" in refusal(tmp_path / "a.xlsx")
+    assert "expected a file that ends in .parquet, .pq, .csv, .tsv, .ndjson, .jsonl, .json" in refusal(
+        tmp_path / "a.xlsx"
+    )
     assert "no such file; check the path" in refusal(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_without_rows(tmp_path: Path, kind: str):
     path = write(tmp_path, kind, FRAME.clear())
-    if kind in ("ndjson", "jsonl"):
-        assert "found an empty file" in refusal(path)
-    else:
-        assert sum(map(len, read_chunks(path, numeric={"price"}))) == 0
+    assert list(read_chunks(path)) == []
+    path.write_bytes(b"")
+    assert list(read_chunks(path, columns=["user"])) == columns_of(path) == []
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n\r\n"])
+@pytest.mark.parametrize("pack", [lambda data: data, gzip.compress])
+@pytest.mark.parametrize(
+    ("content", "rows"), [("a,b\n1,2\n,", 2), ("a\n1\n2", 2), ('a\n1\n""', 2), ("a,b", 0), ("", 0)]
+)
+def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path, content: str, rows: int, end: str, pack):
+    path = tmp_path / "a.csv"
+    path.write_bytes(pack((content + end).encode()))
+    for chunk_rows in (1, 100):
+        assert sum(map(len, read_chunks(path, chunk_rows=chunk_rows))) == rows
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "tsv"])
+def test_separators_and_null_values_of_delimited_text(tmp_path: Path, kind: str):
+    separator = "\t" if kind == "tsv" else ";"
+    content = "a;b\n1,5;NA\n?;x\n".replace(";", separator).encode()
+    (tmp_path / f"a.{kind}").write_bytes(gzip.compress(content) if kind == "csv.gz" else content)
+    csv = CsvFormat(separator=";", null_values=("NA", "?"))
+    assert read(tmp_path / f"a.{kind}", csv=csv).rows() == [("1,5", None), (None, "x")]
+    (tmp_path / f"a.{kind}").write_text(f"a{separator}b\n1\n2{separator}3\n")
+    assert "expected 2 fields per row; found 1 in line 2" in refusal(tmp_path / f"a.{kind}", csv=csv)
 
 
 def test_a_megabyte_of_text_is_a_value(tmp_path: Path):
@@ -242,7 +262,7 @@ def test_a_megabyte_of_text_is_a_value(tmp_path: Path):
 
 
 def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("b.csv", "a.csv", "_SUCCESS", ".a.csv.tmp", "_tmp/x.csv", "deep/c.parquet", "notes.txt", "x[1].csv"):
+    for name in ("b.csv", "a.csv", "_SUCCESS", ".a.csv.tmp", "_tmp/x.csv", "deep/c.parquet", "README.txt", "x[1].csv"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("a\n1\n")
@@ -260,8 +280,52 @@ def test_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "deep/c.parquet",
     ]
     assert names(tmp_path / "x[1].csv") == ["x[1].csv"]  # a file that is there is no glob
+    assert names(str(tmp_path / "d*")) == ["deep/c.parquet"]  # a directory that a glob finds is one to read
     monkeypatch.chdir(tmp_path)
     assert expand("deep") == [Path("deep/c.parquet")]
+
+
+def test_no_file_of_a_directory_is_skipped_in_silence(tmp_path: Path):
+    root = tmp_path / "log"
+    root.mkdir()
+    for kind in FORMATS:
+        write(root, kind, FRAME, kind.replace(".", "-"))
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere", "csv", FRAME)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "linked" / "again").symlink_to(root)  # a circle
+    assert sum(len(read(file)) for file in expand(root)) == (len(FORMATS) + 1) * len(FRAME)
+    (root / "part.orc").write_bytes(b"ORC")
+    with pytest.raises(InputError, match=r"log: expected files of .parquet, .* alone; found part.orc; convert or"):
+        expand(root)
+    (root / "part.orc").unlink()
+    (root / "gone.csv").symlink_to(root / "none.csv")
+    assert "gone.csv: no such file" in refusal(root / "gone.csv")
+    assert root / "gone.csv" in expand(root)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "is_read"),
+    [
+        ("log", "log/out", True),
+        ("log", "log", True),
+        ("log", "log/_out", False),
+        ("log", "out", False),
+        ("log/a.csv", "log/out", False),
+        ("log/*.csv", "log/out", False),
+        ("log/**/*.parquet", "log/out", True),
+        ("log/*/*.parquet", "log/out", True),
+        ("log/*/*/*.parquet", "log/out", True),  # day=1/part.parquet
+        ("log/*", "log/out", True),
+        ("log/day=*", "log/out", False),
+    ],
+)
+def test_an_output_that_a_second_run_would_read(tmp_path: Path, monkeypatch, inputs: str, out: str, is_read: bool):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "a.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="an output that is no input") if is_read else nullcontext():
+        check_out_of_inputs(Path(out), [inputs])
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -278,13 +342,13 @@ def test_a_file_is_read_to_the_letter_of_its_name(kind, tmp_path):
         for name, values in names.items():
             path = directory / f"{name}.{kind}"
             assert columns_of(path) == ["n", "m"]
-            assert read(path, numeric={"n"})["n"].to_list() == values
+            assert read(path)["n"].cast(pl.Int64).to_list() == values
 
 
 @pytest.mark.parametrize("pattern", ["none.csv", "*.parquet", "empty"])
 def test_expand_refuses_a_pattern_without_files(tmp_path: Path, pattern: str):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no file matches '.*'; name a file, directory or glob of .parquet, .csv"):
+    with pytest.raises(InputError, match=r"no file matches '.*'; name a file, directory or glob of .parquet, .pq"):
         expand(tmp_path / pattern)
 
 

@@ -157,7 +157,10 @@ def test_merge_keys_work(tmp_path: Path):
         ("[a]", "found a list; see docs/guide.md"),
         ("feats: {a: numeric}", "found the keys 'feats'"),
         ("labels: x\nfeatures: {a: numeric}", "unknown key 'labels'; did you mean 'label'?"),
-        ("colour: x\nfeatures: {a: numeric}", "unknown key 'colour'; known keys: features, group, label, seed, weight"),
+        (
+            "colour: x\nfeatures: {a: numeric}",
+            "unknown key 'colour'; known keys: csv, features, group, label, label_rule, seed, weight",
+        ),
         (
             "features: {user: {type: categorical, probs: 2}}",
             "unknown key 'features.user.probs'; did you mean 'probes'?",

@@ -68,14 +68,14 @@ def test_readers_do_not_take_rejected_rows_for_scores(run: Run, inputs: Path, tm
 
 
 def test_a_partition_is_a_column_of_the_model(run: Run, bundle: Bundle, tmp_path: Path) -> None:
-    """`item` as text, `age` as a number; null where the path says so; the path goes before the file's own column."""
+    """`item` as text, `age` as a number; null where the path says so."""
     raw = raw_frame(20, seed=3)
     folder = tmp_path / "in" / "parts" / "item=i%C3%9F" / "age=041"
     folder.mkdir(parents=True)
-    raw.drop("item").write_parquet(folder / "x.parquet")
+    raw.drop("item", "age").write_parquet(folder / "x.parquet")
     null = tmp_path / "in" / "parts" / "item=__HIVE_DEFAULT_PARTITION__" / "age=2.5"
     null.mkdir(parents=True)
-    raw.write_parquet(null / "x.parquet")
+    raw.drop("item", "age").write_parquet(null / "x.parquet")
     run(inputs=[tmp_path / "in" / "parts"])
     scores = [pl.read_parquet(tmp_path / "out" / name)["score"].to_numpy() for name in names_of(tmp_path / "out")]
     meant = [
@@ -84,6 +84,22 @@ def test_a_partition_is_a_column_of_the_model(run: Run, bundle: Bundle, tmp_path
     ]
     for found, frame in zip(scores, meant, strict=True):
         assert np.array_equal(found, Scorer(bundle, num_threads=1).score(frame))
+
+
+def test_a_file_that_contradicts_its_path_is_refused(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    """The same value in both is one column, however it is typed; another value is a mistake that scores would hide."""
+    folder = tmp_path / "log" / "age=041" / "item=a"
+    folder.mkdir(parents=True)
+    raw = raw_frame(20, seed=3).with_columns(item=pl.lit("a"), age=pl.lit(41.0))
+    raw.write_parquet(folder / "x.parquet")
+    run(inputs=[tmp_path / "log"])
+    (name,) = names_of(tmp_path / "out")
+    scores = pl.read_parquet(tmp_path / "out" / name)["score"].to_numpy()
+    assert np.array_equal(scores, Scorer(bundle, num_threads=1).score(raw))
+    for wrong in ({"item": pl.lit("b")}, {"age": pl.lit(42)}, {"item": pl.lit(None, dtype=pl.String)}):
+        raw.with_columns(**wrong).write_parquet(folder / "x.parquet")
+        with pytest.raises(InputError, match=r"expected '(item|age)' to be '(a|041)', as its path says; found"):
+            run(inputs=[tmp_path / "log"], overwrite=True)
 
 
 def test_a_partition_that_is_no_number_rejects_its_rows(run: Run, tmp_path: Path) -> None:
@@ -108,7 +124,7 @@ def test_a_partition_that_is_no_number_rejects_its_rows(run: Run, tmp_path: Path
 def test_what_the_user_named_is_not_mirrored(hive: Path, tmp_path: Path, pattern: str, folder: str) -> None:
     """So `--input logs/day=1 --out scores/day=1` does what one expects; the columns are there all the same."""
     part = plan_parts([tmp_path / pattern], REGISTRY, keep=["day"], allow_missing=True)[0]
-    assert part.partitions == {"day": "1", "place": "a"}
+    assert part.columns[-1] == "day"
     assert part.name == "/".join(filter(None, [folder, name_of(hive / "day=1/place=a/x.parquet")]))
 
 

@@ -157,10 +157,8 @@ def test_rows_of_a_csv_file(run: Run, bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_a_column_of_another_type_is_not_a_matter_of_rows(run: Run, inputs: Path, tmp_path: Path) -> None:
-    raw_frame(40).with_columns(price=pl.lit("cheap")).write_parquet(inputs / "b.parquet")
-    with pytest.raises(
-        InputError, match=r"b\.parquet: column 'price': expected a number; found String, such as 'cheap'"
-    ):
+    raw_frame(40).with_columns(price=pl.lit(["cheap"])).write_parquet(inputs / "b.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet: column 'price': expected a number; found a list"):
         run(max_rejected=1)
     assert len(content(tmp_path / "out")) == 1
 

@@ -1,0 +1,29 @@
+"""How delimited text is written."""
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from features.errors import InputError
+
+
+class CsvFormat(BaseModel):
+    """The separator between the fields of delimited text, and the texts that are missing values.
+
+    >>> CsvFormat(separator=";", null_values=("NA",)).separator
+    ';'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    separator: str = Field(default=",")
+    """One character between two fields; `.tsv` files have a tab whatever this says."""
+    null_values: tuple[str, ...] = ()
+    """Texts that are missing values, besides the empty one."""
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, separator: str) -> str:
+        separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+        if len(separator.encode()) != 1 or separator in '"\r\n':
+            remedy = "write `;`, `|` or `tab`, say"
+            raise InputError("a separator is one ASCII character", found=repr(separator), remedy=remedy)
+        return separator

@@ -1,0 +1,136 @@
+"""What an example is learned from besides its features: the label, its weight and its group.
+
+B examples.
+"""
+
+from typing import Self
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from features.errors import InputError
+from features.hashing import token_of_text
+from features.parsing import FALSE_TEXTS, TRUE_TEXTS, parse_numbers
+from features.spec import MAX_FLOAT32, TEXT_TYPES, Categorical, canonical_text
+
+LABEL_REMEDY = "say in the registry what is positive: `label: {column: NAME, at_least: 4}`, or `positive: [VALUE]`"
+
+
+class LabelRule(BaseModel):
+    """Which values of the label's column are positive, where they are not 0 and 1, -1 and 1, or yes and no.
+
+    >>> LabelRule(positive=("Canceled",)).outcomes(pl.Series(["Canceled", "Not_Canceled"])).to_list()
+    [True, False]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at_least: float | None = None
+    """The smallest number that is positive, such as 4 for a rating of 1 to 5."""
+    positive: tuple[str | bool | int | float, ...] = ()
+    """The values that are positive; all others are negative."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.at_least is None) == (not self.positive):
+            found = "neither" if self.at_least is None else "both"
+            remedy = "give the smallest positive number, or a list of the positive values"
+            raise InputError("a label's rule needs `at_least:` or `positive:`", found=found, remedy=remedy)
+        return self
+
+    def outcomes(self, column: pl.Series) -> pl.Series:
+        """Whether each value [B] of a column without nulls is positive; raises `InputError` for one of another kind."""
+        if self.at_least is not None:
+            numbers = _numbers(column)
+            if (is_nan := numbers.is_nan()).any():
+                expected, remedy = f"label {column.name!r}: expected a number", "drop those rows"
+                raise InputError(expected, found="no number", remedy=remedy, row=is_nan.arg_max())
+            return numbers >= self.at_least
+        feature = Categorical(name=column.name)
+        feature.check(column)
+        texts = column.to_frame().select(canonical_text(pl.col(column.name), column.dtype)).to_series()
+        positive = [
+            str(value).lower()
+            if isinstance(value, bool)
+            else f"{value:.17g}"
+            if isinstance(value, float)
+            else str(value)
+            for value in self.positive
+        ]
+        return texts.is_in(positive)
+
+
+class LabelReader:
+    """Reads the labels of one set of rows, a chunk at a time, and remembers in which form they are written."""
+
+    def __init__(self, name: str, rule: LabelRule | None = None) -> None:
+        self.name, self.rule = name, rule
+        self._negatives: set[float] = set()
+
+    def read(self, raw: pl.DataFrame) -> pl.Series:
+        """Labels [B] as UInt8 0 or 1.
+
+        Without a rule the column holds 0 and 1, -1 and 1, or flags such as true, yes or t. Raises `InputError` for
+        anything else, null included.
+        """
+        column = raw[self.name]
+        if column.null_count():
+            raise self._error("null", "drop those rows", column.is_null().arg_max())
+        if self.rule is not None:
+            return self.rule.outcomes(column).cast(pl.UInt8).alias("label")
+        numbers = self._numbers(column)
+        wrong = ~numbers.is_in([-1.0, 0.0, 1.0])
+        if wrong.any() or numbers.null_count():
+            row = wrong.fill_null(True).arg_max()
+            found = "an empty text" if row is None or numbers[row] is None else f"{numbers[row]:.12g}"
+            raise self._error(found, LABEL_REMEDY, row)
+        self._negatives |= set(numbers.filter(numbers < 1).unique())
+        if len(self._negatives) > 1:
+            raise self._error("-1 beside 0", LABEL_REMEDY, (numbers == numbers.min()).arg_max())
+        return (numbers == 1).cast(pl.UInt8).alias("label")
+
+    def _numbers(self, column: pl.Series) -> pl.Series:
+        if column.dtype in TEXT_TYPES:
+            text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
+            flags = text.replace_strict(dict.fromkeys(TRUE_TEXTS, "1") | dict.fromkeys(FALSE_TEXTS, "0"), default=text)
+            try:
+                return parse_numbers(flags)
+            except InputError as error:
+                raise self._error(repr(column[error.row or 0][:40]), LABEL_REMEDY, error.row) from None
+        if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+            raise self._error(str(column.dtype)[:60], "name the right column under `label:`")
+        return column.cast(pl.Float64)
+
+    def _error(self, found: str, remedy: str, row: int | None = None) -> InputError:
+        return InputError(f"label {self.name!r}: expected 0 or 1", found=found, remedy=remedy, row=row)
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    if column.dtype in TEXT_TYPES:
+        return parse_numbers(column).fill_null(float("nan"))
+    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+        found, remedy = str(column.dtype)[:60], "name the right column under `label:`"
+        raise InputError(f"label {column.name!r}: expected numbers", found=found, remedy=remedy)
+    return column.cast(pl.Float64)
+
+
+def weight_column(raw: pl.DataFrame, name: str) -> pl.Series:
+    """Example weights [B] as Float32; raises `InputError` for negative, missing or infinite ones."""
+    column = raw[name]
+    expected = f"weight {name!r}: expected finite numbers from 0"
+    weights = parse_numbers(column) if column.dtype in TEXT_TYPES else column
+    if not (weights.dtype.is_numeric() or weights.dtype in (pl.Boolean, pl.Null)):
+        raise InputError(expected, found=str(weights.dtype)[:60], remedy="name the right column under `weight:`")
+    weights = weights.cast(pl.Float64)
+    wrong = ~((weights >= 0) & (weights <= MAX_FLOAT32)).fill_null(False)
+    if wrong.any():
+        row = wrong.arg_max()
+        found = "null" if row is None or weights[row] is None else f"{weights[row]:.12g}"
+        raise InputError(expected, found=found, remedy="correct or drop those rows", row=row)
+    return weights.cast(pl.Float32).alias("weight")
+
+
+def group_column(raw: pl.DataFrame, name: str) -> pl.Series:
+    """Group tokens [B] as UInt64, made as a categorical feature's are."""
+    Categorical(name=name).check(raw[name])
+    return raw.select(token_of_text(canonical_text(pl.col(name), raw[name].dtype)).alias("group")).to_series()

@@ -1,0 +1,140 @@
+"""What texts mean where a feature says so: numbers, integers and flags; one rule for files, frames and requests.
+
+N values. A text that is blank, or spells NaN, is a missing value.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import polars as pl
+
+from features.errors import InputError
+
+ValueType = Literal["integer", "boolean"]
+Decimal = Literal[".", ","]
+
+TRUE_TEXTS, FALSE_TEXTS = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
+FIRST_INEXACT_FLOAT64 = 2**53
+
+_CURRENCY = "$€£¥"
+_BLANKS = " \u00a0\u202f"
+_PLAIN_INTEGER = r"^(?:0|-?[1-9]\d*)$"
+
+
+def parse_numbers(column: pl.Series, decimal: Decimal = ".") -> pl.Series:
+    """Texts [N] as float64 [N]; null where one is blank.
+
+    A currency sign, thousands separators and a percent sign (which divides by 100) may surround the digits, and a
+    flag counts as 0 or 1. Raises `InputError` with the first text that is no number.
+
+    >>> parse_numbers(pl.Series(["1.5", "$1,234", "20 %", "true", ""])).to_list()
+    [1.5, 1234.0, 0.2, 1.0, None]
+    """
+    text = column.cast(pl.String).str.strip_chars(_BLANKS + "\t\r\n")
+    text = text.set(text == "", None)
+    is_plain = text if decimal == "." else text.set(text.str.contains("[.,]"), None)
+    numbers = is_plain.cast(pl.Float64, strict=False)
+    left = numbers.is_null() & text.is_not_null()
+    if not left.any():
+        return numbers
+    others = _decorated_numbers(text.filter(left), decimal)
+    numbers = numbers.scatter(left.arg_true(), others)
+    wrong = numbers.is_null() & text.is_not_null()
+    if wrong.any():
+        row = wrong.arg_max()
+        assert row is not None
+        remedy = "declare it `categorical`, or correct the value"
+        if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", text[row]):
+            remedy = 'set `decimal: ","` where a comma is the decimal point, or declare it `categorical`'
+        found = repr(text[row][:40])
+        raise InputError(f"column {column.name!r}: expected a number", found=found, remedy=remedy, row=row)
+    return numbers
+
+
+def _decorated_numbers(text: pl.Series, decimal: Decimal) -> pl.Series:
+    """Numbers [N] of texts with more than digits, a point and an exponent in them; null for what is no number."""
+    thousands = f"{_BLANKS}'" + ("," if decimal == "." else ".")
+    digits = rf"(?:[1-9]\d{{0,2}}(?:[{thousands}]\d{{3}})+|\d+)(?:[{decimal}]\d*)?|[{decimal}]\d+"
+    sign, money, blank = "[+-]?", f"[{_CURRENCY}]?", f"[{_BLANKS}]?"
+    pattern = rf"^{sign}{money}{blank}{sign}(?:{digits})(?:[eE][+-]?\d+)?{blank}{money}%?$"
+    frame = text.alias("text").to_frame()
+    value = pl.col("text")
+    stripped = value.str.replace_all(f"[{thousands}{_CURRENCY}%]", "").str.replace(decimal, ".", literal=True)
+    number = stripped.cast(pl.Float64, strict=False)
+    lowered = value.str.to_lowercase()
+    return frame.select(
+        pl.when(lowered.is_in(["true", "false"]))
+        .then((lowered == "true").cast(pl.Float64))
+        .when(~value.str.contains(pattern))
+        .then(None)
+        .when(value.str.ends_with("%"))
+        .then(number / 100)
+        .otherwise(number)
+    ).to_series()
+
+
+def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
+    """Texts [N] as the canonical texts [N] of integers or flags; null where one is missing.
+
+    Raises `InputError` with the first text that is neither.
+
+    >>> parse_values(pl.Series(["128.0", "7", "+7", ""]), "integer").to_list()
+    ['128', '7', '7', None]
+    >>> parse_values(pl.Series(["True", "f", "1.0"]), "boolean").to_list()
+    ['true', 'false', 'true']
+    """
+    if value_type == "integer" and column.str.contains(_PLAIN_INTEGER).all():
+        return column
+    texts = column.to_frame().select(text_of_value(pl.col(column.name), value_type)).to_series()
+    wrong = texts.is_null() & ~_is_blank(column)
+    if wrong.any():
+        row = wrong.arg_max()
+        assert row is not None
+        expected = "an integer that its form holds exactly" if value_type == "integer" else "true or false"
+        remedy = "correct the value, or leave out `value_type:`"
+        found = repr(column[row][:40])
+        raise InputError(f"column {column.name!r}: expected {expected}", found=found, remedy=remedy, row=row)
+    return texts
+
+
+def text_of_value(text: pl.Expr, value_type: ValueType) -> pl.Expr:
+    """Canonical text of an integer or a flag; null for what is missing or is neither."""
+    return _PARSERS[value_type](text.str.strip_chars(_BLANKS + "\t\r\n"))
+
+
+def _integer(text: pl.Expr) -> pl.Expr:
+    digits = text.str.extract(r"^[+-]?0*(\d+?)(?:\.0*)?$", 1)
+    number = _number(text)
+    # "9007199254740993.0" is a float's text: from 2^53 on, it may stand for its neighbour.
+    is_exact = number.abs() < FIRST_INEXACT_FLOAT64
+    is_integer = digits.is_not_null() & (is_exact | ~text.str.contains(".", literal=True))
+    sign = pl.when(text.str.starts_with("-") & (digits != "0")).then(pl.lit("-")).otherwise(pl.lit(""))
+    return (
+        pl.when(is_integer)
+        .then(sign + digits)
+        .when(is_exact & (number == number.round()))
+        .then(pl.when(is_exact).then(number).cast(pl.Int64, strict=False).cast(pl.String))
+        .otherwise(None)
+    )
+
+
+def _boolean(text: pl.Expr) -> pl.Expr:
+    lowered, number = text.str.to_lowercase(), _number(text)
+    is_true = lowered.is_in(TRUE_TEXTS) | (number == 1).fill_null(False)
+    is_false = lowered.is_in(FALSE_TEXTS) | (number == 0).fill_null(False)
+    return pl.when(is_true).then(pl.lit("true")).when(is_false).then(pl.lit("false")).otherwise(None)
+
+
+def _number(text: pl.Expr) -> pl.Expr:
+    """Float64 of a text; true and false are 1 and 0."""
+    lowered = text.str.to_lowercase()
+    flag = pl.when(lowered == "true").then(1.0).when(lowered == "false").then(0.0)
+    return pl.coalesce(flag.otherwise(None), text.cast(pl.Float64, strict=False).fill_nan(None))
+
+
+def _is_blank(column: pl.Series) -> pl.Series:
+    return column.str.strip_chars(_BLANKS + "\t\r\n").str.to_lowercase().is_in(["", "nan"]).fill_null(True)
+
+
+_PARSERS: dict[ValueType, Callable[[pl.Expr], pl.Expr]] = {"integer": _integer, "boolean": _boolean}
