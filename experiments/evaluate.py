@@ -29,6 +29,7 @@ from recsys.slots import Slots
 from recsys.tracking import Tracker, tracking_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
+from serving.coverage import Coverage, add_coverage, coverage_warnings
 from serving.scorer import Scorer
 from serving.table import TableDtype
 
@@ -209,10 +210,12 @@ def parity_of(
     slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
     num_rows, ids_equal = 0, True
     worst, rounding, error = 0.0, 0.0, 0.0
+    coverage: dict[str, Coverage] = {}
     for chunk in _raw_chunks(registry, inputs) if inputs else [scorer.bundle.golden.select(_names(registry))]:
         trained = probabilities(ranker, registry, chunk, correction=correction)
         exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
         scores = scorer.score(chunk)
+        coverage = add_coverage(coverage, scorer.coverage(scorer.encode(chunk)))
         # np.maximum keeps a NaN, which then passes no comparison.
         worst = float(np.maximum(worst, np.abs(trained - scores).max(initial=0.0)))
         rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
@@ -221,6 +224,7 @@ def parity_of(
         num_rows += len(chunk)
     result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
     result |= {"trainer_rounding": rounding, "scorer_rounding": error}
+    result["warnings"] = coverage_warnings(coverage, scorer.bundle) if inputs else []
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
     facts = run.facts()
     if facts["mlflow_run_id"] is not None:

@@ -18,6 +18,7 @@ bundle/            the model as served
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from recsys.export import served
 from recsys.mask_file import load_mask
 from recsys.ranker import Ranker, build_ranker
 from recsys.table_optim import TableOptimizer
+from recsys.tracking import flatten
 from serving.profile import Distributions
 from serving.vocabulary import read_vocabulary, write_vocabulary
 
@@ -105,9 +107,7 @@ class RunDirectory:
     def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         remedy = "choose another --out, or remove this one"
         if self.experiment() != experiment:
-            mine, theirs = self.experiment().model_dump(), experiment.model_dump()
-            changed = next(key for key in mine if mine[key] != theirs[key])
-            found = f"{changed}: {mine[changed]!r}, not {theirs[changed]!r}"
+            found = ", ".join(_differences(self.experiment().model_dump(), experiment.model_dump()))
             raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
         check_registry(self.registry(), registry, str(self.path))
         if self.facts()["dataset_digest"] != info.digest:
@@ -202,6 +202,17 @@ class RunDirectory:
             learning_rate=experiment.trainer.learning_rate,
             vocabulary=self.vocabulary(),
         )
+
+
+def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, each by its key.
+
+    >>> _differences({"seed": 1, "trainer": {"epochs": 3}}, {"seed": 1, "trainer": {"epochs": 5}})
+    ['trainer.epochs: 3, not 5']
+    """
+    before, after = flatten(mine), flatten(theirs)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)}, not {after.get(key)}" for key in keys]
 
 
 def check_registry(expected: FeatureRegistry, found: FeatureRegistry, where: str) -> None:

@@ -1,5 +1,7 @@
 """How delimited text is written."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from features.errors import InputError
@@ -22,8 +24,29 @@ class CsvFormat(BaseModel):
     @field_validator("separator")
     @classmethod
     def _check_separator(cls, separator: str) -> str:
-        separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
-        if len(separator.encode()) != 1 or separator in '"\r\n':
-            remedy = "write `;`, `|` or `tab`, say"
-            raise InputError("a separator is one ASCII character", found=repr(separator), remedy=remedy)
-        return separator
+        return _checked(separator)
+
+
+def _checked(separator: str) -> str:
+    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    if len(separator.encode()) != 1 or separator in '"\r\n':
+        remedy = "write `;`, `|` or `tab`, say"
+        raise InputError("a separator is one ASCII character", found=repr(separator), remedy=remedy)
+    return separator
+
+
+def changed_format(
+    csv: CsvFormat | None, separator: str | None = None, null_values: Sequence[str] | None = None
+) -> CsvFormat | None:
+    """A registry's format with what the command line asks for instead; None where neither says anything.
+
+    Raises `InputError` for an impossible separator.
+
+    >>> changed_format(CsvFormat(separator=";"), null_values=["NA"])
+    CsvFormat(separator=';', null_values=('NA',))
+    """
+    if separator is None and not null_values:
+        return csv
+    csv = csv or CsvFormat()
+    nulls = tuple(null_values) if null_values else csv.null_values
+    return CsvFormat(separator=csv.separator if separator is None else _checked(separator), null_values=nulls)

@@ -280,6 +280,7 @@ class _SplitWriter:
         self.directory, self.part_rows = directory, part_rows
         self.frames: list[pl.DataFrame] = []
         self.buffered = self.rows = self.positives = 0
+        self.weights = np.zeros(2)  # of the negatives, and of the positives
         self.parts: list[PartInfo] = []
         self.missing: Counter[str] = Counter()
 
@@ -288,6 +289,8 @@ class _SplitWriter:
         self.missing.update(missing)
         self.rows += lowered.height
         self.positives += int(lowered["label"].sum())
+        if "weight" in lowered:
+            self.weights += np.bincount(lowered["label"], weights=lowered["weight"], minlength=2)
         self.frames.append(lowered)
         self.buffered += lowered.height
         while self.buffered >= self.part_rows:
@@ -314,6 +317,10 @@ class _SplitWriter:
             found = f"{self.rows} rows that are all {int(self.positives > 0)}"
             remedy = "check the label column, or take more rows"
             raise InputError(f"split {split!r}: expected both labels, 0 and 1", found=found, remedy=remedy)
+        if self.weights.any() != self.weights.all() or ("weight" in self.frames[0] and not self.weights.any()):
+            found = f"only rows of label {int(self.weights[1] > 0)}" if self.weights.any() else "no row"
+            expected = f"split {split!r}: expected rows of both labels with a weight above 0"
+            raise InputError(expected, found=found, remedy="check the weight column, or leave out `weight:`")
         if self.buffered:
             self._write(self.part_rows)
         missing = {name: count / self.rows for name, count in self.missing.items()}

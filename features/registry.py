@@ -184,7 +184,16 @@ class FeatureRegistry(BaseModel):
 
     def with_features(self, features: Iterable[AnyFeature]) -> "FeatureRegistry":
         """Copy with other features, checked again."""
-        return _validated({**self.model_dump(), "features": [f.model_dump() for f in features]}, "registry")
+        return self.with_settings(features=[feature.model_dump() for feature in features])
+
+    def with_settings(self, **settings: Any) -> "FeatureRegistry":
+        """Copy with other settings, such as `label`, checked again.
+
+        >>> registry = FeatureRegistry.of(features={"user": "categorical"})
+        >>> registry.with_settings(csv={"separator": ";"}).csv
+        CsvFormat(separator=';', null_values=())
+        """
+        return _validated({**self.model_dump(), **settings}, "registry")
 
     def diff(self, other: "FeatureRegistry") -> list[str]:
         """Differences as lines, from this registry to the other; empty where tokens and floats are made alike.
@@ -276,7 +285,7 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
         key, names = str(first["loc"][-1]), _field_names(model, first["loc"])
         close = difflib.get_close_matches(key, names, n=1)
         others = [kind for kind, feature_type in FEATURE_TYPES.items() if key in feature_type.model_fields]
-        if others and "features" in model.model_fields and len(first["loc"]) > 1:
+        if others and "features" in model.model_fields and first["loc"][0] == "features":
             remedy = f"it belongs to {' and '.join(others)}"
         else:
             remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(names))}"
@@ -284,9 +293,14 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
     return f"{place}: {first['msg'].lower()}; found {first['input']!r}"
 
 
+_PARTS: dict[str, type[BaseModel]] = {"label_rule": LabelRule, "csv": CsvFormat}
+
+
 def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     """Keys that are known at a place; inside a feature, those of its type."""
     if "features" in model.model_fields and len(loc) > 1:
+        if loc[0] in _PARTS:
+            return set(_PARTS[str(loc[0])].model_fields)
         kinds = [FEATURE_TYPES[str(part)] for part in loc if part in FEATURE_TYPES]
         return {name for kind in kinds or FEATURE_TYPES.values() for name in kind.model_fields}
     return set(model.model_fields)

@@ -19,11 +19,11 @@ from features.errors import InputError
 from features.progress import progress_bar
 from features.readers import check_out_of_inputs, read_chunks
 from serving.bundle import Bundle, installed_version
+from serving.coverage import Coverage, add_coverage, coverage_warnings, training_unseen_rates
 from serving.distribution import ScoreDistribution
 from serving.inputs import Part, limit_parts, plan_parts
 from serving.output import drop_part, locked, mark_success, open_output, write_manifest
 from serving.parts import SCORE, SUCCESS, Job, Note, PartEntry, PartScorer, entry_of, lineage_of
-from serving.profile import DISTRIBUTIONS, read_distributions
 from serving.rejects import REASON, ROW
 from serving.scorer import CHUNK_ROWS
 from serving.workers import score_in_processes
@@ -67,9 +67,11 @@ class ScoringReport:
     training_missing_rates: dict[str, float]
     """The same in the training data, as far as the bundle tells."""
     unseen_rates: dict[str, float]
-    """Share of the values that certainly no training example had, by feature (`serving.scorer.Coverage`)."""
+    """Share of the values that certainly no training example had, by feature (`serving.coverage.Coverage`)."""
     training_unseen_rates: dict[str, float]
     """The same in the validation rows of the training, as far as the bundle tells."""
+    warnings: list[str]
+    """A line for each feature whose values are far from training's (`serving.coverage`)."""
 
 
 def score_files(
@@ -119,7 +121,7 @@ def score_files(
         write_manifest(job, entries)
         _check_rejected(job.out, entries, max_rejected)
         mark_success(job.out)
-    return _report(job, entries, was_there, scores, bundle.profile, time.perf_counter() - started)
+    return _report(job, entries, was_there, scores, bundle, time.perf_counter() - started)
 
 
 def _check_request(keep: Sequence[str], limit: int | None, max_rejected: float, workers: int) -> None:
@@ -243,14 +245,12 @@ def _report(
     entries: Mapping[str, PartEntry],
     was_there: set[str],
     scores: ScoreDistribution,
-    profile: Mapping[str, Any],
+    bundle: Bundle,
     seconds: float,
 ) -> ScoringReport:
-    totals: dict[str, dict[str, int]] = {}
+    totals: dict[str, Coverage] = {}
     for entry in entries.values():
-        for feature, counts in entry.coverage.items():
-            known = totals.setdefault(feature, dict.fromkeys(counts, 0))
-            totals[feature] = {key: known[key] + count for key, count in counts.items()}
+        totals = add_coverage(totals, {name: Coverage(**counts) for name, counts in entry.coverage.items()})
     fresh = sum(entry.rows_in for name, entry in entries.items() if name not in was_there)
     return ScoringReport(
         path=job.out,
@@ -264,19 +264,9 @@ def _report(
         rows_per_second=fresh / seconds,
         score_mean=scores.mean,
         score_quantiles=scores.quantiles(),
-        missing_rates={name: _share(counts["missing"], counts["num_examples"]) for name, counts in totals.items()},
-        training_missing_rates=dict(profile.get("missing_rates", {})),
-        unseen_rates={name: _share(counts["unseen"], counts["num_values"]) for name, counts in totals.items()},
-        training_unseen_rates=_unseen_in_training(job, profile),
+        missing_rates={name: counts.missing_rate for name, counts in totals.items()},
+        training_missing_rates=dict(bundle.profile.get("missing_rates", {})),
+        unseen_rates={name: counts.unseen_rate for name, counts in totals.items()},
+        training_unseen_rates=training_unseen_rates(bundle),
+        warnings=coverage_warnings(totals, bundle),
     )
-
-
-def _unseen_in_training(job: Job, profile: Mapping[str, Any]) -> dict[str, float]:
-    if DISTRIBUTIONS not in profile:
-        return {}
-    features = read_distributions(profile, str(job.bundle)).features
-    return {name: feature.unseen for name, feature in features.items() if feature.unseen is not None}
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0

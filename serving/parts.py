@@ -20,10 +20,11 @@ from features.files import cannot_write, sha256_of, system_error
 from features.partitions import partitions_of
 from features.readers import read_chunks, schema_of
 from serving.bundle import Bundle
+from serving.coverage import Coverage, add_coverage
 from serving.drafts import Draft, rejected_path
 from serving.inputs import Part
 from serving.rejects import ScoredRows, score_rows
-from serving.scorer import Coverage, Scorer
+from serving.scorer import Scorer
 
 SCORE = "score"
 MANIFEST = "_manifest.json"
@@ -144,8 +145,7 @@ class PartScorer:
                 rows_rejected += len(scored.rejected)
                 if first_rejected is None and len(scored.rejected):
                     first_rejected = "{1} in row {0}".format(*scored.rejected.row(0))
-                for name, counts in scored.coverage.items():
-                    coverage[name] = coverage[name].plus(counts) if name in coverage else counts
+                coverage.update(add_coverage(coverage, scored.coverage))
                 draft.reject(scored.rejected)
                 note(f"{part.file.name}: {rows_in:,} rows")
                 yield scored.good.select(*self._kept(part), pl.Series(SCORE, scored.probabilities))

@@ -11,7 +11,8 @@ import polars as pl
 
 from features.errors import InputError
 from features.registry import FeatureRegistry
-from serving.scorer import Coverage, Probabilities, Scorer
+from serving.coverage import Coverage
+from serving.scorer import Probabilities, Scorer
 
 ROW, REASON = "_row", "_reason"
 

@@ -19,6 +19,7 @@ from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature
 from serving.bundle import PROBABILITY, Bundle, open_session
+from serving.coverage import Coverage
 from serving.lookup import Lookup
 from serving.rows import check_keys, encode_rows, rows_of
 
@@ -30,24 +31,6 @@ batch takes half the time."""
 
 Floats = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
-
-
-class Coverage(NamedTuple):
-    """How the values of a feature met what training saw; counts of several batches add up by `plus`."""
-
-    num_examples: int
-    missing: int
-    """Examples without a value, as a dataset's `missing_rates` count them."""
-    num_values: int
-    """Values looked up: one for an example that has one, or its list's elements but null; 0 for a float column."""
-    unseen: int
-    """Values that certainly no training example had, as one of their rows was never read: all such values in a
-    collisionless table, fewer where values share rows, none where the bundle does not say which rows were trained. In a
-    pruned table, values of which no row is left."""
-
-    def plus(self, other: "Coverage") -> "Coverage":
-        """The counts of both."""
-        return Coverage(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)

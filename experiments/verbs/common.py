@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,12 @@ def show(as_json: bool, values: Mapping[str, Any]) -> None:
     from experiments.text import result_table
 
     console.print(result_table(values))
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Print warnings, a line each, where they do not mix with the result."""
+    for line in lines:
+        sys.stderr.write(f"muxrec: warning: {line}\n")
 
 
 def require_training() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from experiments.verbs.common import Json, Overwrite, show
+from features.csv_format import changed_format
 from features.errors import InputError
 
 
@@ -18,15 +19,22 @@ def prepare(
     test: Annotated[list[str] | None, typer.Option(help="Test files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Dataset directory to write.")] = None,
     infer: Annotated[Path | None, typer.Option(help="Print a registry draft for this file instead.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label; else the registry's, or a guess.")] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Character between the fields of a csv file: `;`, `|` or `tab`, say.")
+    ] = None,
+    null_value: Annotated[
+        list[str] | None, typer.Option(help="Text that is a missing value in csv files; may be given again.")
+    ] = None,
     holdout: Annotated[float, typer.Option(help="Share of the training rows held out where --valid is absent.")] = 0.1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn raw parquet, csv(.gz) or ndjson files into a dataset directory."""
+    """Turn raw parquet, csv, tsv or JSON lines files, packed by gzip or not, into a dataset directory."""
     if infer is not None:
         from features.infer import infer_registry
 
-        draft = infer_registry(infer)
+        draft = infer_registry(infer, label=label, csv=changed_format(None, separator, null_value))
         sys.stdout.write(json.dumps({"registry": draft}) + "\n" if as_json else draft)
         return
     from features.prepare import prepare as run
@@ -37,9 +45,12 @@ def prepare(
             "prepare needs --registry, --train and --out", remedy="or --infer FILE, which drafts a registry"
         )
     splits = {"train": train, "valid": valid or [], "test": test or []}
-    info = run(
-        FeatureRegistry.from_yaml(registry), splits, out, holdout=holdout, overwrite=overwrite, progress=not as_json
-    )
+    given = FeatureRegistry.from_yaml(registry)
+    if label is not None and label != given.label:
+        given = given.with_settings(label=label, label_rule=None)
+    if (csv := changed_format(given.csv, separator, null_value)) != given.csv:
+        given = given.with_settings(csv=csv)
+    info = run(given, splits, out, holdout=holdout, overwrite=overwrite, progress=not as_json)
     rows = {name: split.rows for name, split in info.splits.items()}
     rates = {name: round(split.label_rate, 5) for name, split in info.splits.items()}
     unknown = list(info.unknown_columns)

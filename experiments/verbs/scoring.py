@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from experiments.verbs.common import BundleUri, Json, Overwrite, show
+from experiments.verbs.common import BundleUri, Json, Overwrite, show, warn
 
 if TYPE_CHECKING:
     from serving.batch import ScoringReport
@@ -83,6 +83,7 @@ def score(
         engine=_ray_engine(workers) if engine is EngineName.RAY else None,
         progress=not as_json,
     )
+    warn(report.warnings)
     values = dataclasses.asdict(report)
     params = {
         "bundle": bundle,
@@ -115,6 +116,7 @@ def _ray_engine(workers: int) -> Any:
 def _summary(report: "ScoringReport") -> dict[str, Any]:
     """The report for a terminal: of the rates by feature, those that stand out."""
     values = dataclasses.asdict(report)
+    del values["warnings"]
     for kind in ("missing", "unseen"):
         rates, known = values.pop(f"{kind}_rates"), values.pop(f"training_{kind}_rates")
         moved = {name: rate for name, rate in rates.items() if rate != known.get(name, 0.0)}

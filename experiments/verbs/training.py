@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.verbs.common import BundlePath, Data, Json, Overwrite, RunPath, console, require_training, show
+from experiments.verbs.common import BundlePath, Data, Json, Overwrite, RunPath, console, require_training, show, warn
 from features.errors import InputError
 
 TABLE_DTYPES = "fp32, fp16, int8, int4, int2, int1, opq4, opq3, opq2 or opq1"
@@ -151,6 +151,7 @@ def parity(
     from experiments.evaluate import parity_of
 
     result = parity_of(run, bundle, inputs, tolerance=tolerance)
-    show(as_json, result)
+    warn(result["warnings"])
+    show(as_json, result if as_json else {name: value for name, value in result.items() if name != "warnings"})
     if not result["ok"]:
         raise typer.Exit(1)
