@@ -1,6 +1,5 @@
 """A registry drafted from a file: a guess a column, each with its reason, for a person to read and correct."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,18 +7,19 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from features.column_facts import ColumnFacts, Labels, label_auc
+from features.csv_format import CsvFormat
 from features.encode import missing_column
 from features.errors import InputError
 from features.frames import frame_of, is_frame
 from features.infer_label import find_label, inline, scalar
 from features.infer_rules import ROW_ID_UNIQUENESS, Guess, guess_feature
-from features.readers import CsvFormat, columns_of, expand, read_chunks
+from features.readers import columns_of, expand, is_text, read_chunks
 
 GROUP_NAMES = ("user_id", "userid", "user", "uid", "visitor_id", "customer_id", "member_id", "account_id", "msno")
 LEAK_AUC, SUSPICIOUS_AUC = 0.99, 0.95
 MOSTLY_MISSING = 0.5
-MAX_ALIGNED_WIDTH = 56
-SEPARATORS, SHELL_FORMS = (";", "\t", "|", ","), {"\t": "$'\\t'"}
+MAX_ALIGNED_WIDTH = 64
+SEPARATORS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # as they are written on the command line
 
 
 class _Line(NamedTuple):
@@ -42,7 +42,7 @@ def infer_registry(
     """
     if sample_rows < 1:
         raise InputError("sample_rows must be positive", found=str(sample_rows))
-    file = None if is_frame(rows) else expand(rows)[0]
+    file = None if is_frame(rows) else _first_with_rows(expand(rows), csv)
     where = "the frame" if file is None else str(file)
     if file is None:
         sample = frame_of(rows.head(sample_rows) if hasattr(rows, "head") else rows, (), None).head(sample_rows)
@@ -52,13 +52,13 @@ def infer_registry(
         raise InputError(f"{where}: expected rows", found="none", remedy="draft the registry from another file")
     if label is not None and label not in sample.columns:
         raise missing_column(label, sample.columns).located(where)
-    is_delimited = file is not None and _is_delimited(file)
+    is_delimited = file is not None and is_text(file)
     facts = {name: ColumnFacts.of(sample[name], is_delimited=is_delimited) for name in sample.columns}
     found = find_label(facts, label)
     labels = None if found.outcome is None else _labels(found.outcome.is_one)
     guesses = {name: _guess(facts[name], labels) for name in facts if name != found.name}
     if not any(guess.is_used for guess in guesses.values()):
-        reasons = ", ".join(f"{name!r}, a {guess.reason.split(':')[0]}" for name, guess in list(guesses.items())[:6])
+        reasons = ", ".join(f"{name!r}: {guess.reason.split(':')[0]}" for name, guess in list(guesses.items())[:6])
         remedy = "add columns that are known before the label is"
         raise InputError(f"{where}: expected a column to learn from", found=reasons or "the label alone", remedy=remedy)
     lines = [_Line(f"label: {found.setting}", found.reason), *_csv_lines(csv), _group_line(facts, found.name)]
@@ -68,17 +68,19 @@ def infer_registry(
     return _rendered(f"{title}. Read every line before use.", lines)
 
 
-def _is_delimited(file: Path) -> bool:
-    return re.search(r"\.(csv|tsv)(\.gz)?$", file.name, re.IGNORECASE) is not None
+def _first_with_rows(files: list[Path], csv: CsvFormat | None) -> Path:
+    """The first file with a row; the first one where none has."""
+    return next((file for file in files if len(files) == 1 or len(_sample(file, 1, csv))), files[0])
 
 
 def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
     names = columns_of(file, csv=csv)
-    if _is_delimited(file) and len(names) == 1:
+    if is_text(file) and len(names) == 1:
         counts = {separator: names[0].count(separator) for separator in SEPARATORS}
         if any(counts.values()):
             separator = max(counts, key=lambda separator: counts[separator])
-            remedy = f"pass `--separator {SHELL_FORMS.get(separator, repr(separator))}`"
+            renamed = "rename it to .csv and " if ".tsv" in file.name.lower() else ""
+            remedy = f"{renamed}pass `--separator {SEPARATORS[separator]}`"
             raise InputError(f"{file}: expected several columns", found=f"one, {names[0][:60]!r}", remedy=remedy)
     frames: list[pl.DataFrame] = []
     for chunk in read_chunks(file, chunk_rows=min(num_rows, 65_536), csv=csv):

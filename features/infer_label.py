@@ -23,9 +23,7 @@ PLAIN_PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"), ("n", 
 POSITIVE_WORDS = LABEL_WORDS - {"label", "target", "outcome", "income", "salary", "response", "default"}
 POSITIVE_WORDS |= {"yes", "true", "positive", "pos", "success", "successful", "won", "win", "malignant", "left"}
 POSITIVE_WORDS |= {"default", "buy", "like", "dead", "conversion", "high", "completed", "hired", "pass"}
-NEGATIVE_WORDS = frozenset(
-    {"no", "not", "non", "never", "none", "false", "negative", "neg", "without", "ham", "benign"}
-)
+NEGATIVE_WORDS = frozenset({"no", "not", "non", "never", "none", "false", "negative", "neg", "without", "ham", "nein"})
 
 SURE_NAME, LIKELY_NAME, WEAK_NAME = 8, 4, 2
 SPEAKING_VALUES, LAST_COLUMN = 2, 1

@@ -118,9 +118,9 @@ def _weighted_list(facts: ColumnFacts) -> Guess | None:
 def _written_number(facts: ColumnFacts) -> Guess | None:
     if facts.style is None:
         return None
-    guess, (decimal, example, evidence) = _number(facts), facts.style
+    guess, (decimal, evidence) = _number(facts), facts.style
     setting = guess.setting if decimal == "." else f'{guess.setting[:-1]}, decimal: ","}}'
-    return Guess(setting, f"{guess.reason}, written as {example[:20]!r}" + (f"; {evidence}" if evidence else ""))
+    return Guess(setting, f"{guess.reason}; {evidence}")
 
 
 def _row_identifier(facts: ColumnFacts) -> Guess | None:

@@ -21,9 +21,8 @@ class NumberStyle(NamedTuple):
     """How the numbers of a text column are written, where digits, a point and an exponent are not all."""
 
     decimal: Decimal
-    example: str
     evidence: str
-    """What tells the decimal mark from the separator of thousands; empty where that is not in doubt."""
+    """An example; or what tells the decimal mark from the separator of thousands, where that is in doubt."""
 
 
 class Reading(NamedTuple):
@@ -101,9 +100,9 @@ def _decorated(trimmed: pl.Series, texts: pl.Series) -> Reading | None:
     decimal, evidence = next(iter(readings)), ""
     if len(readings) == 2 and (readings["."] - readings[","]).abs().max():
         decimal, evidence = _settled(texts)
-    marked = texts.filter(texts.str.contains(r"[^\d.]"))
-    example = marked[0] if len(marked) else texts[0]
-    return Reading(readings[decimal].fill_nan(None), NumberStyle(decimal, example, evidence))
+    marked = texts.filter(texts.str.contains(r"[^-+\d.]"))
+    evidence = evidence or f"written as {str((marked if len(marked) else texts)[0])[:20]!r}"
+    return Reading(readings[decimal].fill_nan(None), NumberStyle(decimal, evidence))
 
 
 def _settled(texts: pl.Series) -> tuple[Decimal, str]:
