@@ -18,15 +18,17 @@ TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "datetime", "day", "d
 TIME_WORDS |= {"unixtime", "utc", "updated", "modified", "published", "posted", "seen", "logged", "registered", "clock"}
 
 # Names that are outcomes, the surest first; then words that are outcomes in a column of two values.
-LABEL_NAMES = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y", "conversion", "is_conversion")
-LABEL_NAMES += ("converted", "purchased", "is_purchase", "liked", "is_like", "install")
+LABEL_NAMES = ("label", "click", "clicked", "is_click", "is_clicked", "clk", "target", "y", "conversion")
+LABEL_NAMES += ("is_conversion", "converted", "purchased", "is_purchase", "is_trade", "is_buy", "liked", "is_like")
+LABEL_NAMES += ("install",)
 LABEL_WORDS = frozenset({"label", "click", "clicked", "target", "conversion", "converted", "purchase", "purchased"})
 LABEL_WORDS |= {"liked", "installed", "outcome", "churn", "churned", "attrition", "attrited", "exited", "canceled"}
 LABEL_WORDS |= {"cancelled", "cancellation", "default", "defaulted", "revenue", "subscribed", "subscription"}
 LABEL_WORDS |= {"deposit", "survived", "response", "responded", "bought", "ordered", "returned", "fraud"}
 LABEL_WORDS |= {"fraudulent", "spam", "approved", "approval", "accepted", "attributed", "booked", "income", "salary"}
-LABEL_WORDS |= {"diagnosis", "diabetes", "stroke", "died", "deceased", "readmitted"}
-WEAK_LABEL_WORDS = frozenset({"status", "class", "result", "decision", "sentiment", "quality"})
+LABEL_WORDS |= {"diagnosis", "diabetes", "stroke", "died", "deceased", "readmitted", "disease", "death"}
+LABEL_WORDS |= {"satisfaction", "recommended", "tomorrow", "left", "leave"}
+WEAK_LABEL_WORDS = frozenset({"status", "class", "result", "decision", "sentiment", "quality", "risk", "output"})
 RATING_WORDS = frozenset({"rating", "ratings", "stars", "star", "score", "overall"})
 # A feature that tells of the past, of an average or of a person has one of those words, too.
 NO_LABEL_WORDS = frozenset({"prev", "previous", "past", "last", "before", "prior", "history", "historical", "ever"})

@@ -26,8 +26,8 @@ POSITIVE_WORDS |= {"default", "buy", "like", "dead", "conversion", "high", "comp
 NEGATIVE_WORDS = frozenset({"no", "not", "non", "never", "none", "false", "negative", "neg", "without", "ham", "nein"})
 
 SURE_NAME, LIKELY_NAME, WEAK_NAME = 8, 4, 2
-SPEAKING_VALUES, LAST_COLUMN = 2, 1
-MIN_EVIDENCE = 4
+SPEAKING_VALUES, EDGE_COLUMN = 2, 1
+MIN_EVIDENCE = 5
 RATING_VALUES, MAX_RATING = (3, 11), 10
 USUAL_THRESHOLD = 0.8
 MAX_SPELLINGS = 8  # of two values: YES, Yes, yes
@@ -72,7 +72,7 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
             return LabelGuess(given, outcome.setting, f"as asked for; {outcome.verdict}", outcome)
         return LabelGuess(given, scalar(given), f"as asked for; BUT it holds {_values(facts[given])}: {_remedy(given)}")
     found = {name: outcome for name, outcome in outcomes.items() if outcome is not None}
-    evidence = {name: _evidence(name, outcome, is_last=name == [*facts][-1]) for name, outcome in found.items()}
+    evidence = {name: _evidence(name, outcome, is_at_edge=name in _edges(facts)) for name, outcome in found.items()}
     named = sorted((name for name in found if evidence[name][0] >= MIN_EVIDENCE), key=lambda name: evidence[name])
     if named and (len(named) == 1 or evidence[named[-2]] < evidence[named[-1]]):
         reason = "by its name" if evidence[named[-1]][0] >= SURE_NAME else "by its name and its values"
@@ -84,7 +84,11 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
         return _guess_of(name, outcome, "a rating, by its name and its values")
     if not named and not rated and len(plain) == 1 and _may_be_label(facts, plain[0]):
         return _guess_of(plain[0], found[plain[0]], f"the only column of {_pair(facts[plain[0]])}")
-    return LabelGuess(None, "label", _not_found(facts, [*dict.fromkeys([*named, *plain, *rated])]))
+    return LabelGuess(
+        None,
+        "label",
+        _not_found(facts, [*dict.fromkeys([*named, *plain, *rated, *(name for name in found if evidence[name][0])])]),
+    )
 
 
 def outcome_of(facts: ColumnFacts) -> Outcome | None:
@@ -166,7 +170,7 @@ def _is_denial(value: str, values: list[str]) -> bool:
     return bool(NEGATIVE_WORDS & words_of(value)) or any(end.isalpha() and folded.endswith(end) for end in ends)
 
 
-def _evidence(name: str, outcome: Outcome, *, is_last: bool) -> tuple[int, int]:
+def _evidence(name: str, outcome: Outcome, *, is_at_edge: bool) -> tuple[int, int]:
     """How much speaks for a column as the label, and then its place among the surest names, the first highest."""
     words, speaks = words_of(name), SPEAKING_VALUES * outcome.is_sure
     if name.lower() in LABEL_NAMES:
@@ -175,13 +179,19 @@ def _evidence(name: str, outcome: Outcome, *, is_last: bool) -> tuple[int, int]:
     if words & NO_LABEL_WORDS or not (weak or words & LABEL_WORDS):
         return 0, 0
     by_name = LIKELY_NAME if words & LABEL_WORDS or weak == words else WEAK_NAME
-    return by_name + speaks + LAST_COLUMN * is_last, 0
+    return by_name + speaks + EDGE_COLUMN * is_at_edge, 0
 
 
 def _may_be_label(facts: Mapping[str, ColumnFacts], name: str) -> bool:
     """False for yes and no in the middle of a table, where features have them."""
-    names, column = [*facts], facts[name]
-    return column.kind != "text" or column.values[0].strip("-01") == "" or name in (names[0], names[-1])
+    column = facts[name]
+    return column.kind != "text" or column.values[0].strip("-01") == "" or name in _edges(facts)
+
+
+def _edges(facts: Mapping[str, ColumnFacts]) -> tuple[str, str]:
+    """The first column and the last, where labels are."""
+    names = [*facts]
+    return names[0], names[-1]
 
 
 def _guess_of(name: str, outcome: Outcome, reason: str) -> LabelGuess:

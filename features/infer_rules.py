@@ -9,7 +9,7 @@ from features.column_facts import ColumnFacts
 from features.column_names import LABEL_NAMES, is_code, is_measure, words_of
 from features.number_texts import weighted_separator
 from features.registry import RESERVED_NAMES, is_plain_name
-from features.spec import TEXT_TYPES
+from features.spec import MAX_FLOAT32, TEXT_TYPES
 
 PROPENSITY_WORDS = frozenset({"propensity", "pscore"})
 
@@ -81,8 +81,8 @@ def _nothing_to_learn(facts: ColumnFacts) -> Guess | None:
         return _left_out("column without a value: all are missing", facts)
     if facts.kind == "other":
         return _left_out(f"unsupported type {str(facts.column.dtype)[:40]}: make it text, numbers or lists", facts)
-    if facts.kind == "number" and facts.values.is_infinite().any():
-        return _left_out("column with infinite values: make them missing, or clip them", facts)
+    if facts.kind == "number" and max(abs(facts.low), abs(facts.high)) > MAX_FLOAT32:
+        return _left_out("column with infinite values, or beyond float32: make them missing, or clip them", facts)
     if facts.num_values == 1 and not facts.missing:
         return _left_out(f"constant: {str(facts.values[0])[:30]!r} in every row", facts)
     return None

@@ -200,7 +200,10 @@ def label_line(tmp_path: Path, columns: dict[str, list], **options) -> str:
             {"avg_rating": [1, 2, 5] * 6, "b": ["x", "y", "z"] * 6},
             "# NOT FOUND: name the outcome here; no column holds",
         ),
-        ({"Churn": [0, 1] * 9, "Survived": [1, 0] * 9, "c": range(18)}, "here; it may be 'Churn', 'Survived'"),
+        (
+            {"c": range(18), "Churn": [0, 1] * 9, "Survived": [1, 0] * 9, "d": range(18)},
+            "here; it may be 'Churn', 'Survived'",
+        ),
         (
             {"a": ["x", "y"] * 9, "label": [1, 5, 7] * 6},
             "# NOT FOUND: label holds 3 values (1, 5, 7); write `{column: label, ",
