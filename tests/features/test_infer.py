@@ -220,3 +220,45 @@ def test_any_file_gives_a_draft_that_loads_or_one_clear_line(tmp_path: Path, col
     names = [feature.name for feature in FeatureRegistry.from_yaml(tmp_path / "draft.yaml").features]
     assert names == [name for name in frame.columns if name in names]
     assert len(draft.splitlines()) in (len(columns) + 4, len(columns) + 3)
+
+
+FORMS = ["a", "Yes", "no", "True", "false", "", "NA", "nan", "inf", "-", "$5", "7,50 €", "1,234", "1.234", "12,5", "5%"]
+FORMS += ["+7", "007", "128", "128.0", "0.5", "1e5", "12345678901234567.0", "18446744073709551616", "a:0.5|b:2", "1|2"]
+FORMS += [
+    "a;b",
+    "x, y",
+    "2017-11-07",
+    "2017-11-07 9:30",
+    "[1]",
+    "1 234",
+    "1'234",
+    "0",
+    "1",
+    "-1",
+    "1.0",
+    " b ",
+    "ü",
+    "'q",
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "ndjson"])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.sampled_from(FORMS), min_size=1, max_size=4), min_size=1, max_size=4), st.randoms())
+def test_prepare_reads_whatever_text_a_draft_was_made_from(tmp_path: Path, kind: str, pools: list, random):
+    names = ["price", "status", "user_id", "event_time"]
+    columns = {name: [random.choice(pool) for _ in range(60)] for name, pool in zip(names, pools, strict=False)}
+    frame = pl.DataFrame({"click": [random.randrange(2) for _ in range(56)] + [0, 1] * 2, **columns})
+    try:
+        draft_of(tmp_path, frame, kind)
+        prepare(
+            FeatureRegistry.from_yaml(tmp_path / "draft.yaml"),
+            {"train": [tmp_path / f"a.{kind}"]},
+            tmp_path / "out",
+            overwrite=True,
+        )
+    except InputError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    assert not refused or "expected a column to learn from" in refused or "expected both labels" in refused
