@@ -202,12 +202,12 @@ def _not_found(facts: Mapping[str, ColumnFacts], candidates: list[str]) -> str:
     by_name = {name.lower(): name for name in facts}
     named = [by_name[name] for name in LABEL_NAMES if name in by_name and by_name[name] not in candidates]
     if candidates:
-        return f"NOT FOUND: name the outcome here; it may be {', '.join(map(repr, candidates[:5]))}"
+        return f"NOT FOUND: draft again with `--label COLUMN`; it may be {', '.join(map(repr, candidates[:5]))}"
     if named:
         return f"NOT FOUND: {named[0]} holds {_values(facts[named[0]])}; {_remedy(named[0])}, or name another column"
     two = [name for name in facts if facts[name].num_values == 2]
     also = f"; of two values are {', '.join(map(repr, two[:5]))}" if two else ""
-    return f"NOT FOUND: name the outcome here; no column holds 0 and 1 alone{also}"
+    return f"NOT FOUND: draft again with `--label COLUMN`; no column holds 0 and 1 alone{also}"
 
 
 def _remedy(name: str) -> str:

@@ -8,10 +8,12 @@ import polars as pl
 from features.column_names import GROUPED_CODE_WORDS, is_code, words_of
 from features.errors import InputError
 from features.parsing import Decimal, parse_numbers
+from features.spec import FIRST_INEXACT_INTEGER
 
 # 007 and +49 are names, and so is a number of 25 digits.
 _NAMES = r"^[-+]?(0\d|\d{20})"
 _GROUPED = r"^[-+]?[1-9]\d{0,2}([.,])\d{3}$"
+_DECIMALS = r"^-|^0,|,0\d|[.$€£¥%]"  # what decimal commas have, and commas between the values of a list have not
 _PAIR = re.compile(r"[^:=\s][^:=]*[:=]\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 PAIR_SEPARATORS = ("|", ";", ",", " ")
 MIN_PAIRED = 0.1
@@ -74,9 +76,8 @@ def _plain_numbers(trimmed: pl.Series) -> pl.Series | None:
 
 def as_integers(numbers: pl.Series) -> pl.Series:
     """Floats [N] without NaN as int64 where each is an integer that its type holds exactly; else as they are."""
-    limit = {pl.Float16(): 2**11, pl.Float32(): 2**24}.get(numbers.dtype, 2**53)
     values = numbers.drop_nulls()
-    is_exact = (values == values.round()) & (values.abs() < limit)
+    is_exact = (values == values.round()) & (values.abs() < FIRST_INEXACT_INTEGER[numbers.dtype])
     return numbers.cast(pl.Int64) if len(values) and is_exact.all() else numbers
 
 
@@ -102,11 +103,14 @@ def _decorated(trimmed: pl.Series, texts: pl.Series) -> Reading | None:
         decimal, evidence = _settled(texts)
     marked = texts.filter(texts.str.contains(r"[^-+\d.]"))
     evidence = evidence or f"written as {str((marked if len(marked) else texts)[0])[:20]!r}"
+    if decimal == "," and not texts.str.contains(_DECIMALS).any():
+        evidence += " (if these are lists: categorical_list)"
     return Reading(readings[decimal].fill_nan(None), NumberStyle(decimal, evidence))
 
 
 def _settled(texts: pl.Series) -> tuple[Decimal, str]:
     """Decimal mark of numbers such as 1,234 that are numbers with either, and why."""
+    texts = texts.str.replace_all(r"[$€£¥%\s]", "")
     grouped = texts.filter(texts.str.contains(_GROUPED))
     example = grouped[0] if len(grouped) else texts[0]
     mark: Decimal = "," if "," in example else "."

@@ -185,24 +185,33 @@ def label_line(tmp_path: Path, columns: dict[str, list], **options) -> str:
             "label: b # the only column of No and Yes; 33.33% ones",
         ),
         ({"a": ["x", "y", "z"] * 6, "label": ["1", "0", "0"] * 6}, "label: label # by its name; 33.33% ones"),
-        ({"a": [0, 1] * 9, "b": [1, 0] * 9}, "label: label # NOT FOUND: name the outcome here; it may be 'a', 'b'"),
-        ({"a": [0, 2] * 9}, "# NOT FOUND: name the outcome here; no column holds 0 and 1 alone; of two values are 'a'"),
+        (
+            {"a": [0, 1] * 9, "b": [1, 0] * 9},
+            "label: label # NOT FOUND: draft again with `--label COLUMN`; it may be 'a', 'b'",
+        ),
+        (
+            {"a": [0, 2] * 9},
+            "# NOT FOUND: draft again with `--label COLUMN`; no column holds 0 and 1 alone; of two values are 'a'",
+        ),
         (
             {"a": ["x", "y", "z"] * 6, "gender": ["M", "F"] * 9},
-            "# NOT FOUND: name the outcome here; no column holds 0 and",
+            "# NOT FOUND: draft again with `--label COLUMN`; no column holds 0 and",
         ),
         (
             {"a": ["x", "y", "z"] * 6, "vip": ["yes", "no"] * 9, "b": ["u", "v"] * 9},
-            "# NOT FOUND: name the outcome here; it may",
+            "# NOT FOUND: draft again with `--label COLUMN`; it may",
         ),
-        ({"rating": [1, 2, 5] * 6, "vip": [0, 1] * 9}, "# NOT FOUND: name the outcome here; it may be 'vip', 'rating'"),
+        (
+            {"rating": [1, 2, 5] * 6, "vip": [0, 1] * 9},
+            "# NOT FOUND: draft again with `--label COLUMN`; it may be 'vip', 'rating'",
+        ),
         (
             {"avg_rating": [1, 2, 5] * 6, "b": ["x", "y", "z"] * 6},
-            "# NOT FOUND: name the outcome here; no column holds",
+            "# NOT FOUND: draft again with `--label COLUMN`; no column holds",
         ),
         (
             {"c": range(18), "Churn": [0, 1] * 9, "Survived": [1, 0] * 9, "d": range(18)},
-            "here; it may be 'Churn', 'Survived'",
+            "`--label COLUMN`; it may be 'Churn', 'Survived'",
         ),
         (
             {"a": ["x", "y"] * 9, "label": [1, 5, 7] * 6},

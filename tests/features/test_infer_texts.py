@@ -110,6 +110,7 @@ def test_what_comes_back_is_no_moment(name: str):
 
 NUMBERS = {  # texts, their values, the decimal mark, what the reason says
     "comma": (["1,5", "20,25", "0,5"], [1.5, 20.25, 0.5], ",", "written as '1,5'"),
+    "comma, or two values": (["1,5", "20,25", "3"], [1.5, 20.25, 3], ",", "(if these are lists: categorical_list)"),
     "comma and points": (["1.234,5", "7", "1.234.567"], [1234.5, 7, 1234567], ",", "written as '1.234,5'"),
     "dollars": (["$1,234.50", "$7", "-$3.25"], [1234.5, 7, -3.25], ".", "written as '$1,234.50'"),
     "euros": (["1.234,50 €", "7,00 €"], [1234.5, 7], ",", "written as '1.234,50 €'"),
@@ -118,6 +119,7 @@ NUMBERS = {  # texts, their values, the decimal mark, what the reason says
     "only thousands": (["1,234", "5,678"], [1234, 5678], ".", "'1,234' has thousands"),
     "millions": (["1,234,567", "5,678"], [1234567, 5678], ".", "written as '1,234,567'"),
     "points of thousands": (["950", "1.250", "12.500"], [950, 1250, 12500], ",", "'1.250' has thousands"),
+    "euros in thousands": (["€950", "€1.250", "€12.500"], [950, 1250, 12500], ",", "'1.250' has thousands"),
     "comma beside a large number": (["1234", "5,678"], [1234, 5.678], ",", "'5,678' has a decimal mark, as '1234'"),
     "comma after zero": (["0,123", "1,234"], [0.123, 1.234], ",", "written as '0,123'"),
     "blanks": (["1 234", "12 345 678"], [1234, 12345678], ".", "written as '1 234'"),
