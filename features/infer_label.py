@@ -20,10 +20,20 @@ from features.registry import is_plain_name
 
 # Pairs that a plain `label:` reads, in any case; the second is 1.
 PLAIN_PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"))
-POSITIVE_WORDS = LABEL_WORDS - {"label", "target", "outcome", "income", "salary", "response", "default"}
-POSITIVE_WORDS |= {"yes", "true", "positive", "pos", "success", "successful", "won", "win", "malignant", "left"}
-POSITIVE_WORDS |= {"default", "buy", "like", "dead", "conversion", "high", "completed", "hired", "pass"}
+POSITIVE_WORDS = LABEL_WORDS - {
+    "label",
+    "target",
+    "outcome",
+    "income",
+    "salary",
+    "response",
+    "satisfaction",
+    "tomorrow",
+}
+POSITIVE_WORDS |= {"yes", "true", "positive", "pos", "success", "successful", "won", "win", "malignant", "high", "pass"}
+POSITIVE_WORDS |= {"buy", "like", "dead", "completed", "hired", "satisfied"}
 NEGATIVE_WORDS = frozenset({"no", "not", "non", "never", "none", "false", "negative", "neg", "without", "ham", "nein"})
+NEGATIVE_PREFIXES = ("un", "in", "im", "dis", "non", "not")
 
 SURE_NAME, LIKELY_NAME, WEAK_NAME = 8, 4, 2
 SPEAKING_VALUES, EDGE_COLUMN = 2, 1
@@ -166,8 +176,10 @@ def _is_positive(value: str, values: list[str]) -> bool:
 def _is_denial(value: str, values: list[str]) -> bool:
     """True for not_canceled, and for unpaid beside paid."""
     folded = value.strip().lower()
-    ends = (other.strip().lower() for other in values if other != value)
-    return bool(NEGATIVE_WORDS & words_of(value)) or any(end.isalpha() and folded.endswith(end) for end in ends)
+    rests = [folded.removesuffix(other.strip().lower()) for other in values if other != value and other.strip()]
+    return bool(NEGATIVE_WORDS & words_of(value)) or any(
+        rest.endswith(NEGATIVE_PREFIXES) for rest in rests if rest != folded
+    )
 
 
 def _evidence(name: str, outcome: Outcome, *, is_at_edge: bool) -> tuple[int, int]:
@@ -217,8 +229,8 @@ def _remedy(name: str) -> str:
 
 
 def _pair(facts: ColumnFacts) -> str:
-    zero, one = sorted(facts.values.cast(pl.String).unique().to_list(), key=lambda text: text.strip().lower() in _ONES)
-    return f"{zero} and {one}" if facts.kind != "boolean" else "true and false"
+    texts = facts.values.cast(pl.String).str.strip_chars().str.to_lowercase().unique()
+    return " and ".join(sorted(texts, key=lambda text: text in _ONES))
 
 
 def _values(facts: ColumnFacts) -> str:

@@ -20,8 +20,8 @@ _DATES = (
     r"(?P<year>\d{4})\.(?P<one>\d{2})\.(?P<two>\d{2})\.?",
     r"(?P<one>\d{1,2})(?P<sep>[-/.])(?P<two>\d{1,2})(?P=sep)(?P<year>\d{4})",
     r"(?P<one>\d{1,2})/(?P<two>\d{1,2})/(?P<year>\d{2})",
-    rf"(?P<one>\d{{1,2}})(?:st|nd|rd|th)?(?P<sep>[-/ ]){_MONTH},?(?P=sep)(?P<year>\d{{4}}|\d{{2}})",
-    rf"{_MONTH}\s+(?P<one>\d{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<year>\d{{4}})",
+    rf"(?P<one>\d{{1,2}})(?:st|[nr]d|th)?(?P<sep>[-/ ]){_MONTH},?(?P=sep)(?P<year>\d{{4}}|\d{{2}})",
+    rf"{_MONTH}\s+(?P<one>\d{{1,2}})(?:st|[nr]d|th)?,?\s+(?P<year>\d{{4}})",
     r"(?P<year>\d{4})-?w(?P<week>\d{2})(?:-?[1-7])?",
 )
 _FORMS = [

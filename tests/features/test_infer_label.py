@@ -177,12 +177,12 @@ def label_line(tmp_path: Path, columns: dict[str, list], **options) -> str:
         ({"a": ["x", "y"] * 9, "Clicked": [0, 1] * 9}, "label: Clicked # by its name; 50.00% ones"),
         (
             {"a": ["x", "y", "z"] * 6, "seen": [True, False, False] * 6},
-            "label: seen # the only column of true and false; 33.3",
+            "label: seen # the only column of false and true; 33.3",
         ),
         ({"a": ["x", "y", "z"] * 6, "b": [1, 0, 0] * 6}, "label: b # the only column of 0 and 1; 33.33% ones"),
         (
             {"a": ["x", "y", "z"] * 6, "b": ["Yes", "No", "No"] * 6},
-            "label: b # the only column of No and Yes; 33.33% ones",
+            "label: b # the only column of no and yes; 33.33% ones",
         ),
         ({"a": ["x", "y", "z"] * 6, "label": ["1", "0", "0"] * 6}, "label: label # by its name; 33.33% ones"),
         (
@@ -237,7 +237,9 @@ def test_what_counts_as_evidence(tmp_path: Path, columns: dict[str, list], expec
             "rating",
             "label: {column: rating, at_least: 4} # as asked for; 4 or more is 1, the rest 0 (choose the threshold); ",
         ),
+        ("spelled", "label: spelled # as asked for; 66.67% ones"),
         ("kind", "label: {column: kind, positive: [b]} # as asked for; 'b' is 1, A GUESS: the rarer"),
+        ("sex", "label: {column: sex, positive: [Female]} # as asked for; 'Female' is 1, A GUESS: the rarer"),
         ("stay", "label: {column: stay, positive: [Canceled]} # as asked for; 'Canceled' is 1, by its meaning"),
         (
             "price",
@@ -255,6 +257,17 @@ def test_the_label_may_be_given(tmp_path: Path, name: str, expected: str):
         "kind": ["a", "a", "b"] * 6,
     }
     columns |= {"stay": ["Canceled", "No-Show", "Check-Out"] * 6, "price": range(18), "tags": [["u"]] * 18}
+    columns |= {"sex": ["Male", "Male", "Female"] * 6, "spelled": ["YES", "Yes", "no"] * 6}
     assert expected in label_line(tmp_path, columns, label=name)
     with pytest.raises(InputError, match=r"a\.parquet: expected a column 'nope'; found columns a, click, buy, rating"):
         infer_registry(tmp_path / "a.parquet", label="nope")
+
+
+def test_spellings_and_frames():
+    frame = pl.DataFrame({"a": ["x", "y", "z"] * 6, "b": ["YES", "Yes", "no"] * 6})
+    assert "  # the only column of no and yes; 66.67% ones" in infer_registry(frame)
+    registry = FeatureRegistry.infer(pl.DataFrame(hotel()))
+    assert registry.label == "booking_status"
+    info = registry.to_json()
+    assert FeatureRegistry.from_json(info) == registry
+    assert "Canceled" in info
