@@ -11,10 +11,13 @@ import pytest
 
 from features.column_facts import ColumnFacts
 from features.csv_format import CsvFormat
+from features.encode import encode_frame
 from features.errors import InputError
+from features.fit import fit_registry
 from features.infer import infer_registry
 from features.infer_rules import Guess, guess_feature
 from features.prepare import prepare
+from features.readers import read_chunks
 from features.registry import FeatureRegistry
 from tests.features.drafts import draft_of
 
@@ -336,6 +339,11 @@ def test_what_pandas_writes_as_csv_is_drafted_as_its_parquet(tmp_path: Path):
     assert drafts[0].splitlines()[1:] == drafts[1].splitlines()[1:]
     assert f"item_id: {INTEGER}" in drafts[0]
     assert f"is_new: {BOOLEAN}" in drafts[0]
+    (tmp_path / "draft.yaml").write_text(drafts[1], encoding="utf-8")
+    registry = FeatureRegistry.from_yaml(tmp_path / "draft.yaml")
+    registry = fit_registry(registry, lambda: iter([frame]))
+    encoded = [encode_frame(next(read_chunks(tmp_path / f"a.{kind}")), registry) for kind in ("parquet", "csv")]
+    assert encoded[0].equals(encoded[1])
 
 
 def test_numbers_with_a_word_in_between(tmp_path: Path):
