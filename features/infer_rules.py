@@ -169,6 +169,12 @@ def _text(facts: ColumnFacts) -> Guess | None:
     return Guess("categorical", reason)
 
 
+def _inexact_codes(facts: ColumnFacts) -> Guess | None:
+    if facts.kind != "number" or not is_code(facts.name) or (facts.values != facts.values.round()).any():
+        return None
+    return _left_out("column of identifiers that a float cannot tell apart: store them as integers or text", facts)
+
+
 def _whole_numbers(facts: ColumnFacts) -> Guess | None:
     if not facts.is_integral:
         return None
@@ -209,6 +215,7 @@ RULES: tuple[Callable[[ColumnFacts], Guess | None], ...] = (
     _row_identifier,
     _text_list,
     _text,
+    _inexact_codes,
     _whole_numbers,
     _number,
 )

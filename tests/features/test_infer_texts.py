@@ -207,6 +207,14 @@ def test_an_identifier_is_one_whatever_its_type(name: str, has_missing: bool):
     )
 
 
+@pytest.mark.parametrize("dtype", [pl.Float32, pl.Float64, pl.String])
+def test_identifiers_that_floats_have_damaged_are_left_out(dtype: type[pl.DataType]):
+    ids = pl.Series([2.0**60 + 1e15 * (n % 9) for n in range(60)])
+    guess = guess_of(ids.cast(dtype), "user_id")
+    assert guess.reason.startswith("column of identifiers that a float cannot tell apart")
+    assert guess_of(ids.cast(dtype), "revenue").is_used
+
+
 @pytest.mark.parametrize(
     ("values", "setting"),
     [
