@@ -1,11 +1,13 @@
-"""Drafts of registries from frames written as files."""
+"""Drafts of registries from frames written as files, and of one column."""
 
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from features.column_facts import ColumnFacts
 from features.infer import infer_registry
+from features.infer_rules import Guess, guess_feature
 from features.registry import FeatureRegistry
 
 
@@ -19,3 +21,9 @@ def draft_of(tmp_path: Path, frame: pl.DataFrame, kind: str = "parquet", **optio
     used = [line for line in draft.split("features:\n")[1].splitlines() if not line.startswith("  #")]
     assert len(registry.features) == len(used)
     return draft
+
+
+def guess_of(values: list | pl.Series, name: str = "x", *, is_delimited: bool = True) -> Guess:
+    """What becomes of a column of these values, read from a file without types or of one with them."""
+    column = pl.Series(name, values) if isinstance(values, list) else values.alias(name)
+    return guess_feature(ColumnFacts.of(column, is_delimited=is_delimited))
