@@ -1,9 +1,7 @@
 """What a sample says of one raw column: its kind, its values, and how well it alone tells the label."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,16 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from features.spec import FIRST_INEXACT_INTEGER, TEXT_TYPES
+from features.column_names import TIME_WORDS, words_of
+from features.moments import SURE_DIGITS, digits_of_moment, is_epoch, is_short_hour, is_written_moment
+from features.number_texts import NumberStyle, as_integers, read_texts
+from features.spec import TEXT_TYPES
 
 Kind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
 Labels = npt.NDArray[np.bool_]
 
 MIN_LABELS_A_CLASS = 10
-TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "datetime", "day", "dt", "hour", "epoch", "created", "at"})
-EPOCHS = ((10**8, 2**32), (10**11, 2**42), (10**14, 2**52), (10**17, 2**62))  # s, ms, us, ns since 1970
-DIGIT_DATES = {"%Y%m%d": 8, "%y%m%d%H": 8, "%Y%m%d%H": 10, "%Y%m%d%H%M%S": 14}  # form to digits
-WRITTEN_DATES = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y/%m/%d")
+MIN_MOMENTS = 0.95
+MIN_DISTINCT_DATES = 8
 
 
 @dataclass(frozen=True)
@@ -33,24 +32,26 @@ class ColumnFacts:
     """
 
     column: pl.Series
-    """The sample [N], numbers as numbers."""
+    """The sample [N]: numbers as numbers, flags as booleans, floats that all are integers as integers."""
     kind: Kind
+    style: NumberStyle | None = None
+    """How numbers that are text are written, where that is not plain."""
     almost_numbers: str | None = None
     """The commonest text that keeps a column of numbers from being one."""
+    is_delimited: bool = False
+    """True where the file has no types."""
 
     @staticmethod
     def of(column: pl.Series, *, is_delimited: bool) -> "ColumnFacts":
         """Facts of a raw column as a reader returns it."""
-        almost = None
+        style = almost = None
         if column.dtype.is_float():
-            column = column.fill_nan(None)
-        elif is_delimited and column.dtype == pl.String:
-            column, almost = _parsed(column)
+            column = as_integers(column.fill_nan(None))
         elif isinstance(column.dtype, pl.Decimal):
             column = column.cast(pl.Float64) if column.dtype.scale else column.cast(pl.Int128)
         elif column.dtype in TEXT_TYPES:
-            column = column.cast(pl.String)
-        return ColumnFacts(column, _kind(column), almost)
+            column, style, almost = read_texts(column.cast(pl.String), is_delimited=is_delimited)
+        return ColumnFacts(column, _kind(column), style, almost, is_delimited)
 
     @property
     def name(self) -> str:
@@ -100,9 +101,6 @@ class ColumnFacts:
     @property
     def is_integral(self) -> bool:
         """True for integers, and for floats that all are."""
-        if self.kind == "number":
-            is_exact = self.values.abs() < FIRST_INEXACT_INTEGER[self.values.dtype]
-            return bool(((self.values == self.values.round()) & is_exact).all())
         return self.kind == "integer"
 
     @cached_property
@@ -110,49 +108,30 @@ class ColumnFacts:
         """True for dates and times, however written."""
         if self.kind == "time":
             return True
-        if self.kind == "text":
-            return self._all_match(lambda text: _is_written_date(text) or (self._has_time_name and _is_digits(text)))
-        if self.kind != "integer" or not self._has_time_name:
+        if self.kind not in ("text", "integer", "number") or self.style is not None:
             return False
-        return any(low <= self.low and self.high < high for low, high in EPOCHS) or self._all_match(_is_digits)
+        numbers = self.values.cast(pl.Float64, strict=False)
+        is_named = self._has_time_name and not numbers.null_count()
+        if is_named and is_epoch(self._number(numbers.min()), self._number(numbers.max())):
+            return True
+        forms = [is_written_moment, self._is_digit_moment] + [is_short_hour] * is_named
+        return any(self._mostly(form) for form in forms)
+
+    def _is_digit_moment(self, text: str) -> bool:
+        is_sure = self._has_time_name or self.num_values >= MIN_DISTINCT_DATES
+        return digits_of_moment(text) >= (8 if is_sure else SURE_DIGITS)
 
     @property
     def _has_time_name(self) -> bool:
         return bool(TIME_WORDS & words_of(self.name))
 
-    def _all_match(self, matches: Callable[[str], bool]) -> bool:
+    def _mostly(self, matches: Callable[[str], bool]) -> bool:
         texts = self.values.unique(maintain_order=True).head(200).cast(pl.String)
-        return len(texts) > 0 and all(matches(text) for text in texts)
+        return len(texts) > 0 and sum(map(matches, texts)) >= MIN_MOMENTS * len(texts)
 
     @staticmethod
     def _number(value: object) -> float:
         return float(value) if isinstance(value, int | float) else 0.0
-
-
-def words_of(name: str) -> set[str]:
-    """Words of a column name in snake or camel case, lower case.
-
-    >>> sorted(words_of("user_createdAt2"))
-    ['at', 'created', 'user']
-    """
-    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
-
-
-def _parsed(column: pl.Series) -> tuple[pl.Series, str | None]:
-    """Numbers where all texts are; else the texts, and what stands in the way where nearly all are."""
-    trimmed = column.str.strip_chars()
-    trimmed = trimmed.set(trimmed == "", None)
-    texts = trimmed.drop_nulls()
-    # 007 is a name, and so is a number of 25 digits.
-    if not len(texts) or texts.str.contains(r"^[-+]?(0\d|\d{20})").any():
-        return column, None
-    for dtype in (pl.Int64, pl.UInt64, pl.Float64):
-        numbers = trimmed.cast(dtype, strict=False)
-        if numbers.null_count() == trimmed.null_count():
-            return numbers.fill_nan(None) if dtype == pl.Float64 else numbers, None
-    others = texts.filter(texts.cast(pl.Float64, strict=False).is_null())
-    is_close = len(others) < 0.5 * len(texts) and others.n_unique() <= 3
-    return column, str(others.mode().min()) if is_close else None
 
 
 def _kind(column: pl.Series) -> Kind:
@@ -172,28 +151,6 @@ def _kind(column: pl.Series) -> Kind:
     if dtype in (pl.Date, pl.Datetime):
         return "time"
     return "text" if dtype == pl.String else "other"
-
-
-def _is_written_date(text: str) -> bool:
-    if text.isdigit() or len(text) < 8:
-        return False
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return any(_parses(text.split()[0] if text.split() else "", form) for form in WRITTEN_DATES)
-    return True
-
-
-def _is_digits(text: str) -> bool:
-    return text.isdigit() and any(len(text) == length and _parses(text, form) for form, length in DIGIT_DATES.items())
-
-
-def _parses(text: str, form: str) -> bool:
-    try:
-        datetime.strptime(text, form)
-    except ValueError:
-        return False
-    return True
 
 
 def label_auc(column: pl.Series, labels: Labels) -> float:

@@ -1,26 +1,16 @@
 """Rules of thumb from the facts of a raw column to a registry line; the first rule that answers decides."""
 
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import polars as pl
 
-from features.column_facts import ColumnFacts, words_of
+from features.column_facts import ColumnFacts
+from features.column_names import LABEL_NAMES, is_code, is_measure, words_of
+from features.number_texts import weighted_separator
 from features.registry import RESERVED_NAMES, is_plain_name
+from features.spec import MAX_FLOAT32, TEXT_TYPES
 
-LABEL_NAMES = ("label", "click", "clicked", "is_click", "is_clicked", "target", "y", "conversion", "is_conversion")
-LABEL_NAMES += ("converted", "purchased", "is_purchase", "liked", "is_like", "install")
-CODE_WORD = re.compile(
-    r"(id|ids|uid|user|item|movie|product|sku|goods|ad|ads|adgroup|campaign|creative|advertiser|publisher|site|app|"
-    r"device|session|ip|zip|zipcode|postal|code|city|country|region|province|state|category|cat|cate|brand|type|kind|"
-    r"class|hash|key|gender|occupation|language|browser|os|model|position|pos|slot|weekday|hour|month|cluster|segment)"
-    r"(id|ids)?"
-)
-MEASURE_WORD = re.compile(
-    r"count|cnt|num|number|price|amount|cost|bid|score|rate|ratio|ctr|age|days|hours|minutes|seconds|duration|length|"
-    r"size|total|sum|avg|mean|std|qty|quantity|affinity|width|height|distance|income|clicks|impressions|views"
-)
 PROPENSITY_WORDS = frozenset({"propensity", "pscore"})
 
 # Text that may stand between values, and how many values there may be a distinct combination: fewer where the text
@@ -58,8 +48,13 @@ def guess_feature(facts: ColumnFacts) -> Guess:
 
 
 def _left_out(reason: str, facts: ColumnFacts) -> Guess:
-    is_fraction = facts.kind == "number" and not facts.is_integral
-    return Guess("numeric" if is_fraction else "categorical", reason, is_used=False)
+    return Guess("numeric" if facts.kind == "number" else _categorical(facts), reason, is_used=False)
+
+
+def _categorical(facts: ColumnFacts) -> str:
+    """The setting under which a value is the same category on every path: csv writes 128 as 128.0, and true as True."""
+    value_type = {"integer": "integer", "boolean": "boolean"}.get(facts.kind)
+    return "categorical" if value_type is None else f"{{type: categorical, value_type: {value_type}}}"
 
 
 def _numeric(transform: str, reason: str) -> Guess:
@@ -86,21 +81,46 @@ def _nothing_to_learn(facts: ColumnFacts) -> Guess | None:
         return _left_out("column without a value: all are missing", facts)
     if facts.kind == "other":
         return _left_out(f"unsupported type {str(facts.column.dtype)[:40]}: make it text, numbers or lists", facts)
-    if facts.kind == "number" and facts.values.is_infinite().any():
-        return _left_out("column with infinite values: make them missing, or clip them", facts)
+    if facts.kind == "number" and max(abs(facts.low), abs(facts.high)) > MAX_FLOAT32:
+        return _left_out("column with infinite values, or beyond float32: make them missing, or clip them", facts)
     if facts.num_values == 1 and not facts.missing:
         return _left_out(f"constant: {str(facts.values[0])[:30]!r} in every row", facts)
     return None
 
 
 def _native_list(facts: ColumnFacts) -> Guess | None:
-    return Guess("categorical_list", f"lists ({facts.column.dtype})") if facts.kind == "list" else None
+    if facts.kind != "list":
+        return None
+    values = facts.values.explode().drop_nulls()
+    if not len(values):
+        return _left_out("constant: an empty list in every row", facts)
+    of_values = None if values.dtype in TEXT_TYPES else ColumnFacts.of(values, is_delimited=False)
+    if of_values is not None and of_values.kind == "number":
+        return _left_out("list of fractions: an embedding, say; make each number a column of its own", facts)
+    value_type = "" if of_values is None else of_values.kind
+    setting = f"{{type: categorical_list, value_type: {value_type}}}" if value_type else "categorical_list"
+    return Guess(setting, f"lists ({facts.column.dtype})")
 
 
 def _moment(facts: ColumnFacts) -> Guess | None:
     if facts.is_moment:
         return _left_out("moment in time, which never comes back: derive its hour, weekday or age before", facts)
     return None
+
+
+def _weighted_list(facts: ColumnFacts) -> Guess | None:
+    if facts.kind != "text" or (separator := weighted_separator(facts.values)) is None:
+        return None
+    remedy = f"keep the values alone, joined by {separator!r}, or make each weight a numeric column"
+    return _left_out(f"list of values with weights, which no feature type reads: {remedy}", facts)
+
+
+def _written_number(facts: ColumnFacts) -> Guess | None:
+    if facts.style is None:
+        return None
+    guess, (decimal, evidence) = _number(facts), facts.style
+    setting = guess.setting if decimal == "." else f'{guess.setting[:-1]}, decimal: ","}}'
+    return Guess(setting, f"{guess.reason}; {evidence}")
 
 
 def _row_identifier(facts: ColumnFacts) -> Guess | None:
@@ -112,7 +132,7 @@ def _row_identifier(facts: ColumnFacts) -> Guess | None:
         return _left_out(
             f"free text: derive words or topics; {counts}" if is_prose else f"row identifier: {counts}", facts
         )
-    if facts.is_integral and (_is_code(facts.name) or _is_gapless(facts) or facts.high > 2**31):
+    if facts.is_integral and (is_code(facts.name) or _is_gapless(facts) or facts.high > 2**31):
         return _left_out(f"row identifier: {counts}", facts)
     return None
 
@@ -128,22 +148,31 @@ def _text_list(facts: ColumnFacts) -> Guess | None:
         pieces = texts.str.split(separator).explode()
         if pieces.n_unique() <= most * len(texts) and _mean(pieces.str.len_chars()) <= MAX_PIECE_LENGTH:
             counts = f"{pieces.n_unique():,} values in {len(texts):,} combinations"
-            setting = f'{{type: categorical_list, separator: "{separator}"}}'
+            is_padded = _mean(pieces.str.contains(r"^-?\d+\.0*$")) > 0 and pieces.str.contains(r"^-?\d+(\.0*)?$").all()
+            value_type = ", value_type: integer" if is_padded else ""
+            setting = f'{{type: categorical_list, separator: "{separator}"{value_type}}}'
             return Guess(setting, f"{share:.0%} of the rows hold {separator!r}; {counts}")
     return None
 
 
 def _text(facts: ColumnFacts) -> Guess | None:
     if facts.kind == "boolean":
-        return Guess("categorical", "true or false")
+        return Guess(_categorical(facts), "true or false")
     if facts.kind != "text":
         return None
     if facts.values.str.contains(r"^\s*[\[{].*[\]}]\s*$").all():
         return _left_out("list or object written as text: store a list, or join its values by a separator", facts)
     reason = f"text, {facts.num_values:,} values"
     if facts.almost_numbers is not None:
-        reason += f"; numbers but for {facts.almost_numbers!r}: leave those empty to make it numeric"
+        remedy = "draft again with `--null-value`" if facts.is_delimited else "make those null"
+        reason += f"; numbers but for {facts.almost_numbers!r}: {remedy} to make it numeric"
     return Guess("categorical", reason)
+
+
+def _inexact_codes(facts: ColumnFacts) -> Guess | None:
+    if facts.kind != "number" or not is_code(facts.name) or (facts.values != facts.values.round()).any():
+        return None
+    return _left_out("column of identifiers that a float cannot tell apart: store them as integers or text", facts)
 
 
 def _whole_numbers(facts: ColumnFacts) -> Guess | None:
@@ -151,18 +180,20 @@ def _whole_numbers(facts: ColumnFacts) -> Guess | None:
         return None
     count = facts.num_values
     if count < MIN_COUNT_VALUES:
-        return Guess("categorical", f"whole numbers, {count} values")
-    if _is_code(facts.name):
-        return Guess("categorical", f"codes, by its name; {count:,} values")
+        return Guess(_categorical(facts), f"whole numbers, {count} values")
+    if is_code(facts.name):
+        return Guess(_categorical(facts), f"codes, by its name; {count:,} values")
     if -10 < facts.low <= 1 and facts.mode <= 1 and facts.skew >= 1:
         return _numeric("log1p", f"counts: mostly small, up to {facts.high:,.0f} (if these are codes: categorical)")
-    is_measure = _is_measure(facts.name)
-    if count <= FEW_VALUES and not (count > 20 and is_measure):
-        return Guess("categorical", f"whole numbers, {count} values")
+    is_amount = is_measure(facts.name)
+    if count <= FEW_VALUES and not (count > 20 and is_amount):
+        return Guess(_categorical(facts), f"whole numbers, {count} values")
     if facts.high > 2**31 or (count > 1000 and _is_gapless(facts)):
-        return Guess("categorical", f"codes, by their range; {count:,} values")
-    if not is_measure and facts.uniqueness < 1 / MIN_ROWS_A_CODE:
-        return Guess("categorical", f"whole numbers, {count:,} values that recur (if they measure something: numeric)")
+        return Guess(_categorical(facts), f"codes, by their range; {count:,} values")
+    if not is_amount and facts.uniqueness < 1 / MIN_ROWS_A_CODE:
+        return Guess(
+            _categorical(facts), f"whole numbers, {count:,} values that recur (if they measure something: numeric)"
+        )
     guess = _number(facts)
     return guess._replace(reason=f"{guess.reason} (if these are codes: categorical)")
 
@@ -179,20 +210,15 @@ RULES: tuple[Callable[[ColumnFacts], Guess | None], ...] = (
     _nothing_to_learn,
     _native_list,
     _moment,
+    _weighted_list,
+    _written_number,
     _row_identifier,
     _text_list,
     _text,
+    _inexact_codes,
     _whole_numbers,
     _number,
 )
-
-
-def _is_code(name: str) -> bool:
-    return not _is_measure(name) and any(CODE_WORD.fullmatch(word) for word in words_of(name))
-
-
-def _is_measure(name: str) -> bool:
-    return any(MEASURE_WORD.fullmatch(word) for word in words_of(name))
 
 
 def _is_gapless(facts: ColumnFacts) -> bool:

@@ -86,7 +86,7 @@ def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
     """
     if value_type == "integer" and column.str.contains(_PLAIN_INTEGER).all():
         return column
-    texts = column.to_frame().select(text_of_value(pl.col(column.name), value_type)).to_series()
+    texts = column.to_frame().select(text_of_value(pl.col(column.name), value_type).alias(column.name)).to_series()
     wrong = texts.is_null() & ~_is_blank(column)
     if wrong.any():
         row = wrong.arg_max()

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.column_facts import ColumnFacts, label_auc
+from features.column_facts import label_auc
 from features.errors import InputError
 from features.infer import infer_registry
-from features.infer_rules import guess_feature
 from features.prepare import prepare
 from features.registry import FeatureRegistry
+from tests.features.drafts import draft_of
 
 NUM_ROWS = 600
+INTEGER = "{type: categorical, value_type: integer}"
+BOOLEAN = "{type: categorical, value_type: boolean}"
 RANDOM = np.random.default_rng(7)
 CLICK = RANDOM.random(NUM_ROWS) < 0.3
 GENRES = ["Drama", "Comedy", "Horror", "Action", "Noir", "Western"]
@@ -34,13 +36,17 @@ def missing(values: list, share: float) -> list:
 # Column to (values, what its line must begin with, what its reason must hold).
 COLUMNS: dict[str, tuple[list, str, str]] = {
     "click": (CLICK.astype(int).tolist(), "label: click", "by its name"),
-    "user_id": (choice(list(range(90))), "  user_id: categorical", "codes, by its name"),
-    "row": (list(range(5000, 5000 + NUM_ROWS)), "  # row: categorical", "row identifier: 600 values in 600 rows"),
+    "user_id": (choice(list(range(90))), f"  user_id: {INTEGER}", "codes, by its name"),
+    "row": (list(range(5000, 5000 + NUM_ROWS)), f"  # row: {INTEGER}", "row identifier: 600 values in 600 rows"),
     "hash": ([f"{n * 7919:08x}" for n in range(NUM_ROWS)], "  # hash: categorical", "row identifier"),
     "title": ([f"The {n}th film of all" for n in range(NUM_ROWS)], "  # title: categorical", "free text: derive words"),
     "app": (["shop"] * NUM_ROWS, "  # app: categorical", "constant: 'shop' in every row"),
     "nothing": ([None] * NUM_ROWS, "  # nothing: categorical", "column without a value"),
-    "rating": ((CLICK * 2 + 1 + RANDOM.integers(0, 2, NUM_ROWS)).tolist(), "  # rating: cat", "target in disguise"),
+    "rating": (
+        (CLICK * 2 + 1 + RANDOM.integers(0, 2, NUM_ROWS)).tolist(),
+        f"  # rating: {INTEGER}",
+        "target in disguise",
+    ),
     "dwell": ((CLICK * 9 + RANDOM.random(NUM_ROWS)).tolist(), "  # dwell: {type: numeric", "target in disguise: alone"),
     "answer": (np.where(CLICK, "yes", "no").tolist(), "  # answer: categorical", "target in disguise"),
     "seen_at": (
@@ -55,16 +61,16 @@ COLUMNS: dict[str, tuple[list, str, str]] = {
     "conversion": ((CLICK & (RANDOM.random(NUM_ROWS) < 0.2)).astype(int).tolist(), "  # conversion:", "outcome too"),
     "propensity_score": (RANDOM.random(NUM_ROWS).tolist(), "  # propensity_score: numeric", "tells of the policy"),
     "weight": (RANDOM.random(NUM_ROWS).tolist(), "  # weight: numeric", "reserved name"),
-    "shown": (choice([True, False]), "  shown: categorical", "t"),
+    "shown": (choice([True, False]), f"  shown: {BOOLEAN}", "true or false"),
     "gender": (choice(["F", "M"]), "  gender: categorical", "text, 2 values"),
-    "age_group": (choice([1, 18, 25, 35, 45, 50, 56]), "  age_group: categorical", "whole numbers, 7 values"),
+    "age_group": (choice([1, 18, 25, 35, 45, 50, 56]), f"  age_group: {INTEGER}", "whole numbers, 7 values"),
     "days": (choice(list(range(30, 90))), "  days: {type: numeric, transform: standardize}", "if these are codes: cat"),
     "visits": (
         np.minimum(RANDOM.pareto(1.0, NUM_ROWS), 500).astype(int).tolist(),
         "  visits: {type: numeric, transform: log1p}",
         "counts: mostly small",
     ),
-    "pandas": (missing([float(n) for n in choice([1, 2, 3, 4])], 0.2), "  pandas: categorical", "% missing"),
+    "pandas": (missing([float(n) for n in choice([1, 2, 3, 4])], 0.2), f"  pandas: {INTEGER}", "% missing"),
     "price": (RANDOM.lognormal(1, 1.5, NUM_ROWS).tolist(), "  price: {type: numeric, transform: log1p}", "heavy tail"),
     "score": (
         RANDOM.normal(0, 1, NUM_ROWS).tolist(),
@@ -99,17 +105,6 @@ def frame_of(columns: dict[str, tuple[list, str, str]]) -> pl.DataFrame:
     return pl.DataFrame({name: values for name, (values, _, _) in columns.items()})
 
 
-def draft_of(tmp_path: Path, frame: pl.DataFrame, kind: str = "parquet", **options) -> str:
-    path = tmp_path / f"a.{kind}"
-    getattr(frame, f"write_{kind}")(path)
-    draft = infer_registry(path, **options)
-    (tmp_path / "draft.yaml").write_text(draft, encoding="utf-8")
-    registry = FeatureRegistry.from_yaml(tmp_path / "draft.yaml")
-    used = [line for line in draft.split("features:\n")[1].splitlines() if not line.startswith("  #")]
-    assert len(registry.features) == len(used)
-    return draft
-
-
 @pytest.mark.parametrize("kind", ["parquet", "csv", "ndjson"])
 def test_each_column_is_guessed_as_an_engineer_would(tmp_path: Path, kind: str):
     columns = COLUMNS | (NATIVE if kind == "parquet" else {})
@@ -134,48 +129,6 @@ def test_a_draft_prepares_its_own_file(tmp_path: Path, kind: str):
     assert sum(split.rows for split in info.splits.values()) == NUM_ROWS
 
 
-def label_line(tmp_path: Path, columns: dict[str, list], **options) -> str:
-    return draft_of(tmp_path, pl.DataFrame(columns), **options).splitlines()[1]
-
-
-@pytest.mark.parametrize(
-    ("columns", "expected"),
-    [
-        ({"a": ["x", "y"] * 9, "Clicked": [0, 1] * 9}, "label: Clicked  # by its name; 50.00% ones"),
-        (
-            {"a": ["x", "y", "z"] * 6, "bought": [True, False, False] * 6},
-            "label: bought   # the only column of 0 and 1; 33.33",
-        ),
-        ({"a": ["x", "y", "z"] * 6, "label": ["1", "0", "0"] * 6}, "label: label     # by its name; 33.33% ones"),
-        (
-            {"a": [0, 1] * 9, "b": [1, 0] * 9},
-            "label: label      # NOT FOUND: name the outcome here; of 0 and 1 are 'a', 'b'",
-        ),
-        ({"a": [0, 2] * 9}, "label: label      # NOT FOUND: name the outcome here; no column holds 0 and 1 alone"),
-        ({"a": ["x", "y"] * 9, "label": [1, 5] * 9}, "# NOT FOUND: label holds 2 values (1, 5); map it to 0 and 1, or"),
-        ({"a": ["x", "y"] * 9, "y": [1.0, None] * 9}, "# NOT FOUND: y holds 1 values (1.0); map it to 0 and 1"),
-        ({"a": ["x", "y", "z"] * 6, "click": [1, None, 0] * 6}, "50.00% ones; 33.3% MISSING: drop those rows"),
-        (
-            {"a": ["x", "y"] * 9, "click": [1, 0] * 9, "label": [0, 7] * 9},
-            "label: click     # by its name; 50.00% ones",
-        ),
-    ],
-)
-def test_the_label(tmp_path: Path, columns: dict[str, list], expected: str):
-    line = label_line(tmp_path, columns)
-    assert " ".join(expected.split()) in " ".join(line.split())
-
-
-def test_the_label_may_be_given(tmp_path: Path):
-    columns = {"a": ["x", "y"] * 9, "click": [0, 1] * 9, "buy": [1, 1, 0] * 6, "rating": [1, 2, 5] * 6}
-    assert "as asked for; 66.67% ones" in label_line(tmp_path, columns, label="buy")
-    line = label_line(tmp_path, columns, label="rating")
-    assert "label: rating" in line
-    assert "BUT it holds 3 values (1, 2, 5): map it to 0 and 1" in line
-    with pytest.raises(InputError, match=r"a\.parquet: expected a column 'nope'; found columns a, click, buy, rating"):
-        infer_registry(tmp_path / "a.parquet", label="nope")
-
-
 def test_a_suspicious_column_stays_with_a_warning(tmp_path: Path):
     random = np.random.default_rng(0)
     label = random.random(4000) < 0.5
@@ -183,7 +136,7 @@ def test_a_suspicious_column_stays_with_a_warning(tmp_path: Path):
     draft = draft_of(
         tmp_path, pl.DataFrame({"label": label.astype(int), "hint": hint.astype(int), "x": choice([1, 2], 4000)})
     )
-    (line,) = [line for line in draft.splitlines() if line.startswith("  hint: categorical")]
+    (line,) = [line for line in draft.splitlines() if line.startswith(f"  hint: {INTEGER}")]
     assert "SUSPICIOUS: alone it reaches AUC 0.9" in line
 
 
@@ -208,27 +161,14 @@ def test_the_sample_is_the_head_of_the_file(tmp_path: Path):
         infer_registry(tmp_path / "a.parquet", sample_rows=0)
 
 
-def test_numbers_with_a_word_in_between(tmp_path: Path):
-    frame = pl.DataFrame({"label": [0, 1] * 45, "price": ["1.5", "2", "NA"] * 30})
-    assert "numbers but for 'NA': leave those empty to make it numeric" in draft_of(tmp_path, frame, "csv")
-
-
-def test_integers_too_long_for_a_float_are_codes():
-    for values in (["18446744073709551616", "1"], ["9" * 25, "2"]):
-        facts = ColumnFacts.of(pl.Series("n", values * 5), is_delimited=True)
-        assert guess_feature(facts).setting == "categorical"
-    facts = ColumnFacts.of(pl.Series("n", [2**63 + n % 150 for n in range(900)], dtype=pl.UInt64), is_delimited=False)
-    assert guess_feature(facts) == ("categorical", "codes, by their range; 150 values", True)
-
-
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
         ({"label": [0, 1] * 40}, "found the label alone"),
-        ({"label": [0, 1] * 40, "c": [3] * 80}, "found 'c', a constant; add columns that are known before"),
+        ({"label": [0, 1] * 40, "c": [3] * 80}, "found 'c': constant; add columns that are known before"),
         (
             {"label": [0, 1] * 40, "id": range(80), "x": [None] * 80},
-            "found 'id', a row identifier, 'x', a column without",
+            "found 'id': row identifier, 'x': column without",
         ),
     ],
 )
@@ -280,3 +220,45 @@ def test_any_file_gives_a_draft_that_loads_or_one_clear_line(tmp_path: Path, col
     names = [feature.name for feature in FeatureRegistry.from_yaml(tmp_path / "draft.yaml").features]
     assert names == [name for name in frame.columns if name in names]
     assert len(draft.splitlines()) in (len(columns) + 4, len(columns) + 3)
+
+
+FORMS = ["a", "Yes", "no", "True", "false", "", "NA", "nan", "inf", "-", "$5", "7,50 €", "1,234", "1.234", "12,5", "5%"]
+FORMS += ["+7", "007", "128", "128.0", "0.5", "1e5", "12345678901234567.0", "18446744073709551616", "a:0.5|b:2", "1|2"]
+FORMS += [
+    "a;b",
+    "x, y",
+    "2017-11-07",
+    "2017-11-07 9:30",
+    "[1]",
+    "1 234",
+    "1'234",
+    "0",
+    "1",
+    "-1",
+    "1.0",
+    " b ",
+    "ü",
+    "'q",
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "ndjson"])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.sampled_from(FORMS), min_size=1, max_size=4), min_size=1, max_size=4), st.randoms())
+def test_prepare_reads_whatever_text_a_draft_was_made_from(tmp_path: Path, kind: str, pools: list, random):
+    names = ["price", "status", "user_id", "event_time"]
+    columns = {name: [random.choice(pool) for _ in range(60)] for name, pool in zip(names, pools, strict=False)}
+    frame = pl.DataFrame({"click": [random.randrange(2) for _ in range(56)] + [0, 1] * 2, **columns})
+    try:
+        draft_of(tmp_path, frame, kind)
+        prepare(
+            FeatureRegistry.from_yaml(tmp_path / "draft.yaml"),
+            {"train": [tmp_path / f"a.{kind}"]},
+            tmp_path / "out",
+            overwrite=True,
+        )
+    except InputError as error:
+        refused = str(error)
+    else:
+        refused = ""
+    assert not refused or "expected a column to learn from" in refused or "expected both labels" in refused
