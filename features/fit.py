@@ -88,7 +88,7 @@ def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl
     for raw in read_train():
         num_rows += raw.height
         for feature in unfitted:
-            column = raw[feature.name]
+            column = feature.parse(raw[feature.name])
             feature.check(column)
             summaries[feature.name].add(column.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy())
     if num_rows == 0:

@@ -206,7 +206,9 @@ def _chunks(
         return
     # polars sees a csv row that is too long only when it reads all columns, and fills a short one with nulls.
     is_checked = False
-    for chunk in _without_blank_lines(frame.collect_batches(chunk_size=chunk_rows, maintain_order=True), path):
+    chunks = frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
+    # In a file of one column a blank line is a missing value.
+    for chunk in chunks if len(in_file) == 1 else _without_blank_lines(chunks, path):
         if not is_checked and chunk[in_file[-1]].null_count():
             check_fields(path, len(in_file), _format(path, csv).separator)
             is_checked = True

@@ -235,7 +235,7 @@ def test_a_file_without_rows(tmp_path: Path, kind: str):
 @pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n\r\n\r\n"])
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress])
 @pytest.mark.parametrize(
-    ("content", "rows"), [("a,b\n1,2\n,", 2), ("a\n1\n2", 2), ('a\n1\n""', 2), ("a,b", 0), ("", 0)]
+    ("content", "rows"), [("a,b\n1,2\n,", 2), ("a,b\n,\n1,2\n,\n,", 4), ('a,b\n1,""', 1), ("a,b", 0), ("", 0)]
 )
 def test_blank_lines_at_the_end_are_no_rows(tmp_path: Path, content: str, rows: int, end: str, pack):
     path = tmp_path / "a.csv"
