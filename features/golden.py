@@ -6,6 +6,7 @@ A vocabulary-free table scores any value, so invented values exercise all of the
 import numpy as np
 import polars as pl
 
+from features.parsing import ValueType
 from features.registry import FeatureRegistry
 from features.spec import Categorical, CategoricalList, Numeric
 
@@ -26,6 +27,8 @@ ODD_TEXTS = (
     "null",
     "x" * 300,
 )
+INTEGER_TEXTS = ("", "0", "-1", "7.0", "+7", " 12 ", "128", "1e3", "9007199254740993", *map(str, range(20, 60)))
+FLAG_TEXTS = ("", "true", "False", "T", "no", "1", "0.0")
 
 
 def golden_frame(registry: FeatureRegistry, num_rows: int = 64, seed: int = 0) -> pl.DataFrame:
@@ -43,14 +46,17 @@ def golden_frame(registry: FeatureRegistry, num_rows: int = 64, seed: int = 0) -
             columns[feature.name] = _lists(feature, num_rows, random)
         else:
             assert isinstance(feature, Categorical)
-            columns[feature.name] = pl.Series([_text(random) for _ in range(num_rows)], dtype=pl.String)
+            texts = [_text(random, feature.value_type) for _ in range(num_rows)]
+            columns[feature.name] = pl.Series(texts, dtype=pl.String)
     return pl.DataFrame(columns)
 
 
-def _text(random: np.random.Generator) -> str | None:
+def _text(random: np.random.Generator, value_type: ValueType | None) -> str | None:
     kind = random.random()
     if kind < 0.05:
         return None
+    if value_type is not None:
+        return str(random.choice(INTEGER_TEXTS if value_type == "integer" else FLAG_TEXTS))
     if kind < 0.15:
         return str(random.choice(ODD_TEXTS))
     return str(random.integers(0, 10_000)) if kind < 0.6 else f"value {random.integers(0, 10_000)}"
@@ -64,7 +70,9 @@ def _numbers(feature: Numeric, num_rows: int, random: np.random.Generator) -> pl
 
 def _lists(feature: CategoricalList, num_rows: int, random: np.random.Generator) -> pl.Series:
     lists = [
-        None if random.random() < 0.05 else [_text(random) for _ in range(int(random.integers(0, 5)))]
+        None
+        if random.random() < 0.05
+        else [_text(random, feature.value_type) for _ in range(int(random.integers(0, 5)))]
         for _ in range(num_rows)
     ]
     if feature.separator is None:

@@ -19,6 +19,7 @@ GROUP_NAMES = ("user_id", "userid", "user", "uid", "visitor_id", "customer_id", 
 LEAK_AUC, SUSPICIOUS_AUC = 0.99, 0.95
 MOSTLY_MISSING = 0.5
 MAX_ALIGNED_WIDTH = 64
+MAX_FILES = 64
 SEPARATORS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # as they are written on the command line
 
 
@@ -42,17 +43,17 @@ def infer_registry(
     """
     if sample_rows < 1:
         raise InputError("sample_rows must be positive", found=str(sample_rows))
-    file = None if is_frame(rows) else _first_with_rows(expand(rows), csv)
-    where = "the frame" if file is None else str(file)
-    if file is None:
-        sample = frame_of(rows.head(sample_rows) if hasattr(rows, "head") else rows, (), None).head(sample_rows)
+    files = [] if is_frame(rows) else expand(rows)
+    where = "the frame" if not files else str(files[0] if len(files) == 1 else rows)
+    if files:
+        sample = _sample_of_files(files, sample_rows, csv, where)
     else:
-        sample = _sample(file, sample_rows, csv)
+        sample = frame_of(rows.head(sample_rows) if hasattr(rows, "head") else rows, (), None).head(sample_rows)
     if sample.is_empty():
         raise InputError(f"{where}: expected rows", found="none", remedy="draft the registry from another file")
     if label is not None and label not in sample.columns:
         raise missing_column(label, sample.columns).located(where)
-    is_delimited = file is not None and is_text(file)
+    is_delimited = any(map(is_text, files))
     facts = {name: ColumnFacts.of(sample[name], is_delimited=is_delimited) for name in sample.columns}
     found = find_label(facts, label)
     labels = None if found.outcome is None else _labels(found.outcome.is_one)
@@ -64,13 +65,22 @@ def infer_registry(
     lines = [_Line(f"label: {found.setting}", found.reason), *_csv_lines(csv), _group_line(facts, found.name)]
     lines.append(_Line("features:", ""))
     lines += [_feature_line(name, guess) for name, guess in guesses.items()]
-    title = f"Drafted from the first {len(sample):,} rows of {'a frame' if file is None else file.name}"
+    title = f"Drafted from the first {len(sample):,} rows of {files[0].name if files else 'a frame'}"
+    if len(files) > 1:
+        read = min(len(files), MAX_FILES)
+        title = f"Drafted from {len(sample):,} rows, the first ones of {read:,} of {len(files):,} files"
     return _rendered(f"{title}. Read every line before use.", lines)
 
 
-def _first_with_rows(files: list[Path], csv: CsvFormat | None) -> Path:
-    """The first file with a row; the first one where none has."""
-    return next((file for file in files if len(files) == 1 or len(_sample(file, 1, csv))), files[0])
+def _sample_of_files(files: list[Path], num_rows: int, csv: CsvFormat | None, where: str) -> pl.DataFrame:
+    """The first rows of each of the files, or of some that are spread over them: a partition column varies by file."""
+    some = [files[k * len(files) // MAX_FILES] for k in range(MAX_FILES)] if len(files) > MAX_FILES else files
+    frames = [frame for file in some if len(frame := _sample(file, -(-num_rows // len(some)), csv))]
+    try:
+        return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+    except pl.exceptions.PolarsError as error:
+        found, remedy = " ".join(str(error).split())[:160], "draft the registry from one of them"
+        raise InputError(f"{where}: expected files of the same columns", found=found, remedy=remedy) from None
 
 
 def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
