@@ -10,7 +10,8 @@ from features.errors import InputError
 from features.files import sha256_of
 from features.registry import FeatureRegistry
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 where the registry has only the settings of the first format: older programs read such a dataset."""
 
 
 class _Record(BaseModel):
@@ -59,7 +60,7 @@ class SplitInfo(_Record):
 class DatasetInfo(DatasetSource):
     """Everything that `dataset.json` holds."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
     registry_fingerprint: str
     """Of the registry with its fitted statistics, as in `registry.json`."""
     unknown_columns: tuple[str, ...] = ()
@@ -115,7 +116,9 @@ def _parse_info(text: str, where: str) -> DatasetInfo:
         # Looked at first: a newer format may have keys that this one would only call unknown.
         if isinstance(version, int) and version > FORMAT_VERSION:
             remedy = "upgrade muxrec, or prepare the data again"
-            raise InputError(f"{where}: expected dataset format {FORMAT_VERSION}", found=str(version), remedy=remedy)
+            raise InputError(
+                f"{where}: expected dataset format 1 to {FORMAT_VERSION}", found=str(version), remedy=remedy
+            )
         return DatasetInfo.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]

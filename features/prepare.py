@@ -73,6 +73,7 @@ def prepare(
         fitted = fit_registry(registry, lambda: reader.train_rows(files["train"]))
         info = DatasetInfo(
             **source.model_dump(),
+            format_version=2 if registry.has_later_settings else 1,
             registry_fingerprint=fitted.fingerprint(),
             unknown_columns=tuple(unknown),
             splits=_write_splits(fitted, reader, files, temporary, part_rows),

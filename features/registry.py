@@ -21,7 +21,7 @@ from pydantic import (
 from features.csv_format import CsvFormat
 from features.errors import InputError
 from features.labels import LabelRule
-from features.spec import FEATURE_TYPES, AnyFeature, Numeric
+from features.spec import FEATURE_TYPES, LATER_SETTINGS, AnyFeature, Numeric
 
 RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
 """Columns of dataset parts and of golden rows."""
@@ -85,8 +85,7 @@ class FeatureRegistry(BaseModel):
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Settings that came after the first format are written where they are set alone: fingerprints stay."""
-        later = ("label_rule", "csv")
-        return {key: value for key, value in write(self).items() if value is not None or key not in later}
+        return {key: value for key, value in write(self).items() if value is not None or key not in _PARTS}
 
     @field_validator("features")
     @classmethod
@@ -130,6 +129,11 @@ class FeatureRegistry(BaseModel):
     def dense_features(self) -> tuple[AnyFeature, ...]:
         """Features that are float columns, in registry order."""
         return tuple(feature for feature in self.features if not feature.has_tokens)
+
+    @property
+    def has_later_settings(self) -> bool:
+        """True where `to_json` has keys that readers of the first format refuse."""
+        return bool({*LATER_SETTINGS, *_PARTS} & {key for one in (self, *self.features) for key in one.model_dump()})
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with anything in the registry, fitted statistics included."""

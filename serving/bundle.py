@@ -203,7 +203,7 @@ def write_bundle(
         if layout.kind == "collisionless" and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
         settings: dict[str, Any] = {
-            "format_version": 2 if is_compact else 1,
+            "format_version": 3 if registry.has_later_settings else 2 if is_compact else 1,
             "muxrec_version": installed_version(),
             "created_at": created_at or datetime.now(UTC).isoformat(timespec="seconds"),
             "model": model,

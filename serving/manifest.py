@@ -28,7 +28,7 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
 from serving.table import TableDtype
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The newest; a bundle that does without what is new is written as version 1, which older readers open."""
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"

@@ -51,9 +51,9 @@ def test_damaged_json(out: Path, text: str):
 
 
 def test_a_newer_format(out: Path):
-    document = json.loads((out / "dataset.json").read_text()) | {"format_version": 2, "new key": 1}
+    document = json.loads((out / "dataset.json").read_text()) | {"format_version": 3, "new key": 1}
     (out / "dataset.json").write_text(json.dumps(document))
-    assert "dataset.json: expected dataset format 1; found 2; upgrade muxrec" in refusal(out)
+    assert "dataset.json: expected dataset format 1 to 2; found 3; upgrade muxrec" in refusal(out)
 
 
 def test_another_registry(out: Path):
@@ -71,3 +71,15 @@ def test_parts(out: Path):
     assert f"found {len(content) - 1} bytes instead of {len(content)}; prepare it again" in refusal(out)
     part.unlink()
     assert "found no such file" in refusal(out)
+
+
+def test_later_settings_raise_the_format(tmp_path: Path):
+    """An older program refuses such a dataset by its version, and reads one that has none of them."""
+    frame = pl.DataFrame({"label": [0, 1] * 40, "user": ["7.0", "8"] * 40})
+    for value_type, version in ((None, 1), ("integer", 2)):
+        registry = FeatureRegistry.of(features={"user": {"type": "categorical", "value_type": value_type}})
+        info = prepare(registry, {"train": frame}, tmp_path / str(version))
+        assert (
+            info.format_version == json.loads((tmp_path / str(version) / "dataset.json").read_text())["format_version"]
+        )
+        assert (info.format_version, read_dataset(tmp_path / str(version))[0]) == (version, info)
