@@ -266,7 +266,13 @@ def _faults(path: Path) -> Iterator[None]:
     """Turn what a reader raises over a bad file into one line that names the file."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,  # polars gives up on some bytes
+        OSError,
+        EOFError,
+        UnicodeDecodeError,
+    ) as error:
         kind = suffix_of(path)[1:]
         if is_text(path):
             check_fields(path)  # says where, which polars does not

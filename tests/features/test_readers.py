@@ -11,7 +11,6 @@ import pytest
 from features.csv_format import CsvFormat
 from features.encode import encode_frame
 from features.errors import InputError
-from features.parsing import parse_numbers
 from features.readers import check_out_of_inputs, columns_of, expand, read_chunks
 from features.registry import FeatureRegistry
 
@@ -152,17 +151,6 @@ def test_a_ragged_row_is_found_across_blocks_of_bytes(tmp_path: Path, monkeypatc
     path = tmp_path / "a.csv"
     path.write_bytes(b'a,b\n"one, \n two",1\n22222222222,\n' * 2 + b"3\n4,5\n")
     assert "expected 2 fields per row; found 1 in line 9; correct or remove that line" in refusal(path)
-
-
-def test_parse_numbers():
-    texts = ["1", " -2.5 ", "", None, "1e3", "nan", "+7", "   "]
-    values = parse_numbers(pl.Series("n", texts)).to_list()
-    assert values[:5] == [1.0, -2.5, None, None, 1000.0]
-    assert values[5] != values[5]
-    assert values[6:] == [7.0, None]
-    with pytest.raises(InputError, match="column 'n': expected a number; found '1,5'; set `decimal:") as caught:
-        parse_numbers(pl.Series("n", [None, "1", "1,5"]))
-    assert caught.value.row == 2
 
 
 def test_ndjson_keys_and_types_are_those_of_all_lines(tmp_path: Path):
