@@ -18,6 +18,8 @@ from recsys.tracking import TrackedRun
 
 NOT_SETTINGS = ("name", "seed")
 """Params that do not change what a run is."""
+DATA = "dataset digest"
+"""What the digest's first letters are called among the settings."""
 NUM_SHOWN_SETTINGS = 4
 
 
@@ -34,17 +36,19 @@ class Column(NamedTuple):
     """Whether it stands in the terminal's table too."""
 
 
+LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")
+"""What rows are chosen by: these stand right after the name."""
 COLUMNS = (
     Column("val/auc", "valid AUC", 4, is_short=True),
     Column("test/auc", "test AUC", 4, is_short=True),
     Column("test/logloss", "log loss", 4, is_short=True),
+    Column("perf/bundle_bytes", "bundle kB", 0, 1e3, is_short=True),
     Column("test/gauc", "gAUC", 4),
     Column("test/ece", "ECE", 4),
-    Column("perf/bundle_bytes", "kB", 0, 1e3, is_short=True),
     Column("perf/table_bytes", "table kB", 0, 1e3),
     Column("perf/samples_per_s", "samples/s", 0, is_short=True),
     Column("perf/score_ms", "row ms", 2, is_short=True),
-    Column("perf/score_100_ms", "100 rows ms", 2),
+    Column("perf/score_100_ms", "100\u00a0rows ms", 2),
 )
 
 
@@ -86,6 +90,8 @@ class RunComparison(NamedTuple):
     baseline: Row | None
     num_unfinished: int
     """Runs that are left out, as they have no figures at their end."""
+    shared: Mapping[str, str]
+    """Params that are the same in all rows."""
 
     @property
     def metric(self) -> str:
@@ -125,19 +131,22 @@ def compare_runs(
         own = tuple(sorted((key, value) for key, value in run.params.items() if key not in NOT_SETTINGS))
         # Equal settings, data and seed are the same run once more: the last one counts.
         groups.setdefault((run.tags.get("dataset.digest", ""), own), {})[run.params.get("seed", "")] = run
-    varying = _varying([dict(own) for _, own in groups])
+    # Figures of other data are no others' equals, so what tells the data apart is shown as a setting is.
+    settings = [{**dict(own), DATA: data[:8]} for data, own in groups]
+    varying = _varying(settings)
     rows = [
         Row(
             name=_name(list(members.values())),
-            settings={key: dict(own).get(key, "") for key in varying},
+            settings={key: own.get(key, "") for key in varying},
             data=data,
             runs=tuple(sorted(members.values(), key=_seed_order)),
         )
-        for (data, own), members in groups.items()
+        for own, ((data, _), members) in zip(settings, groups.items(), strict=True)
     ]
+    shared = {key: value for key, value in settings[0].items() if key not in varying and value}
     rows.sort(key=lambda row: -(row.mean("val/auc") or 0.0))
     chosen = None if baseline is None else _baseline(rows, baseline)
-    return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished))
+    return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished), shared)
 
 
 def _seed_order(run: TrackedRun) -> tuple[int, str]:
@@ -234,4 +243,5 @@ def as_plain(comparison: RunComparison) -> dict[str, Any]:
         own = {"name": row.name, "settings": dict(row.settings), "seeds": len(runs), "runs": runs, "figures": figures}
         rows.append({**own, "difference": difference._asdict() if difference else None})
     baseline = comparison.baseline.name if comparison.baseline else None
-    return {"experiment": comparison.experiment, "metric": comparison.metric, "baseline": baseline, "rows": rows}
+    about = {"experiment": comparison.experiment, "metric": comparison.metric, "baseline": baseline}
+    return {**about, "shared_settings": dict(comparison.shared), "rows": rows}
