@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from experiments import svg
 from experiments.compare import LEAD, Column, Row, RunComparison, difference_texts, figure_text
 from experiments.significance import spread
+from experiments.text import shortened
 from recsys.tracking import tracking_uri
 
 LOCAL_UI = "http://127.0.0.1:5000"
@@ -130,7 +131,7 @@ def _about(comparison: RunComparison) -> str:
 def _shared(comparison: RunComparison) -> str:
     """The settings that all rows share, folded away."""
     pairs = "".join(f"<tr>{_text(key)}{_text(value)}</tr>" for key, value in sorted(comparison.shared.items()))
-    about = f"{len(comparison.shared)} settings that are the same in all rows"
+    about = f"Settings that are the same in all rows: {len(comparison.shared)}"
     return f"<details><summary>{about}</summary><table>{pairs}</table></details>" if pairs else ""
 
 
@@ -229,12 +230,12 @@ def _scatter(comparison: RunComparison) -> str:
         bar = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(quality - error):.1f}" y2="{up.at(quality + error):.1f}"/>'
         fill = "#e07a3f" if row is comparison.baseline else "#2a6f97"
         marks.append(
-            f'<g stroke="{fill}">{bar}<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" fill-opacity=".6">'
+            f'<g stroke="{fill}">{bar}<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" fill-opacity=".75">'
         )
         marks.append(f"<title>{hint}</title></circle></g>")
         points.append((x, y))
         if len(found) <= MAX_LABELS or number in front or row is comparison.baseline:
-            named.append((x, y, svg.shortened(row.name)))
+            named.append((x, y, shortened(row.name) + (" (baseline)" if row is comparison.baseline else "")))
     sizes_shown = [svg.Tick(math.log10(value), text) for value, text in svg.byte_ticks(10**across.low, 10**across.high)]
     about = "size of the bundle, logarithmic"
     if left_out := len(comparison.rows) - len(found):

@@ -82,15 +82,6 @@ def bytes_text(value: float) -> str:
     return f"{value:.4g} B"
 
 
-def shortened(name: str, most: int = 32) -> str:
-    """A name of at most so many letters; names often differ at their ends, so the middle is left out.
-
-    >>> shortened("a film", 6), shortened("a longer film", 8)
-    ('a film', 'a l…film')
-    """
-    return name if len(name) <= most else f"{name[: most - 1 - most // 2]}…{name[-(most // 2) :]}"
-
-
 def text_at(x: float, y: float, text: str, side: str = "middle") -> str:
     """A text that is escaped; `side` is its anchor."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{side}">{escape(text)}</text>'

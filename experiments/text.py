@@ -39,6 +39,15 @@ def text_of(value: Any) -> str:
     return ", ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
 
 
+def shortened(name: str, most: int = 32) -> str:
+    """A name of at most so many letters; names often differ at their ends, so the middle is left out.
+
+    >>> shortened("a film", 6), shortened("a longer film", 8)
+    ('a film', 'a l…film')
+    """
+    return name if len(name) <= most else f"{name[: most - 1 - most // 2]}…{name[-(most // 2) :]}"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; columns in which no row has anything are left out.
 

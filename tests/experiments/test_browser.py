@@ -50,8 +50,9 @@ RUNS = (
 
 OVERLAPS = """
 const texts = [...document.querySelectorAll("svg text")].map(one => [one.textContent, one.getBoundingClientRect()]);
-return texts.flatMap(([name, a], k) => texts.slice(k + 1).filter(([_, b]) =>
-  a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom).map(([other]) => [name, other]));
+const covers = (a, b) => a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom;
+return texts.flatMap(([name, a], k) =>
+  texts.slice(k + 1).filter(([_, b]) => covers(a, b)).map(([other]) => [name, other]));
 """
 """Texts of a figure that cover each other, in pairs."""
 

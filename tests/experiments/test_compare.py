@@ -180,6 +180,7 @@ def test_the_page_has_every_row_and_fetches_nothing():
     assert first[7:] == ["1 2", "4"]
     assert float(page.values[2][head.index("test AUC")]) == pytest.approx(0.715)
     assert second[5:7] == ["baseline", ""]
+    assert "small (baseline)" in [text for *_, text in texts_of(text)]
     assert page.fetched == []
     assert "url(" not in text
     assert "@import" not in text
