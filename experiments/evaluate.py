@@ -139,7 +139,14 @@ def collision_table(report: Mapping[str, Any]) -> Table:
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("\nfeature", no_wrap=True)
-    for heading in ("\ndistinct", "\nload", "% of\nreads", "% shared\ninside", "% shared\noutside", "same in\nprobes"):
+    for heading in (
+        "\ndistinct",
+        "\nload",
+        "% of\nreads",
+        "% shared\ninside",
+        "% shared\noutside",
+        "same in\nall probes",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["features"]:
         shares = [

@@ -7,18 +7,29 @@ from typing import Any
 
 from rich.table import Table
 
+NAMES = {
+    "max_abs_diff": "largest difference",
+    "tolerance": "difference allowed",
+    "rows_in": "rows read",
+    "skipped_parts": "parts made earlier",
+    "table": "table stored as",
+    "unused": "columns not used",
+}
+"""What results are called for people, where their name in --json does not say it; of others, blanks are enough."""
+
 
 def result_table(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; a nested mapping becomes one line a key.
+    """Two columns, name and value; a nested mapping becomes one line a key, whose name may be a column's and stays.
 
     >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
     2
     """
     table = Table.grid(padding=(0, 2))
-    for name, value in values.items():
+    for key, value in values.items():
+        name = NAMES.get(key, key.replace("_", " "))
         if isinstance(value, Mapping):
-            for key, inner in value.items():
-                table.add_row(f"{name} {key}", text_of(inner))
+            for inner, one in value.items():
+                table.add_row(f"{name} {inner}", text_of(one))
         else:
             table.add_row(name, text_of(value))
     return table
