@@ -61,12 +61,11 @@ def byte_ticks(low: float, high: float, most: int = 8) -> list[Tick]:
     ['206 kB', '208 kB', '210 kB', '212 kB', '214 kB']
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in LOG_STEPS:
-        values = [step * 10.0**decade for decade in decades for step in steps]
-        inside = [value for value in values if low <= value <= high]
-        if len(inside) <= most:
-            break
-    found = inside if len(inside) > 2 else [tick.value for tick in ticks(low, high)]
+    choices = [[step * 10.0**decade for decade in decades for step in steps] for steps in LOG_STEPS]
+    inside = [[value for value in values if low <= value <= high] for values in choices]
+    found = next((values for values in inside if len(values) <= most), inside[-1])
+    if len(found) < 3:
+        found = [tick.value for tick in ticks(low, high)]
     return [Tick(value, bytes_text(value)) for value in found]
 
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from experiments.config import Experiment
@@ -289,7 +290,7 @@ def test_collisions_show_the_expected_shares_and_no_legend_covers_a_bar(no_file,
     ]
     report = COLLISIONS.model_copy(update={"features": features})
     (axes,) = drawn(lambda axes: figures.collisions(axes[0], report), left=figures.NAMES)
-    intra, inter = (strokes.get_segments() for strokes in axes.collections)
+    intra, inter = (one.get_segments() for one in axes.collections if isinstance(one, LineCollection))
     assert [{x for x, _ in stroke} for stroke in intra] == [{0.1}] * num_features
     assert [{x for x, _ in stroke} for stroke in inter] == [{0.3}] * num_features
     figure = axes.get_figure()
