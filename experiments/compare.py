@@ -18,6 +18,8 @@ from recsys.tracking import TrackedRun
 
 NOT_SETTINGS = ("name", "seed")
 """Params that do not change what a run is."""
+MIN_NAME, WIDE = 18, 130
+"""Letters of a terminal's table: the least for a run's name, and from which on a mean and its spread share a line."""
 DATA = "dataset digest"
 """What the digest's first letters are called among the settings."""
 NUM_SHOWN_SETTINGS = 4
@@ -188,22 +190,32 @@ def figure_text(row: Row, column: Column) -> str:
     return shown if between is None or not is_quality else f"{shown} ± {between / column.scale:.{column.digits}f}"
 
 
-def runs_table(comparison: RunComparison) -> Table:
-    """The rows for a terminal, which has no room for every figure; the page has all."""
+def runs_table(comparison: RunComparison, width: int = 160) -> Table:
+    """The rows for a terminal of so many letters, which has no room for every figure; the page has all."""
     table = Table(title=_title(comparison), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run")
-    table.add_column("seeds", justify="right", no_wrap=True)
-    columns = [column for column in comparison.columns() if column.is_short]
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold", min_width=MIN_NAME)
+    columns = {"seeds": [str(len(row.runs)) for row in comparison.rows]}
+    short = [column for column in comparison.columns() if column.is_short]
+    for column in short:
+        texts = [figure_text(row, column) for row in comparison.rows]
+        # In a narrow terminal the spread is below its mean, and what does not fit at all is left to the page.
+        columns[column.title] = texts if width >= WIDE else [text.replace(" ±", "\n±") for text in texts]
     if comparison.baseline:
-        table.add_column("difference", justify="right", no_wrap=True)
-        table.add_column("p", justify="right", no_wrap=True)
-    for row in comparison.rows:
-        cells = ["\n".join([row.name, *settings_of(row)]), str(len(row.runs))]
-        cells += [figure_text(row, column) for column in columns]
-        table.add_row(*map(escape, cells), *(difference_texts(comparison, row) if comparison.baseline else ()))
+        differences = [difference_texts(comparison, row) for row in comparison.rows]
+        columns |= {"difference": [text for text, _ in differences], "p": [text for _, text in differences]}
+    for column in short[:1:-1]:
+        if MIN_NAME + 2 + sum(map(_width, columns, columns.values())) > width:
+            del columns[column.title]
+    for title in columns:
+        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row, *cells in zip(comparison.rows, *columns.values(), strict=True):
+        table.add_row(*map(escape, ("\n".join([row.name, *settings_of(row)]), *cells)))
     return table
+
+
+def _width(title: str, cells: Sequence[str]) -> int:
+    """Letters that a column takes."""
+    return 2 + max(len(line) for text in (title.replace(" ", "\n"), *cells) for line in text.split("\n"))
 
 
 def settings_of(row: Row) -> list[str]:

@@ -46,7 +46,7 @@ def drift_table(report: DriftReport) -> Table:
     """The report for a terminal, the worst feature first."""
     title = f"{report.model} {report.model_id}: {report.rows:,} rows beside the training profile"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("\nfeature", no_wrap=True)
+    table.add_column("\nfeature", overflow="fold")
     table.add_column("\nverdict", no_wrap=True)
     for heading in ("\nPSI", "by\nchance", "% missing\ntrain, now", "% unseen\nvalid, now", "PSI of\nunseen"):
         table.add_column(heading, justify="right", no_wrap=True)

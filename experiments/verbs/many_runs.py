@@ -110,4 +110,5 @@ def compare(
     if as_json:
         show(True, as_plain(comparison))
     else:
-        wide(console).print(runs_table(comparison))
+        terminal = wide(console)
+        terminal.print(runs_table(comparison, terminal.width))

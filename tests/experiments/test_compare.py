@@ -1,11 +1,13 @@
 """`muxrec compare`: which runs are one row, what their spread and their difference are, and the page."""
 
+import io
 import json
 import re
 import statistics
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from experiments.compare import COLUMNS, RunComparison, as_plain, compare_runs, figure_text, runs_table, settings_of
 from experiments.compare_page import LOCAL_UI, comparison_page, ui_address
@@ -281,6 +283,28 @@ def test_the_terminal_says_what_was_left_out():
     table = runs_table(compared(run_of(1, 0.7), run_of(2, None, seed=2, status="FAILED")))
     assert "1 runs without an end are left out" in str(table.title)
     assert table.row_count == 1
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("baseline", ["a long name of a run", None])
+def test_no_figure_is_cut_off_in_a_narrow_terminal(width, baseline):
+    """Columns that do not fit are left out from the right, and the AUCs stay."""
+    more = {"test/logloss": 0.5123, "perf/samples_per_s": 123_456.0, "perf/score_ms": 0.25}
+    runs = [run_of(k, 0.7 + k / 777, seed=k % 3, width=str(k // 3), name="a long name of a run") for k in range(6)]
+    runs = [
+        run._replace(metrics={**run.metrics, **more}, name=f"{run.name}{' b' * (k // 3)}") for k, run in enumerate(runs)
+    ]
+    written = io.StringIO()
+    Console(width=width, file=written).print(runs_table(compared(*runs, baseline=baseline), width))
+    text = written.getvalue()
+    shown = text.replace("\n", " ")
+    assert "…" not in text
+    assert ("0.2" in shown) >= (width == 160)
+    table = text.partition("run ")[2].splitlines()
+    assert max(len(line.rstrip()) for line in table) <= width
+    assert re.search(r"AUC +AUC", shown)
+    assert shown.count("±") >= 4
+    assert (baseline is None) or ("difference" in shown and re.search(r" p\b", table[0]))
 
 
 # The command
