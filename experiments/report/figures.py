@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#8d99ae"
 WIDTH, HEIGHT = 5.2, 3.8
 """Inches of one pair of axes."""
-PLAIN, NAMES = 0.82, 1.5
+PLAIN, NAMES = 0.82, 1.7
 """Inches to the left of the axes, for numbers and for names."""
-MOST_LETTERS = 18
+FEW, LETTERS = 15, {9: 21, 6: 30}
+"""Names that are shown in a large font, and the letters of a name that each font has room for."""
 MOST_SHARING = 40
 """Entries of a row that its figure tells apart."""
 MOST_BARS = 30
@@ -200,8 +201,8 @@ def _bars(
         if expected:
             ends = places - 0.4 * thickness, places + 0.4 * thickness
             strokes = [axes.vlines(expected[number], *ends, color="black", linewidth=1.5)]
-    shown = [shortened(name, MOST_LETTERS) for name in names]
-    axes.set_yticks(range(len(names)), shown, fontsize=9 if len(names) <= MOST_BARS // 2 else 6)
+    size = 9 if len(names) <= FEW else 6
+    axes.set_yticks(range(len(names)), [shortened(name, LETTERS[size]) for name in names], fontsize=size)
     axes.invert_yaxis()
     return handles + strokes
 
@@ -209,7 +210,7 @@ def _bars(
 def setting_importance(axes: Axes, shares: Mapping[str, float]) -> None:
     """Share of each setting of a sweep in the quality of its trials."""
     _bars(axes, list(shares)[:MOST_BARS], [list(shares.values())[:MOST_BARS]], [BLUE])
-    axes.set(xlabel="share", xlim=(0, 1), title="what mattered in the sweep (PED-ANOVA)")
+    axes.set(xlabel="share", xlim=(0, 1), title="what mattered (PED-ANOVA)")
 
 
 def sweep_progress(axes: Axes, scores: Sequence[tuple[int, float, str]], metric: str) -> None:
@@ -221,7 +222,7 @@ def sweep_progress(axes: Axes, scores: Sequence[tuple[int, float, str]], metric:
     complete = [(number, score) for number, score, state in scores if state == "complete"]
     if complete:
         so_far = (np.maximum if metric == "auc" else np.minimum).accumulate([score for _, score in complete])
-        axes.step([number for number, _ in complete], so_far, where="post", color=BLUE)
-    axes.set(xlabel="trial", ylabel=f"best validation {metric}", title="trials")
+        axes.step([number for number, _ in complete], so_far, where="post", color=BLUE, label="best so far")
+    axes.set(xlabel="trial", ylabel=f"validation {'AUC' if metric == 'auc' else 'log loss'}", title="trials")
     _whole_numbers(axes)
     axes.legend(frameon=False, fontsize="small")
