@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#8d99ae"
 WIDTH, HEIGHT = 5.2, 3.8
 """Inches of one pair of axes."""
-PLAIN, NAMES = 0.82, 1.7
+PLAIN, NAMES = 0.82, 1.8
 """Inches to the left of the axes, for numbers and for names."""
 FEW, LETTERS = 15, {9: 21, 6: 30}
 """Names that are shown in a large font, and the letters of a name that each font has room for."""
