@@ -18,7 +18,7 @@ import polars as pl
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from features.spec import AnyFeature, CategoricalList, Numeric
-from serving.profile import NUM_BUCKETS, FloatBins, TokenBins, bucket_of, range_of
+from serving.profile import MIN_ROWS, NUM_BUCKETS, FloatBins, TokenBins, bucket_of, range_of
 
 MAX_SHOWN = 5
 LEAST_SHARE = 0.005
@@ -28,6 +28,8 @@ SIGMAS = 4.0
 SAMPLE = 2048
 """Values of a chunk among which names are looked for: one of a share that matters is there."""
 NOT_HERE, NOT_NAMED = "(a value that no row has)", "(a value of few rows)"
+CROWDED = 0.1
+"""Share of the buckets in use from which a bucket that lost rows may have lost those of a value that is not there."""
 ALONE = 0.9
 """Share of a bucket's rows from which its most common value stands for it."""
 
@@ -91,13 +93,24 @@ class BucketNames:
 def moved_tokens(bins: TokenBins, names: BucketNames, num_missing: float) -> list[Moved]:
     """The buckets that moved most, the missing value among them."""
     total = max(float(names.counts.sum()) + num_missing, 1.0)
+    is_crowded = bool((names.counts > 0).mean() > CROWDED)
     low, high = bins.bounds()
+    known = zip(names.names, names.counts.tolist(), low.tolist(), high.tolist(), strict=True)
     found = [
-        Moved(name or (NOT_NAMED if count else NOT_HERE), float(count) / total, float(least), float(most))
-        for name, count, least, most in zip(names.names, names.counts, low, high, strict=True)
+        Moved(_name(name, count, count < least * total and is_crowded), count / total, least, most)
+        for name, count, least, most in known
     ]
     found.append(Moved("(missing)", num_missing / total, bins.shares[0], bins.shares[0]))
     return _most_moved(found, bins.num_values, total)
+
+
+def _name(name: str, count: float, may_be_another: bool) -> str:
+    """What to call a bucket; as in the profile, what goes back to few rows stays without a name."""
+    if not count:
+        return NOT_HERE
+    if count < MIN_ROWS or not name:
+        return NOT_NAMED
+    return f"{name}, or another of its hash" if may_be_another else name
 
 
 def moved_floats(bins: FloatBins, labels: Sequence[str], counts: Floats) -> list[Moved]:
@@ -114,19 +127,19 @@ def _most_moved(found: Sequence[Moved], num_expected: float, num_actual: float) 
     moves = sorted(((_move(one), one) for one in found), key=lambda pair: -pair[0])
     noise = 1 / max(num_expected, 1.0) + 1 / num_actual
     return [
-        one
-        for move, one in moves[:MAX_SHOWN]
-        if move >= LEAST_SHARE and move >= SIGMAS * math.sqrt(noise * _variance(max(one.now, one.high)))
+        one for move, one in moves[:MAX_SHOWN] if move >= max(LEAST_SHARE, SIGMAS * _deviation(one, noise, num_actual))
     ]
+
+
+def _deviation(one: Moved, noise: float, num_actual: float) -> float:
+    """Standard deviation of a share; a row more on either side, as of one row nothing can be told (Laplace)."""
+    shares = [(share * num_actual + 1) / (num_actual + 2) for share in (one.now, min(one.high, 1.0))]
+    return math.sqrt(noise * max(share * (1 - share) for share in shares))
 
 
 def _move(one: Moved) -> float:
     """How far the share of today is from those that training may have had."""
     return max(one.low - one.now, one.now - one.high, 0.0)
-
-
-def _variance(share: float) -> float:
-    return min(share, 1.0) * (1 - min(share, 1.0))
 
 
 def _of_list(value: Any, offset: int, feature: CategoricalList) -> str:

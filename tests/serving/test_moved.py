@@ -147,3 +147,21 @@ def test_ranges_of_a_number_are_those_of_raw_values():
     bins = float_bins(np.arange(100))
     first, *_ = moved_floats(bins, bins.labels, np.array([0, 500, *[0.0] * 9]))
     assert first == Moved("below 10", 1.0, 0.1, 0.1)
+
+
+def test_of_few_rows_nothing_is_said():
+    """Neither by chance nor by name: what the profile hides of training is hidden of today's rows too."""
+    of_one = moved_of({"type": "categorical"}, MANY, pl.Series(["only"]))
+    assert of_one == []
+    nine = moved_of({"type": "categorical"}, MANY, pl.Series(["secret"] * 9))
+    assert "secret" not in str(nine)
+    assert moved_of({"type": "categorical"}, MANY, pl.Series(["known"] * 10))[0].value == "known"
+
+
+def test_a_value_that_lost_rows_is_not_named_for_sure_where_buckets_are_crowded():
+    """Of 3,000 values some have the bucket of the one that vanished."""
+    before = pl.Series(["gone"] * 2000 + [f"v{k}" for k in range(2000)])
+    after = pl.Series([f"w{k % 3000}" for k in range(30_000)])
+    first = moved_of({"type": "categorical"}, before, after)[0]
+    assert first.now < 0.01 < 0.5 <= first.low
+    assert first.value == "(a value that no row has)" or first.value.endswith("of its hash")
