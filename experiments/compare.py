@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.significance import p_text, spread, welch
@@ -209,7 +208,7 @@ def runs_table(comparison: RunComparison, width: int = 160) -> Table:
     for title in columns:
         table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
     for row, *cells in zip(comparison.rows, *columns.values(), strict=True):
-        table.add_row(*map(escape, ("\n".join([row.name, *settings_of(row)]), *cells)))
+        table.add_row("\n".join([row.name, *settings_of(row)]), *cells)
     return table
 
 

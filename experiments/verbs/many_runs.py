@@ -16,7 +16,7 @@ WIDTH = 160
 
 def wide(terminal: Console) -> Console:
     """The console, without the 80 columns that it takes a file for."""
-    return terminal if terminal.is_terminal else Console(highlight=False, width=WIDTH)
+    return terminal if terminal.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 
 
 def sweep(

@@ -11,6 +11,9 @@ from rich.console import Console
 
 from experiments.compare import COLUMNS, RunComparison, as_plain, compare_runs, figure_text, runs_table, settings_of
 from experiments.compare_page import LOCAL_UI, comparison_page, ui_address
+from experiments.text import result_table
+from experiments.verbs.common import console
+from experiments.verbs.many_runs import wide
 from features.errors import InputError
 from recsys.tracking import TrackedRun, Tracker
 
@@ -305,6 +308,15 @@ def test_no_figure_is_cut_off_in_a_narrow_terminal(width, baseline):
     assert re.search(r"AUC +AUC", shown)
     assert shown.count("±") >= 4
     assert (baseline is None) or ("difference" in shown and re.search(r" p\b", table[0]))
+
+
+def test_brackets_in_a_result_are_no_markup(capsys):
+    """A path `[/x]` would be the end of a markup that nothing began, and `[red]` would vanish."""
+    for terminal in (console, wide(console)):
+        terminal.print(result_table({"out": "a[/x]", "found": {"user[red]": 1}}))
+        shown = capsys.readouterr().out
+        assert "a[/x]" in shown
+        assert "user[red]" in shown
 
 
 # The command

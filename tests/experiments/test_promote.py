@@ -149,7 +149,7 @@ def test_a_rounded_table_is_judged_as_it_is_served(run: Path, project: Path, tmp
     for inputs, rows in ((raw, "500 raw rows"), ([], "64 golden rows")):
         check = gate._parity(run, tmp_path / "small", inputs)
         assert check.outcome == "passed", check.note
-        assert check.note.startswith(f"{rows}: ids equal, |dp| ")
+        assert check.note.startswith(f"{rows}: ids equal, probabilities differ by ")
     # Another model's bundle does not pass, with raw rows or without.
     ranker = RunDirectory(run).ranker()
     ranker.embedding.table.data.mul_(1.5)
@@ -188,7 +188,7 @@ def test_failed_parity_and_failed_golden_rows_keep_the_alias(run: Path, project:
         patch.setattr(gate, "parity_of", lambda *_, **__: failed)
         found = promote(run, alias="champion", name="parity", inputs=inputs)
         assert not found.passed
-        assert found.checks[1].note == "5 raw rows: ids differ, |dp| 5.0e-01"
+        assert found.checks[1].note == "5 raw rows: ids differ, probabilities differ by 5.0e-01"
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "verify", lambda scorer: 0.1)
         assert not promote(run, alias="champion", name="parity").passed
