@@ -84,9 +84,9 @@ class BucketNames:
             ends = np.cumsum(batch.lengths[feature.name])
             rows = np.searchsorted(ends, places, side="right")
             offsets = places - (ends[rows] - batch.lengths[feature.name][rows])
-            lists = column.gather(rows).to_list()
+            lists = feature.parse(column.gather(rows)).to_list()
             return [_of_list(one, int(offset), feature) for one, offset in zip(lists, offsets, strict=True)]
-        values = column.gather(places).to_list()
+        values = feature.parse(column.gather(places)).to_list()
         return [_range(feature, float(one)) if isinstance(feature, Numeric) else _text(one) for one in values]
 
 

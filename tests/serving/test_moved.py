@@ -92,6 +92,27 @@ CASES = {
     "float id": ({"type": "categorical"}, FEW.cast(pl.Float64), half(FEW, 77).cast(pl.Float64), "77", 0.5),
     "flag": ({"type": "categorical"}, FEW > 2, pl.Series([True] * 4000), "true", 1.0),
     "null": ({"type": "categorical"}, FEW, pl.Series([None] * 4000, dtype=pl.Int64), "(missing)", 1.0),
+    "integer in text": (
+        {"type": "categorical", "value_type": "integer"},
+        FEW.cast(pl.Float64).cast(pl.String),
+        half(FEW.cast(pl.String), "77.0"),
+        "77",
+        0.5,
+    ),
+    "integers in a text list": (
+        {"type": "categorical_list", "value_type": "integer", "separator": "|"},
+        FEW.cast(pl.String),
+        pl.Series(["8.0|9|8"] * 1000),
+        "8",
+        2 / 3,
+    ),
+    "number in text": (
+        {"type": "numeric", "transform": "bucketize", "decimal": ","},
+        pl.Series(np.arange(4000.0)),
+        pl.Series(["1500,5"] * 4000),
+        "1000 to 2000",
+        1.0,
+    ),
     "text list": (
         {"type": "categorical_list", "separator": "|"},
         MANY + "|a||b",
