@@ -247,7 +247,9 @@ def comparison_table(comparison: Comparison) -> Table:
     title = f"{test['rows']:,} rows of {test['name']}, digest {test['digest'][:12]}; bounds of 95 % each"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for heading in ("champion", "challenger", "difference", "from", "to"):
+    for heading in ("champion", "challenger"):
+        table.add_column(heading, justify="right", overflow="fold")  # an id gives way, a figure does not
+    for heading in ("difference", "from", "to"):
         table.add_column(heading, justify="right", no_wrap=True)
     by_name = {one.metric: one for one in comparison.differences}
     for name, (old, new) in comparison.metrics.items():

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.significance import p_text, spread, welch
@@ -18,6 +17,10 @@ from recsys.tracking import TrackedRun
 
 NOT_SETTINGS = ("name", "seed")
 """Params that do not change what a run is."""
+MIN_NAME, WIDE = 18, 130
+"""Letters of a terminal's table: the least for a run's name, and from which on a mean and its spread share a line."""
+DATA = "dataset digest"
+"""What the digest's first letters are called among the settings."""
 NUM_SHOWN_SETTINGS = 4
 
 
@@ -34,17 +37,19 @@ class Column(NamedTuple):
     """Whether it stands in the terminal's table too."""
 
 
+LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")
+"""What rows are chosen by: these stand right after the name."""
 COLUMNS = (
     Column("val/auc", "valid AUC", 4, is_short=True),
     Column("test/auc", "test AUC", 4, is_short=True),
     Column("test/logloss", "log loss", 4, is_short=True),
+    Column("perf/bundle_bytes", "bundle kB", 0, 1e3, is_short=True),
     Column("test/gauc", "gAUC", 4),
     Column("test/ece", "ECE", 4),
-    Column("perf/bundle_bytes", "kB", 0, 1e3, is_short=True),
     Column("perf/table_bytes", "table kB", 0, 1e3),
     Column("perf/samples_per_s", "samples/s", 0, is_short=True),
     Column("perf/score_ms", "row ms", 2, is_short=True),
-    Column("perf/score_100_ms", "100 rows ms", 2),
+    Column("perf/score_100_ms", "100\u00a0rows ms", 2),
 )
 
 
@@ -86,6 +91,8 @@ class RunComparison(NamedTuple):
     baseline: Row | None
     num_unfinished: int
     """Runs that are left out, as they have no figures at their end."""
+    shared: Mapping[str, str]
+    """Params that are the same in all rows."""
 
     @property
     def metric(self) -> str:
@@ -125,19 +132,22 @@ def compare_runs(
         own = tuple(sorted((key, value) for key, value in run.params.items() if key not in NOT_SETTINGS))
         # Equal settings, data and seed are the same run once more: the last one counts.
         groups.setdefault((run.tags.get("dataset.digest", ""), own), {})[run.params.get("seed", "")] = run
-    varying = _varying([dict(own) for _, own in groups])
+    # Figures of other data are no others' equals, so what tells the data apart is shown as a setting is.
+    settings = [{**dict(own), DATA: data[:8]} for data, own in groups]
+    varying = _varying(settings)
     rows = [
         Row(
             name=_name(list(members.values())),
-            settings={key: dict(own).get(key, "") for key in varying},
+            settings={key: own.get(key, "") for key in varying},
             data=data,
             runs=tuple(sorted(members.values(), key=_seed_order)),
         )
-        for (data, own), members in groups.items()
+        for own, ((data, _), members) in zip(settings, groups.items(), strict=True)
     ]
+    shared = {key: value for key, value in settings[0].items() if key not in varying and value}
     rows.sort(key=lambda row: -(row.mean("val/auc") or 0.0))
     chosen = None if baseline is None else _baseline(rows, baseline)
-    return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished))
+    return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished), shared)
 
 
 def _seed_order(run: TrackedRun) -> tuple[int, str]:
@@ -179,22 +189,32 @@ def figure_text(row: Row, column: Column) -> str:
     return shown if between is None or not is_quality else f"{shown} ± {between / column.scale:.{column.digits}f}"
 
 
-def runs_table(comparison: RunComparison) -> Table:
-    """The rows for a terminal, which has no room for every figure; the page has all."""
+def runs_table(comparison: RunComparison, width: int = 160) -> Table:
+    """The rows for a terminal of so many letters, which has no room for every figure; the page has all."""
     table = Table(title=_title(comparison), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run")
-    table.add_column("seeds", justify="right", no_wrap=True)
-    columns = [column for column in comparison.columns() if column.is_short]
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold", min_width=MIN_NAME)
+    columns = {"seeds": [str(len(row.runs)) for row in comparison.rows]}
+    short = [column for column in comparison.columns() if column.is_short]
+    for column in short:
+        texts = [figure_text(row, column) for row in comparison.rows]
+        # In a narrow terminal the spread is below its mean, and what does not fit at all is left to the page.
+        columns[column.title] = texts if width >= WIDE else [text.replace(" ±", "\n±") for text in texts]
     if comparison.baseline:
-        table.add_column("difference", justify="right", no_wrap=True)
-        table.add_column("p", justify="right", no_wrap=True)
-    for row in comparison.rows:
-        cells = ["\n".join([row.name, *settings_of(row)]), str(len(row.runs))]
-        cells += [figure_text(row, column) for column in columns]
-        table.add_row(*map(escape, cells), *(difference_texts(comparison, row) if comparison.baseline else ()))
+        differences = [difference_texts(comparison, row) for row in comparison.rows]
+        columns |= {"difference": [text for text, _ in differences], "p": [text for _, text in differences]}
+    for column in short[:1:-1]:
+        if MIN_NAME + 2 + sum(map(_width, columns, columns.values())) > width:
+            del columns[column.title]
+    for title in columns:
+        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row, *cells in zip(comparison.rows, *columns.values(), strict=True):
+        table.add_row("\n".join([row.name, *settings_of(row)]), *cells)
     return table
+
+
+def _width(title: str, cells: Sequence[str]) -> int:
+    """Letters that a column takes."""
+    return 2 + max(len(line) for text in (title.replace(" ", "\n"), *cells) for line in text.split("\n"))
 
 
 def settings_of(row: Row) -> list[str]:
@@ -234,4 +254,5 @@ def as_plain(comparison: RunComparison) -> dict[str, Any]:
         own = {"name": row.name, "settings": dict(row.settings), "seeds": len(runs), "runs": runs, "figures": figures}
         rows.append({**own, "difference": difference._asdict() if difference else None})
     baseline = comparison.baseline.name if comparison.baseline else None
-    return {"experiment": comparison.experiment, "metric": comparison.metric, "baseline": baseline, "rows": rows}
+    about = {"experiment": comparison.experiment, "metric": comparison.metric, "baseline": baseline}
+    return {**about, "shared_settings": dict(comparison.shared), "rows": rows}

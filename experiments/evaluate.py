@@ -138,8 +138,15 @@ def collision_table(report: Mapping[str, Any]) -> Table:
         f"{report['occupied']:,} rows read, {report['expected_occupied']:,.0f} expected; shares as counted (expected)"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("\nfeature", no_wrap=True)
-    for heading in ("\ndistinct", "\nload", "% of\nreads", "% shared\ninside", "% shared\noutside", "same in\nprobes"):
+    table.add_column("\nfeature", overflow="fold")
+    for heading in (
+        "\ndistinct",
+        "\nload",
+        "% of\nreads",
+        "% shared\ninside",
+        "% shared\noutside",
+        "same in\nall probes",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["features"]:
         shares = [

@@ -73,7 +73,7 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
 
     mask = embedding.mask
     kept = kept_by_feature(embedding.layout, mask, distinct, embedding.vocabulary) if mask else []
-    write_report(run.report, state["history"], judged, collisions, usage, kept)
+    write_report(run.report, state["history"], state["best_epoch"], judged, collisions, usage, kept)
     card = model_card(experiment, train.info, train.registry, metrics, judged, collisions, kept)
     write_text(run.report / "model_card.md", card)
     if tracker:

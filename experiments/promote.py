@@ -139,7 +139,7 @@ def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
     found = parity_of(path, bundle, inputs, as_served=True)
     rows = f"{found['rows']:,} {'raw' if inputs else 'golden'} rows"
     ids = "ids equal" if found["ids_equal"] else "ids differ"
-    return _check("parity", found["ok"], f"{rows}: {ids}, |dp| {found['max_abs_diff']:.1e}")
+    return _check("parity", found["ok"], f"{rows}: {ids}, probabilities differ by {found['max_abs_diff']:.1e}")
 
 
 def _judged(

@@ -7,18 +7,29 @@ from typing import Any
 
 from rich.table import Table
 
+NAMES = {
+    "max_abs_diff": "largest difference",
+    "tolerance": "difference allowed",
+    "rows_in": "rows read",
+    "skipped_parts": "parts made earlier",
+    "table": "table stored as",
+    "unused": "columns not used",
+}
+"""What results are called for people, where their name in --json does not say it; of others, blanks are enough."""
+
 
 def result_table(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; a nested mapping becomes one line a key.
+    """Two columns, name and value; a nested mapping becomes one line a key, whose name may be a column's and stays.
 
     >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
     2
     """
     table = Table.grid(padding=(0, 2))
-    for name, value in values.items():
+    for key, value in values.items():
+        name = NAMES.get(key, key.replace("_", " "))
         if isinstance(value, Mapping):
-            for key, inner in value.items():
-                table.add_row(f"{name} {key}", text_of(inner))
+            for inner, one in value.items():
+                table.add_row(f"{name} {inner}", text_of(one))
         else:
             table.add_row(name, text_of(value))
     return table
@@ -37,6 +48,15 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.6g}"
     return ", ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
+
+
+def shortened(name: str, most: int = 32) -> str:
+    """A name of at most so many letters; names often differ at their ends, so the middle is left out.
+
+    >>> shortened("a film", 6), shortened("a longer film", 8)
+    ('a film', 'a l…film')
+    """
+    return name if len(name) <= most else f"{name[: most - 1 - most // 2]}…{name[-(most // 2) :]}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

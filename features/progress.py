@@ -20,7 +20,7 @@ def progress_bar(description: str, total: int | None, *, enabled: bool = True) -
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not enabled, refresh_per_second=4) as bar:
         task = bar.add_task(description, total=total, note="")

@@ -21,7 +21,9 @@ import polars as pl
 from features.errors import InputError
 from features.progress import progress_bar
 from features.readers import read_chunks
+from features.spec import Numeric
 from serving.inputs import Part, plan_parts
+from serving.moved import BucketNames, Moved, moved_floats, moved_tokens, raw_edges
 from serving.profile import Distributions, FloatBins, TokenBins, read_distributions
 from serving.scorer import CHUNK_ROWS, Coverage, Scorer
 
@@ -50,6 +52,8 @@ class Drift:
     """Rates in training and today."""
     unseen: tuple[float, float] | None
     """Rates on the validation rows and today."""
+    moved: list[Moved]
+    """The values, or ranges, that moved most; none where nothing did beyond chance."""
 
     @property
     def worst(self) -> float:
@@ -68,6 +72,14 @@ class DriftReport:
 
     model: str
     model_id: str
+    created_at: str
+    """When the bundle was written; UTC, ISO 8601."""
+    dataset: str | None
+    """What it was trained on, and its digest."""
+    inputs: list[str]
+    """As they were named."""
+    files: int
+    """How many of them were read."""
     rows: int
     training_rows: int | None
     score: Drift | None
@@ -80,8 +92,12 @@ class DriftReport:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        rows = [{**vars(one), "worst": one.worst, "verdict": one.verdict} for one in self.all]
-        return {"model": self.model, "model_id": self.model_id, "rows": self.rows, "drift": rows}
+        rows = []
+        for one in self.all:
+            moved = [value._asdict() for value in one.moved]
+            rows.append({**vars(one), "moved": moved, "worst": one.worst, "verdict": one.verdict})
+        about = {key: value for key, value in vars(self).items() if key not in ("score", "features")}
+        return {**about, "drift": rows}
 
 
 def psi(expected: Shares, actual: Shares) -> float:
@@ -121,7 +137,8 @@ def drift_of(
     profile = read_distributions(bundle.profile, str(bundle.path))
     counter = _Counter(scorer, profile)
     with progress_bar("drift", None, enabled=progress) as advance:
-        for part in plan_parts(inputs, scorer.registry, keep=(), allow_missing=allow_missing):
+        parts = plan_parts(inputs, scorer.registry, keep=(), allow_missing=allow_missing)
+        for part in parts:
             for raw, first_row in _chunks(scorer, part):
                 try:
                     counter.add(raw, allow_missing=allow_missing)
@@ -130,10 +147,14 @@ def drift_of(
                 advance(len(raw), note=part.file.name)
     if not counter.num_rows:
         raise InputError("expected rows to compare with training", found="none", remedy="check the files")
-    rows = bundle.profile.get("rows")
+    rows, dataset, digest = (bundle.profile.get(key) for key in ("rows", "dataset", "dataset_digest"))
     return DriftReport(
         model=bundle.manifest.model,
         model_id=bundle.model_id,
+        created_at=bundle.manifest.created_at,
+        dataset=f"{dataset}, digest {str(digest)[:12]}" if dataset else None,
+        inputs=[str(one) for one in inputs],
+        files=len(parts),
         rows=counter.num_rows,
         training_rows=rows if isinstance(rows, int) else None,
         score=counter.score(),
@@ -156,6 +177,7 @@ class _Counter:
         self._scorer, self._profile = scorer, profile
         self._counts = {name: np.zeros(len(one.bins.shares)) for name, one in profile.features.items()}
         self._coverage: dict[str, Coverage] = {}
+        self._names = {feature.name: BucketNames(feature) for feature in scorer.registry.token_features}
         self._scores = np.zeros(len(profile.score.shares)) if profile.score else None
         self.num_rows = 0
         for feature in scorer.registry.features:
@@ -171,6 +193,7 @@ class _Counter:
         for name, one in self._profile.features.items():
             if isinstance(one.bins, TokenBins):
                 self._counts[name] += one.bins.counts(batch.tokens[name])
+                self._names[name].add(raw, batch)
             else:
                 self._counts[name] += one.bins.counts(batch.dense[:, columns.index(name)], coverage[name].missing)
             self._coverage[name] = self._coverage[name].plus(coverage[name]) if self.num_rows else coverage[name]
@@ -181,7 +204,10 @@ class _Counter:
     def score(self) -> Drift | None:
         """Drift of the score; None where the profile has none."""
         bins = self._profile.score
-        return None if bins is None or self._scores is None else _drift(SCORE, bins, self._scores, None, (0.0, 0.0))
+        if bins is None or self._scores is None:
+            return None
+        moved = moved_floats(bins, bins.labels, self._scores)
+        return _drift(SCORE, bins, bins.labels, self._scores, None, (0.0, 0.0), moved)
 
     def features(self) -> list[Drift]:
         """Drift of each feature, in registry order."""
@@ -193,16 +219,25 @@ class _Counter:
                 unseen = (one.unseen, coverage.unseen / coverage.num_values)
             counts = self._counts[feature.name]
             missing = (one.bins.shares[0], float(counts[0] / max(counts.sum(), 1.0)))
-            found.append(_drift(feature.name, one.bins, counts, unseen, missing))
+            bins, labels = one.bins, one.bins.labels
+            if isinstance(bins, TokenBins):
+                moved = moved_tokens(bins, self._names[feature.name], float(counts[0]))
+            else:
+                if isinstance(feature, Numeric):  # its bins are of what the network reads: people know the raw values
+                    labels = bins.model_copy(update={"edges": raw_edges(feature, bins.edges)}).labels
+                moved = moved_floats(bins, labels, counts)
+            found.append(_drift(feature.name, bins, labels, counts, unseen, missing, moved))
         return found
 
 
 def _drift(
     name: str,
     bins: FloatBins | TokenBins,
+    labels: list[str],
     counts: Shares,
     unseen: tuple[float, float] | None,
     missing: tuple[float, float],
+    moved: list[Moved],
 ) -> Drift:
     expected, actual = np.array(bins.shares), counts / max(counts.sum(), 1.0)
     both = np.array([[rate, 1 - rate] for rate in unseen]) if unseen else np.ones((2, 1))
@@ -215,9 +250,10 @@ def _drift(
         psi=psi(expected, actual),
         chance=chance_psi(num_used, bins.num_values, float(counts.sum())),
         unseen_psi=unseen_psi,
-        labels=bins.labels,
+        labels=labels,
         expected=expected.tolist(),
         actual=actual.tolist(),
         missing=missing,
         unseen=unseen,
+        moved=moved,
     )

@@ -10,7 +10,7 @@ N rows or values, K bins.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,10 +61,7 @@ class FloatBins(_Strict):
     @property
     def labels(self) -> list[str]:
         """What the bins are, for people."""
-        if not self.edges:
-            return ["missing", "any"]
-        inner = [f"{low:g} to {high:g}" for low, high in zip(self.edges, self.edges[1:], strict=False)]
-        return ["missing", f"below {self.edges[0]:g}", *inner, f"from {self.edges[-1]:g}"]
+        return ["missing", *(range_of(self.edges, number) for number in range(len(self.edges) + 1))]
 
 
 class TokenBins(_Strict):
@@ -79,11 +76,30 @@ class TokenBins(_Strict):
 
     def counts(self, tokens: Tokens) -> Counts:
         """Missing values and tokens [N] by bin."""
-        table = np.frombuffer(self.bin_of_bucket.encode(), dtype=np.uint8)
-        bins = np.where(table >= ord("a"), table - ord("a") + 10, table - ord("0"))
         by_bucket, missing = _by_bucket(tokens, None)
-        found = np.bincount(bins, weights=by_bucket, minlength=len(self.shares) - 1)
+        found = np.bincount(self._bins(), weights=by_bucket, minlength=len(self.shares) - 1)
         return np.concatenate([[missing], found])
+
+    def bounds(self) -> tuple[Counts, Counts]:
+        """Between which shares each bucket [1024] was in training: bins are filled in order of these.
+
+        So a bucket is above the mean of the bin before its own, and below that of the next; a bin of one is known.
+        """
+        bins, shares = self._bins(), np.array(self.shares[1:])
+        sizes = np.bincount(bins, minlength=len(shares))
+        means = shares / np.maximum(sizes, 1)
+        low = np.concatenate([[0.0, 0.0], means[1:-1]])[: len(shares)]
+        above = np.append(means[1:], 1.0)
+        above[0] = max(above[0], MIN_ROWS / max(self.num_values, 1)) if len(shares) > 1 else 1.0
+        high = np.maximum(np.minimum(shares - (sizes - 1) * low, above), low)
+        known = sizes == 1
+        low[known] = high[known] = shares[known]
+        low[0] = 0.0
+        return low[bins], high[bins]
+
+    def _bins(self) -> npt.NDArray[np.int64]:
+        table = np.frombuffer(self.bin_of_bucket.encode(), dtype=np.uint8).astype(np.int64)
+        return np.where(table >= ord("a"), table - ord("a") + 10, table - ord("0"))
 
     @property
     def labels(self) -> list[str]:
@@ -233,10 +249,28 @@ class _TokenCounts:
         return FeatureProfile(tokens=TokenBins(bin_of_bucket=digits, shares=shares, num_values=num_values))
 
 
+def bucket_of(tokens: Tokens) -> npt.NDArray[np.int64]:
+    """The hash bucket of each token [N]."""
+    return (mix64(tokens ^ _SALT) >> np.uint64(64 - 10)).astype(np.int64)
+
+
+def range_of(edges: Sequence[float], number: int) -> str:
+    """The bin of this number between edges, for people.
+
+    >>> range_of((1.0, 2.5), 0), range_of((1.0, 2.5), 1), range_of((1.0, 2.5), 2), range_of((), 0)
+    ('below 1', '1 to 2.5', 'from 2.5', 'any')
+    """
+    if not edges:
+        return "any"
+    if number == 0:
+        return f"below {edges[0]:g}"
+    return f"from {edges[-1]:g}" if number == len(edges) else f"{edges[number - 1]:g} to {edges[number]:g}"
+
+
 def _by_bucket(tokens: Tokens, weights: Counts | None) -> tuple[Counts, float]:
     """Tokens [N] that are no missing values by bucket [1024], and the missing values; of weights [N], or 1."""
     is_present = tokens != np.uint64(MISSING_TOKEN)
-    buckets = (mix64(tokens[is_present] ^ _SALT) >> np.uint64(64 - 10)).astype(np.int64)
+    buckets = bucket_of(tokens[is_present])
     of_present = None if weights is None else weights[is_present]
     missing = float((~is_present).sum() if weights is None else weights[~is_present].sum())
     return np.bincount(buckets, weights=of_present, minlength=NUM_BUCKETS).astype(np.float64), missing

@@ -60,6 +60,7 @@ def kept_by_feature(layout: TableLayout, mask: Mask, distinct: Distinct, vocabul
 def write_report(
     directory: Path,
     history: Sequence[Mapping[str, Any]],
+    best_epoch: int,
     judged: Judged,
     collisions: CollisionReport,
     usage: np.ndarray,
@@ -70,7 +71,7 @@ def write_report(
 
     directory.mkdir(parents=True, exist_ok=True)
     labels, probabilities, _, weights = judged.predictions
-    figures.save(directory / "curves.png", lambda axes: figures.curves(axes, history), 2)
+    figures.save(directory / "curves.png", lambda axes: figures.curves(axes, history, best_epoch), 2)
     figures.save(directory / "roc.png", lambda axes: figures.roc(axes[0], judged.predictions, judged.metrics))
     figures.save(
         directory / "reliability.png", lambda axes: figures.reliability(axes[0], judged.predictions, judged.metrics)

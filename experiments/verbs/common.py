@@ -11,7 +11,8 @@ from rich.console import Console
 
 from features.errors import InputError
 
-console = Console(highlight=False)
+# Names and paths may hold brackets, which are no markup.
+console = Console(highlight=False, markup=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]

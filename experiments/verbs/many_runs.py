@@ -16,7 +16,7 @@ WIDTH = 160
 
 def wide(terminal: Console) -> Console:
     """The console, without the 80 columns that it takes a file for."""
-    return terminal if terminal.is_terminal else Console(highlight=False, width=WIDTH)
+    return terminal if terminal.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
 
 
 def sweep(
@@ -110,4 +110,5 @@ def compare(
     if as_json:
         show(True, as_plain(comparison))
     else:
-        wide(console).print(runs_table(comparison))
+        terminal = wide(console)
+        terminal.print(runs_table(comparison, terminal.width))

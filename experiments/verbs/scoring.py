@@ -94,8 +94,11 @@ def score(
         "engine": engine.value,
     }
     logged = {"mlflow_run_id": log_scoring_run(values, params)} if track else {}
-    heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
-    show(as_json, {**(values if as_json else _summary(report)), **logged, "heavy_modules": heavy})
+    if as_json:  # programs may check that scoring imports none of these; people have no use for it
+        heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
+        show(True, {**values, **logged, "heavy_modules": heavy})
+    else:
+        show(False, {**_summary(report), **logged})
 
 
 def _ray_engine(workers: int) -> Any:
@@ -115,7 +118,7 @@ def _ray_engine(workers: int) -> Any:
 
 def _summary(report: "ScoringReport") -> dict[str, Any]:
     """The report for a terminal: of the rates by feature, those that stand out."""
-    values = dataclasses.asdict(report)
+    values = {"rows scored" if name == "rows" else name: value for name, value in dataclasses.asdict(report).items()}
     del values["warnings"]
     for kind in ("missing", "unseen"):
         rates, known = values.pop(f"{kind}_rates"), values.pop(f"training_{kind}_rates")

@@ -1,14 +1,19 @@
 """`muxrec compare`: which runs are one row, what their spread and their difference are, and the page."""
 
+import io
 import json
 import re
 import statistics
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from experiments.compare import COLUMNS, RunComparison, as_plain, compare_runs, figure_text, runs_table, settings_of
 from experiments.compare_page import LOCAL_UI, comparison_page, ui_address
+from experiments.text import result_table
+from experiments.verbs.common import console
+from experiments.verbs.many_runs import wide
 from features.errors import InputError
 from recsys.tracking import TrackedRun, Tracker
 
@@ -17,6 +22,7 @@ DATA = "d1"
 
 def run_of(number: int, auc: float | None, *, seed: int = 1, status: str = "FINISHED", **params: str) -> TrackedRun:
     """A made-up run; `auc` is that of test, and validation is ahead of it by 0.01."""
+    tags = {"stage": params.pop("stage", "train"), "dataset.digest": params.pop("data", DATA)}
     metrics = {} if auc is None else {"test/auc": auc, "val/auc": auc + 0.01, "perf/bundle_bytes": 1000.0 * number}
     return TrackedRun(
         run_id=f"{number:032x}",
@@ -26,7 +32,7 @@ def run_of(number: int, auc: float | None, *, seed: int = 1, status: str = "FINI
         started=number,
         params={"seed": str(seed), "name": "run", **params},
         metrics=metrics,
-        tags={"stage": params.pop("stage", "train"), "dataset.digest": params.pop("data", DATA)},
+        tags=tags,
     )
 
 
@@ -61,6 +67,7 @@ def test_other_data_are_another_row_and_are_not_tested_against():
     comparison = compared(mine, theirs, baseline="mine")
     assert [row.name for row in comparison.rows] == ["theirs", "mine"]
     assert comparison.difference(comparison.rows[0]) is None
+    assert [row.settings for row in comparison.rows] == [{"dataset digest": "d2"}, {"dataset digest": "d1"}]
 
 
 def test_rows_come_by_validation_and_not_by_test():
@@ -171,11 +178,14 @@ def test_the_page_has_every_row_and_fetches_nothing():
     runs = [run_of(seed, 0.7 + seed / 100, seed=seed, width="4") for seed in (1, 2)]
     text = comparison_page(compared(*runs, run_of(5, 0.6, width="8", name="small"), baseline="small"))
     page = Page(text)
-    head, first, second = page.rows
-    assert head[1:7] == ["run", "width", "seeds", "difference", "p", "valid AUC"]
-    assert first[2:8] == ["4", "2", "+0.1150", "", "0.7250 ± 0.0071", "0.7150 ± 0.0071"]
-    assert float(page.values[1][head.index("test AUC")]) == pytest.approx(0.715)
-    assert second[4:6] == ["baseline", ""]
+    *folded, head, first, second = page.rows
+    assert folded == [["dataset digest", "d1"]]
+    assert head[1:] == ["run", "valid AUC", "test AUC", "bundle kB", "difference", "p", "seeds", "width"]
+    assert first[2:7] == ["0.7250 ± 0.0071", "0.7150 ± 0.0071", "2", "+0.1150", ""]
+    assert first[7:] == ["1 2", "4"]
+    assert float(page.values[2][head.index("test AUC")]) == pytest.approx(0.715)
+    assert second[5:7] == ["baseline", ""]
+    assert "small (baseline)" in [text for *_, text in texts_of(text)]
     assert page.fetched == []
     assert "url(" not in text
     assert "@import" not in text
@@ -194,10 +204,73 @@ def test_the_figure_shows_quality_against_bytes():
     assert "<svg" not in comparison_page(compared(run_of(1, 0.6)))  # one size shows nothing
 
 
+def test_what_is_chosen_by_comes_first_and_what_is_equal_is_folded_away():
+    own = run_of(1, 0.7, width="1", depth="3", l2="0")
+    metrics = {**own.metrics, "test/logloss": 0.5, "test/ece": 0.01, "perf/table_bytes": 9.0}
+    text = comparison_page(compared(own._replace(metrics=metrics), run_of(2, 0.6, width="2", depth="3", l2="0")))
+    folded, _, rest = text.partition("</details>")
+    rows = Page(rest).rows
+    assert rows[0][1:] == [
+        *("run", "valid AUC", "test AUC", "log loss", "bundle kB", "ECE", "table kB", "seeds", "width"),
+    ]
+    assert Page(folded.partition("<details>")[2]).rows == [["dataset digest", "d1"], ["depth", "3"], ["l2", "0"]]
+    alone = Page(comparison_page(compared(run_of(1, 0.7, width="1")))).rows
+    assert ["width", "1"] in alone  # of a single row every setting is equal
+    assert alone[-2][-1] == "seeds"
+
+
+def texts_of(page: str) -> list[tuple[float, float, float, str]]:
+    """Texts of the figure as boxes of letters: left, right, height of the line, text."""
+    found = []
+    pattern = r'<text x="([-\d.]+)" y="([-\d.]+)" text-anchor="(\w+)">([^<]*)</text>'
+    for x, y, side, text in re.findall(pattern, page):
+        width = 6.0 * len(text)
+        left = float(x) - {"start": 0.0, "middle": width / 2, "end": width}[side]
+        found.append((left, left + width, float(y), text))
+    return found
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 2), (5, 5), (12, 8), (50, 2)])
+def test_the_figure_has_axes_with_round_ticks_and_no_text_over_another(count, least):
+    """Points in columns of equal size, two of them always close together."""
+    runs = [
+        run_of(10 * 2 ** (k % 4), 0.7 + 0.003 * (k // 2) + 0.0002 * k, name=f"run {k}", width=str(k))
+        for k in range(count)
+    ]
+    runs = [run._replace(run_id=f"{k:032x}") for k, run in enumerate(runs)]
+    page = comparison_page(compared(*runs))
+    texts = texts_of(page)
+    sizes = [text for *_, text in texts if text.endswith(" kB")]
+    assert len(sizes) >= 2
+    assert len([text for *_, text in texts if re.fullmatch(r"0\.\d+", text)]) >= 3
+    assert all(re.fullmatch(r"[1-9](\.[1-9])?0* kB|[1-9]\d kB", text) for text in sizes)
+    assert page.count('class="grid"') >= 5
+    assert "size of the bundle" in page
+    assert "test AUC</text>" in page
+    assert sum(text.startswith("run ") for *_, text in texts) >= least
+    for number, (left, right, line, _) in enumerate(texts):
+        assert left >= 0
+        assert right <= 920
+        for other in texts[:number]:
+            assert right <= other[0] or other[1] <= left or abs(line - other[2]) >= 9, (texts[number], other)
+
+
+def test_the_figure_says_which_rows_it_lacks():
+    small, large, unknown = (run_of(k, 0.7, width=str(k), name=f"n{k}") for k in (1, 9, 5))
+    page = comparison_page(compared(small, large, unknown._replace(metrics={"val/auc": 0.7, "test/auc": 0.6})))
+    assert "not known of 1 of the 3 rows" in page
+    nearly = small._replace(metrics={**large.metrics, "perf/bundle_bytes": 9001.0})
+    assert "<svg" not in comparison_page(compared(nearly, large))  # bytes of no account are no difference
+
+
 def test_names_cannot_write_into_the_page():
     evil = '<script>alert(1)</script>" onload="x'
-    text = comparison_page(compared(run_of(1, 0.7, name=evil, width=evil), run_of(2, 0.6, name="b"), baseline="b"))
+    both = {evil: evil, "name": evil}
+    runs = run_of(1, 0.7, width=evil, **both), run_of(20, 0.6, seed=2, **both)
+    text = comparison_page(compared(*runs, baseline=runs[0].run_id))
+    assert "<svg" in text
     assert "<script>alert" not in text
+    assert 'onload="x' not in text
     assert text.count("<script>") == 1
     assert evil in "".join(cell for row in Page(text).rows for cell in row)
 
@@ -213,6 +286,37 @@ def test_the_terminal_says_what_was_left_out():
     table = runs_table(compared(run_of(1, 0.7), run_of(2, None, seed=2, status="FAILED")))
     assert "1 runs without an end are left out" in str(table.title)
     assert table.row_count == 1
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+@pytest.mark.parametrize("baseline", ["a long name of a run", None])
+def test_no_figure_is_cut_off_in_a_narrow_terminal(width, baseline):
+    """Columns that do not fit are left out from the right, and the AUCs stay."""
+    more = {"test/logloss": 0.5123, "perf/samples_per_s": 123_456.0, "perf/score_ms": 0.25}
+    runs = [run_of(k, 0.7 + k / 777, seed=k % 3, width=str(k // 3), name="a long name of a run") for k in range(6)]
+    runs = [
+        run._replace(metrics={**run.metrics, **more}, name=f"{run.name}{' b' * (k // 3)}") for k, run in enumerate(runs)
+    ]
+    written = io.StringIO()
+    Console(width=width, file=written).print(runs_table(compared(*runs, baseline=baseline), width))
+    text = written.getvalue()
+    shown = text.replace("\n", " ")
+    assert "…" not in text
+    assert ("0.2" in shown) >= (width == 160)
+    table = text.partition("run ")[2].splitlines()
+    assert max(len(line.rstrip()) for line in table) <= width
+    assert re.search(r"AUC +AUC", shown)
+    assert shown.count("±") >= 4
+    assert (baseline is None) or ("difference" in shown and re.search(r" p\b", table[0]))
+
+
+def test_brackets_in_a_result_are_no_markup(capsys):
+    """A path `[/x]` would be the end of a markup that nothing began, and `[red]` would vanish."""
+    for terminal in (console, wide(console)):
+        terminal.print(result_table({"out": "a[/x]", "found": {"user[red]": 1}}))
+        shown = capsys.readouterr().out
+        assert "a[/x]" in shown
+        assert "user[red]" in shown
 
 
 # The command

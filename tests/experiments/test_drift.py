@@ -204,7 +204,8 @@ def test_what_a_path_says_is_a_column(tmp_path: Path):
     raw.drop(number, word).write_parquet(folder / "x.parquet")
     raw.with_columns(pl.lit(2.5).alias(number), pl.lit("a b").alias(word)).write_parquet(tmp_path / "flat.parquet")
     flat = drift_of(scorer, [tmp_path / "flat.parquet"])
-    assert drift_of(scorer, [tmp_path / "hive"]).as_json() == flat.as_json()
+    in_path = drift_of(scorer, [tmp_path / "hive"])
+    assert in_path.as_json() == {**flat.as_json(), "inputs": [str(tmp_path / "hive")]}
     assert {one.name for one in flat.features if one.verdict == "major"} >= {number, word}
     (tmp_path / "hive" / f"{number}=2.5").rename(tmp_path / "hive" / f"{number}=old")
     with pytest.raises(InputError, match=rf"x.parquet.*column '{number}': expected a number; found 'old'"):
@@ -284,11 +285,18 @@ def test_planted_drift_is_found_and_a_resample_is_none(run: Path, project: Path,
     assert found["f01"]["psi"] > MAJOR
     assert next(iter(found)) == "(score)"
 
+    assert found["f00"]["moved"][0]["value"] == "never seen"
+    assert found["f00"]["moved"][0]["now"] == pytest.approx(0.5)
+    assert found["f01"]["moved"][0]["value"] == "(missing)"
+    assert all(one["moved"] == [] for name, one in same.items() if name != "(score)")
+
     text = page.read_text()
     assert "<script" not in text
-    assert "http" not in text.replace("http://www.w3.org", "")
+    assert "://" not in text
+    assert "url(" not in text
     assert text.count("<svg") == len(found)
-    assert "f00: major" in text
+    assert 'f00: <span style="color:#b3261e">major</span>' in text
+    assert "never seen" in text
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The gate: what passes, what does not, what is written down; twice, against a moving champion, and on other rows."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 import experiments.promote as gate
-from experiments.champion import TestSet, compare_models, score_test
+from experiments.champion import Comparison, TestSet, compare_models, comparison_table, score_test
 from experiments.evaluate import export_run, parity_of
 from experiments.promote import Margins, promote
 from experiments.run_directory import RunDirectory
@@ -147,7 +149,7 @@ def test_a_rounded_table_is_judged_as_it_is_served(run: Path, project: Path, tmp
     for inputs, rows in ((raw, "500 raw rows"), ([], "64 golden rows")):
         check = gate._parity(run, tmp_path / "small", inputs)
         assert check.outcome == "passed", check.note
-        assert check.note.startswith(f"{rows}: ids equal, |dp| ")
+        assert check.note.startswith(f"{rows}: ids equal, probabilities differ by ")
     # Another model's bundle does not pass, with raw rows or without.
     ranker = RunDirectory(run).ranker()
     ranker.embedding.table.data.mul_(1.5)
@@ -186,7 +188,7 @@ def test_failed_parity_and_failed_golden_rows_keep_the_alias(run: Path, project:
         patch.setattr(gate, "parity_of", lambda *_, **__: failed)
         found = promote(run, alias="champion", name="parity", inputs=inputs)
         assert not found.passed
-        assert found.checks[1].note == "5 raw rows: ids differ, |dp| 5.0e-01"
+        assert found.checks[1].note == "5 raw rows: ids differ, probabilities differ by 5.0e-01"
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "verify", lambda scorer: 0.1)
         assert not promote(run, alias="champion", name="parity").passed
@@ -223,6 +225,22 @@ def test_a_champion_that_changes_meanwhile_is_compared_with_again(
     champion = registry.holder("race", "champion")
     assert champion is not None
     assert champion.number == better.number
+
+
+def test_no_figure_of_a_comparison_is_cut_off_in_a_narrow_terminal():
+    """Ids take two lines instead."""
+    names = ("auc", "normalized_entropy", "calibration_ratio")
+    differences = [Difference(name, 0.61803, 0.51413, -0.1039, 0.01, -0.12345, -0.08435, True) for name in names]
+    facts = {"model": "final_mlp", "model_id": "0123456789abcdef", "run_id": "0123456789abcdef" * 2}
+    test = {"name": "dataset test", "rows": 1000, "digest": "d" * 32}
+    metrics = {name: (0.61803, 0.51413) for name in names}
+    comparison = Comparison(champion=facts, challenger=facts, test=test, metrics=metrics, differences=differences)
+    written = io.StringIO()
+    Console(width=80, file=written).print(comparison_table(comparison))
+    text = written.getvalue()
+    assert "…" not in text
+    for shown in ("0.61803", "-0.10390", "-0.12345", "-0.08435", *names):
+        assert text.count(shown) >= (1 if shown in names else 3)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """What a run says of itself: importance, figures, the model card, and what serving it costs."""
 
 import csv
+import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from experiments.config import Experiment
 from experiments.process import ResourceMeter
+from experiments.report import figures
 from experiments.report.importance import Importance, feature_importance, with_shuffled
 from experiments.report.model_card import model_card
 from experiments.report.write import Judged, Kept, kept_by_feature, write_report
@@ -225,17 +231,87 @@ def test_what_a_mask_keeps_by_feature():
 def test_every_figure_and_table_is_written(judged, tmp_path):
     history = [{"epoch": 1, "train_loss": 0.7, "valid_logloss": 0.69, "valid_auc": 0.6}]
     usage = np.array([0, 1, 3, 100])
-    write_report(tmp_path / "report", history, judged, COLLISIONS, usage, (Kept("user", 10, 40, 4, 16),))
+    write_report(tmp_path / "report", history, 1, judged, COLLISIONS, usage, (Kept("user", 10, 40, 4, 16),))
     found = {path.name: path.stat().st_size for path in (tmp_path / "report").iterdir()}
-    figures = ("curves", "roc", "reliability", "scores", "gain_lift", "importance", "row_usage", "collisions", "kept")
-    assert {name for name in found if name.endswith(".png")} == {f"{name}.png" for name in figures}
-    assert all(3_000 < found[f"{name}.png"] < 150_000 for name in figures)
+    names = ("curves", "roc", "reliability", "scores", "gain_lift", "importance", "row_usage", "collisions", "kept")
+    assert {name for name in found if name.endswith(".png")} == {f"{name}.png" for name in names}
+    assert all(3_000 < found[f"{name}.png"] < 150_000 for name in names)
     with (tmp_path / "report" / "importance.csv").open(newline="") as file:
         assert [line["feature"] for line in csv.DictReader(file)] == ["user", "film"]
     with (tmp_path / "report" / "kept.csv").open(newline="") as file:
         assert next(csv.DictReader(file)) == {
             **{"feature": "user", "rows": "10", "of_rows": "40", "columns": "4", "of_columns": "16"}
         }
+
+
+def drawn(draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, left: float = figures.PLAIN) -> list[Axes]:
+    """Axes as `save` draws them, with the places of all they show."""
+    kept: list[Axes] = []
+
+    def keep(axes: Sequence[Axes]) -> None:
+        draw(axes)
+        kept.extend(axes)
+
+    figures.save(Path(os.devnull), keep, num_axes, left=left)
+    return kept
+
+
+@pytest.fixture
+def no_file(monkeypatch) -> None:
+    """Figures are drawn, and not written."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: self.draw_without_rendering())
+
+
+@pytest.mark.parametrize(("num_epochs", "best"), [(1, 1), (2, 1), (3, 0), (40, 16)])
+def test_curves_have_whole_epochs_names_on_their_axes_and_the_best_epoch(no_file, num_epochs, best):
+    history = [
+        {"epoch": epoch, "train_loss": 0.7 / epoch, "valid_logloss": 0.6 / epoch, "valid_auc": 1 - 0.5 / epoch}
+        for epoch in range(1, num_epochs + 1)
+    ]
+    for one in drawn(lambda axes: figures.curves(axes, history, best), 2):
+        low, high = one.get_xlim()
+        shown = [tick for tick in one.get_xticks() if low <= tick <= high]
+        assert shown
+        assert all(tick == int(tick) for tick in shown)
+        assert min(low, best) == low < 1
+        assert one.get_xlabel() == "epoch"
+        assert one.get_ylabel()
+        (mark,) = [line for line in one.lines if line.get_linestyle() == ":"]
+        assert list(np.array(mark.get_xdata())) == [best, best]
+        assert mark.get_label() == f"best epoch: {best}"
+        assert all(line.get_marker() == "o" for line in one.lines if line is not mark)  # one epoch has no line to see
+
+
+@pytest.mark.parametrize("num_features", [1, 2, 30])
+def test_collisions_show_the_expected_shares_and_no_legend_covers_a_bar(no_file, num_features):
+    features = [
+        COLLISIONS.features[0].model_copy(
+            update={"feature": f"customer_segment_{k}_of_the_last_week", "measured_inter": 1.0}
+        )
+        for k in range(num_features)
+    ]
+    report = COLLISIONS.model_copy(update={"features": features})
+    (axes,) = drawn(lambda axes: figures.collisions(axes[0], report), left=figures.NAMES)
+    intra, inter = (one.get_segments() for one in axes.collections if isinstance(one, LineCollection))
+    assert [{x for x, _ in stroke} for stroke in intra] == [{0.1}] * num_features
+    assert [{x for x, _ in stroke} for stroke in inter] == [{0.3}] * num_features
+    figure = axes.get_figure()
+    assert figure is not None
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert [text.get_text() for text in legend.get_texts()][2] == "expected of uniform hashing"
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+    assert not any(bar.get_window_extent().overlaps(box) for bar in axes.patches)
+    assert all(text.get_window_extent().x0 >= 0 for text in axes.get_yticklabels())
+
+
+def test_the_last_bar_of_shared_rows_says_what_it_holds(no_file):
+    (few,) = drawn(lambda axes: figures.row_usage(axes[0], np.array([0, 1, 3]), COLLISIONS))
+    assert few.get_xlabel() == "entries that share a row"
+    assert "201 of 500 rows read (203 expected)" in few.get_title()
+    (many,) = drawn(lambda axes: figures.row_usage(axes[0], np.array([0, 1, 300]), COLLISIONS))
+    assert "last bar: 40 or more" in many.get_xlabel()
 
 
 # What a run costs

@@ -57,7 +57,9 @@ def test_limit_workers_and_the_report(muxrec: Muxrec, logs: Path, tmp_path: Path
     # A second run does nothing, and says so to people in a table.
     again = muxrec("score", GOLDEN, "--keep", "row,day", "--input", logs, "--out", tmp_path / "out", "--limit", 50)
     assert again.code == 0
-    assert "skipped_parts" in again.out
+    assert "parts made earlier" in again.out
+    assert "rows scored" in again.out
+    assert "heavy" not in again.out
     assert "in training" in again.out
 
 
