@@ -24,14 +24,15 @@ from starlette.types import Message, Receive, Scope, Send
 from features.errors import InputError
 from serving.manifest import installed_version
 from serving.server.access import check_content, check_token, is_loopback
-from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form
+from serving.server.binary import HEADER
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form, Reply
 from serving.server.hosting import ModelHost, ServedModel
 from serving.server.limits import Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
 from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
 from serving.server.metrics import Request as AnsweredRequest
 from serving.server.openapi import document_of, page_of
-from serving.server.protocol import TENSORS, metadata_of
+from serving.server.protocol import metadata_of, tensors_of
 
 SLOW_SECONDS = 0.25
 CLIENT_LEFT = 499
@@ -147,24 +148,28 @@ class App:
 
     async def score(self, request: Request) -> Response:
         """Row JSON."""
-        return await self._answer(request, SCORE)
+        return await self._answer(request, SCORE, "application/json")
 
     async def infer(self, request: Request) -> Response:
         """Tensors of the Open Inference Protocol."""
-        return await self._answer(request, TENSORS)
+        lengths = request.headers.getlist(HEADER)
+        length = ", ".join(lengths) if lengths else None
+        # Clients of the protocol send no type at all.
+        media_types = ("application/json", "", *(("application/octet-stream",) if lengths else ()))
+        return await self._answer(request, tensors_of(length), *media_types)
 
     async def invocations(self, request: Request) -> Response:
         """MLflow's forms."""
         is_csv = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv"
-        return await self._answer(
-            request, INVOCATIONS_CSV if is_csv else INVOCATIONS, media_type="text/csv" if is_csv else ""
-        )
+        if is_csv:
+            return await self._answer(request, INVOCATIONS_CSV, "text/csv")
+        return await self._answer(request, INVOCATIONS, "application/json")
 
-    async def _answer(self, request: Request, form: Form, media_type: str = "") -> Response:
+    async def _answer(self, request: Request, form: Form, *media_types: str) -> Response:
         record: _Record = request.state.record
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
         record.version = Version(served.name, served.version)
-        check_content(request.headers, media_type or "application/json")
+        check_content(request.headers, *media_types)
         place = self._workers.take_place()
         is_read = False
         try:
@@ -177,11 +182,11 @@ class App:
             raise self._late(is_read) from None
         finally:
             place.release()
-        return Response(reply, media_type="application/json")
+        return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(
         self, served: ServedModel, form: Form, body: bytes, record: _Record, submitted: float
-    ) -> tuple[bytes, Callable[[], None]]:
+    ) -> tuple[Reply, Callable[[], None]]:
         """In a worker's thread: the reply, and the counting that can wait until it is sent."""
         clock = _Clock(record.stages, submitted)
         clock.end("wait")
@@ -197,7 +202,7 @@ class App:
             clock.end("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
-        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities))
+        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities, rows.is_binary))
         clock.end("reply")
 
         def count() -> None:
@@ -221,7 +226,7 @@ class App:
 
     async def server_metadata(self, request: Request) -> Response:
         """Name and version of this server."""
-        return _json({"name": "muxrec", "version": installed_version(), "extensions": []})
+        return _json({"name": "muxrec", "version": installed_version(), "extensions": ["binary_tensor_data"]})
 
     async def server_version(self, request: Request) -> Response:
         """Version of muxrec, as text."""
@@ -349,7 +354,7 @@ def _refusal_of(error: Exception, record: _Record) -> RefusedError:
     if isinstance(error, HTTPException):  # of the router: no such path, or no such method of it
         expected = "a path of this server" if error.status_code == 404 else "another method"
         reason: Reason = "not_found" if error.status_code == 404 else "invalid"
-        one = InputError(f"expected {expected}", remedy="see /docs")
+        one = InputError(f"expected {expected}", remedy="see /docs, and /v2 for the protocol's extensions that it has")
         return RefusedError(error.status_code, reason, one, headers=dict(error.headers or {}))
     _log.error("internal_error", exc_info=error, extra={"request_id": record.id})
     remedy = f"look for request {record.id} in the server's log"
