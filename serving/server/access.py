@@ -37,6 +37,19 @@ def is_loopback(client: tuple[str, int] | None) -> bool:
         return False
 
 
+def check_framing(headers: Mapping[str, str], http_version: str) -> None:
+    """Raise `RefusedError` where a request says twice how long it is: a proxy may have heeded the other one.
+
+    What follows it on the connection may then be another's request, so the connection ends.
+
+    >>> check_framing({"content-length": "4"}, "1.1")
+    """
+    if "transfer-encoding" in headers and ("content-length" in headers or http_version == "1.0"):
+        found = "Transfer-Encoding too" if "content-length" in headers else "Transfer-Encoding in HTTP/1.0"
+        error = InputError("expected Content-Length or Transfer-Encoding", found=found, remedy="send one of them")
+        raise RefusedError(400, "invalid", error, headers={"Connection": "close"})
+
+
 def check_content(headers: Mapping[str, str], *media_types: str) -> None:
     """Raise `RefusedError` for a body of another type, or one that is packed; "" among the types: it may say none."""
     given, _, parameters = headers.get("content-type", "").partition(";")

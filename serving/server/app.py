@@ -23,11 +23,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from features.errors import InputError
 from serving.manifest import installed_version
-from serving.server.access import check_content, check_token, is_loopback
+from serving.server.access import check_content, check_framing, check_token, is_loopback
 from serving.server.binary import HEADER
 from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form, Reply
 from serving.server.hosting import ModelHost, ServedModel
-from serving.server.limits import Limits, Reason, RefusedError, Workers, check_lists, read_body
+from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
 from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
 from serving.server.metrics import Request as AnsweredRequest
@@ -75,7 +75,7 @@ class App:
         self.is_draining = False
         self._host, self._limits, self._metrics = host, limits, metrics
         self._token, self._slow_seconds = token, slow_seconds
-        self._workers = Workers(limits)
+        self._workers, self._bodies = Workers(limits), Bodies(limits)
         self._is_loading = False
         model = "/v2/models/{name:str}"
         version = model + "/versions/{version:str}"
@@ -130,6 +130,7 @@ class App:
 
         self._metrics.add_in_flight(1)
         try:
+            check_framing(headers, scope.get("http_version", "1.1"))
             check_token(self._token, scope["path"], headers.get("authorization"))
             await self._router(scope, receive, answer)
         except ConnectionAbortedError:
@@ -170,18 +171,19 @@ class App:
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
         record.version = Version(served.name, served.version)
         check_content(request.headers, *media_types)
-        place = self._workers.take_place()
+        self._workers.take_place().release()  # who cannot be served is told so before the body
         is_read = False
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                body = await read_body(request.receive, request.headers.get("content-length"), self._limits)
-                is_read = True
-                record.stages["read"] = time.perf_counter() - record.begun
-                reply = await place.run(functools.partial(self._work, served, form, body, record, time.perf_counter()))
+            with self._bodies.held() as held:
+                async with asyncio.timeout(self._limits.timeout_seconds):
+                    body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
+                    is_read = True
+                    record.stages["read"] = time.perf_counter() - record.begun
+                    place = self._workers.take_place()  # not before: a slow client would keep others out
+                    work = functools.partial(self._work, served, form, body, record, time.perf_counter())
+                    reply = await place.run(work)
         except TimeoutError:
             raise self._late(is_read) from None
-        finally:
-            place.release()
         return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(

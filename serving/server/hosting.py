@@ -168,6 +168,16 @@ class ModelHost:
         return "loaded"
 
 
+def check_name(name: str) -> None:
+    """Raise `InputError` for a name that stands in no URL: clients resolve dots, and a slash ends a part of a path.
+
+    >>> check_name("clicks of today, 50%")
+    """
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        expected, remedy = "expected a served name that a URL can hold", "pass --name NAME, such as --name clicks"
+        raise InputError(expected, found=repr(name)[:80], remedy=remedy)
+
+
 def _check_and_warm(scorer: Scorer) -> None:
     """Score the golden rows as the trainer did, then again and again until first times are over.
 
