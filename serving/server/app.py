@@ -31,7 +31,8 @@ from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers,
 from serving.server.logs import request_id_of
 from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
 from serving.server.metrics import Request as AnsweredRequest
-from serving.server.openapi import document_of, page_of
+from serving.server.openapi import document_of
+from serving.server.page import page_of
 from serving.server.protocol import metadata_of, tensors_of
 
 SLOW_SECONDS = 0.25
@@ -298,11 +299,11 @@ class App:
 
     async def docs(self, request: Request) -> Response:
         """The same for people; the page needs nothing from elsewhere."""
-        return HTMLResponse(page_of(self._document()))
+        return HTMLResponse(page_of(self._document(), request.headers.get("host")))
 
     def _document(self) -> dict[str, Any]:
         served = self._host.find()
-        return document_of(served.name, served.version, served.scorer.bundle, self._limits, has_token=bool(self._token))
+        return document_of(served.name, served.scorer, self._limits, has_token=bool(self._token))
 
     def _found(self, request: Request) -> ServedModel:
         served = self._host.find(request.path_params["name"], request.path_params.get("version"))

@@ -89,7 +89,7 @@ def test_silent_connections_are_closed(serve: Any, versions: list[Bundle]) -> No
     assert server.get("/v2/health/ready")[0] == 200
 
 
-def test_slow_clients_keep_nobody_out(serve: Any, versions: list[Bundle]) -> None:
+def test_slow_clients_keep_no_one_out(serve: Any, versions: list[Bundle]) -> None:
     """More half heads and half bodies than requests may run at a time."""
     server = serve(versions[0].path).start()
     with connections(server, 70, HALF_A_BODY), connections(server, 70, HALF_A_BODY[:40]):
@@ -99,7 +99,7 @@ def test_slow_clients_keep_nobody_out(serve: Any, versions: list[Bundle]) -> Non
 @pytest.mark.parametrize(
     "data", [b"", b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", HALF_A_BODY], ids=["idle", "kept", "slow"]
 )
-def test_more_connections_than_files_keep_nobody_out(serve: Any, versions: list[Bundle], data: bytes) -> None:
+def test_more_connections_than_files_keep_no_one_out(serve: Any, versions: list[Bundle], data: bytes) -> None:
     server = serve(versions[0].path, start=FEW_FILES_START).start()
     with connections(server, 300, data) as made:
         check_served(server)
