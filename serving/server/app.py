@@ -212,6 +212,10 @@ class App:
             try:
                 coverage = scorer.coverage(encoded)
                 self._metrics.add_scored(Scored(record.version, probabilities, coverage, dict(record.stages)))
+                for line in served.window.add(coverage):
+                    _log.warning(
+                        "unlike_training", extra={"model": served.name, "version": served.version, "found": line}
+                    )
             except Exception:  # nobody waits for this thread's result any more
                 _log.exception("count_error", extra={"request_id": record.id})
 
