@@ -57,6 +57,8 @@ def protocol_of(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def _make_room(self) -> None:
+            if len(self.connections) <= max_connections:
+                return
             connections = [one for one in self.connections if not one.transport.is_closing()]
             others = [one for one in connections if isinstance(one, BoundedProtocol) and one.waits_for_client]
             others.sort(key=lambda one: one.waits_since)
