@@ -15,10 +15,11 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.model import PythonModel
-from mlflow.types.schema import AnyType
 
+from features.csv_format import CsvFormat
 from features.errors import InputError
-from features.readers import read_chunks
+from features.readers import columns_of, read_chunks
+from features.registry import FeatureRegistry
 from serving.scorer import Scorer
 
 
@@ -28,6 +29,7 @@ class BundleModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open and verify the bundle among the model's artifacts."""
         self.scorer = Scorer(context.artifacts["bundle"])
+        _teach_csv(self.scorer.registry)
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base promises None)
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -42,7 +44,7 @@ class BundleModel(PythonModel):
         )
 
 
-def read_csv(csv_input: TextIO | str) -> pd.DataFrame:
+def read_csv(csv_input: TextIO | str, csv: CsvFormat | None = None) -> pd.DataFrame:
     """A csv, read by the reader of files: a field is text to the letter, and an empty one missing.
 
     pandas would make 7 of 007, and a missing value of NA.
@@ -52,30 +54,35 @@ def read_csv(csv_input: TextIO | str) -> pd.DataFrame:
         path = Path(directory) / "request.csv"
         path.write_text(text, encoding="utf-8", newline="")
         try:
-            chunks = list(read_chunks(path))
+            columns, chunks = columns_of(path, csv), list(read_chunks(path, csv=csv))
         except InputError as error:
             raise MlflowException(str(error).replace(f"{path}: ", ""), BAD_REQUEST) from None
-    frame = pl.concat(chunks) if chunks else pl.DataFrame()
+    frame = pl.concat(chunks) if chunks else pl.DataFrame(schema=columns)  # a header alone
     return pd.DataFrame({name: pd.Series(frame[name].to_list(), dtype=object) for name in frame.columns})
 
 
-def _teach_csv() -> None:
-    """Let MLflow's scoring server read csv as files are read, where a column of the signature may be anything.
+def _teach_csv(registry: FeatureRegistry) -> None:
+    """Let MLflow's scoring server read a csv for a model of these features as files are read.
 
-    MLflow refuses every csv for such a signature, which is ours. Without one, as `mlflow models predict` asks, it would
-    guess types.
+    MLflow itself refuses every csv for a signature whose columns may be anything, which is ours, and without a
+    signature, as `mlflow models predict` asks, it would guess types: then the model that was loaded last counts.
     """
     theirs = getattr(scoring_server, "parse_csv_input", None)
-    if theirs is None or hasattr(theirs, "reads_any_type"):  # a version that has it elsewhere; another of our models
+    if theirs is None:  # a version that has it elsewhere
         return
+    formats: dict[frozenset[str], CsvFormat | None] | None = getattr(theirs, "formats", None)
+    if formats is None:  # the first of our models in this process
+        formats = {}
 
-    def parse_csv_input(csv_input: Any, schema: Any = None) -> pd.DataFrame:
-        is_ours = schema is None or any(isinstance(kind, AnyType) for kind in schema.input_types())
-        return read_csv(csv_input) if is_ours else theirs(csv_input, schema)
+        def parse_csv_input(csv_input: Any, schema: Any = None) -> pd.DataFrame:
+            names = [*formats][-1] if schema is None else frozenset(schema.input_names())
+            return read_csv(csv_input, formats[names]) if names in formats else theirs(csv_input, schema)
 
-    setattr(parse_csv_input, "reads_any_type", True)  # noqa: B010  (a function has no such attribute for a type checker)
-    scoring_server.parse_csv_input = parse_csv_input
+        parse_csv_input.formats = formats  # pyright: ignore[reportFunctionMemberAccess]
+        scoring_server.parse_csv_input = parse_csv_input
+    names = frozenset(feature.name for feature in registry.features)
+    formats.pop(names, None)
+    formats[names] = registry.csv
 
 
-_teach_csv()
 set_model(BundleModel())

@@ -123,7 +123,7 @@ def reply_invocations(answer: Answer) -> Reply:
 
 def read_csv(body: bytes, registry: FeatureRegistry, limits: Limits) -> Rows:
     """A csv with a header, read by the reader of files: a field is text to the letter, and an empty one missing."""
-    num_columns = _num_columns(body)
+    num_columns = _num_columns(body, registry.csv.separator if registry.csv else ",")
     if num_columns > limits.max_columns:  # before a reader makes something of each
         raise too_many_columns(num_columns, limits)
     with tempfile.TemporaryDirectory() as directory:
@@ -254,16 +254,16 @@ def _check_names(groups: Iterable[Sequence[Mapping[str, Any]]], registry: Featur
         )
 
 
-def _num_columns(body: bytes) -> int:
+def _num_columns(body: bytes, separator: str) -> int:
     """Columns of a csv's header, at least as many as a reader may find: in its first line, and with quotes heeded."""
     text = body.lstrip(b"\xef\xbb\xbf\r\n")
     line = text.partition(b"\n")[0]
-    num_separators = line.count(b",")
-    if b'"' in line:  # names may hold line ends and commas
+    num_separators = line.count(separator.encode())
+    if b'"' in line:  # names may hold line ends and separators
         data = np.frombuffer(text + b"\n", dtype=np.uint8)
         is_plain = np.bitwise_xor.accumulate((data == ord('"')).view(np.uint8)) == 0
         end = int((is_plain & (data == ord("\n"))).argmax()) or len(data)
-        num_separators = max(num_separators, int((is_plain & (data == ord(",")))[:end].sum()))
+        num_separators = max(num_separators, int((is_plain & (data == ord(separator)))[:end].sum()))
     return 1 + num_separators
 
 

@@ -78,7 +78,7 @@ def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
     flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows]
     if flat[0]:  # a csv has no lists
         scores = scorer.score(flat, allow_missing=True).tolist()
-        examples["Invocations"].append(Example("csv", "text/csv", _csv(flat), _predictions(scores)))
+        examples["Invocations"].append(Example("csv", "text/csv", _csv(flat, registry), _predictions(scores)))
     return examples
 
 
@@ -134,9 +134,9 @@ def _predictions(scores: Sequence[float]) -> Row:
     return {"predictions": [{OUTPUT: score} for score in scores]}
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
+def _csv(rows: Sequence[Row], registry: FeatureRegistry) -> str:
+    file, separator = io.StringIO(), registry.csv.separator if registry.csv else ","
+    writer = csv.DictWriter(file, [*rows[0]], delimiter=separator, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()

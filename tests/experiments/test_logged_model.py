@@ -24,12 +24,12 @@ from tests.serving.app import Client, Served
 CSV = {"Content-Type": "text/csv"}
 # Texts that pandas makes something else of: numbers, flags, missing values.
 AWKWARD_CSV = """\
-f00,f01,f02,f03,l00,x00,x01,x02,x03
-007,NA,128.0,True,a|b,1.5,2,3e0,-4
-7,null,128,true,NA, 1.5 ,2.0,3,-4.0
-,nan,1e5,"a,b",007|7,,,,
-"",NaN,"x ""y""\u00df",False,,0.1,0.7,1000000,1
-None,N/A,9007199254740993,#N/A,a||b,.5,1,2,3
+f00;f01;f02;f03;l00;x00;x01;x02;x03
+007;NA;128.0;True;a|b;1.5;2;3e0;-4
+7;null;128;true;NA; 1.5 ;2.0;3;-4.0
+;nan;1e5;"a;b";007|7;;;;
+"";NaN;"x ""y""\u00df";False;;0.1;0.7;1000000;1
+None;N/A;9007199254740993;#N/A;a||b;.5;1;2;3
 """
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "bundle"
@@ -42,27 +42,36 @@ def test_a_model_requires_what_scoring_does():
     assert set(SERVING_PACKAGES) == names - {"typer"}
 
 
-def exported_again(out: Path) -> Bundle:
-    """The golden bundle as another day's export would have it."""
+def exported_again(out: Path, **settings: Any) -> Bundle:
+    """The golden bundle as another day's export would have it, with some settings of the registry changed."""
     out.mkdir()
     for path in GOLDEN.iterdir():
         (out / path.name).write_bytes(path.read_bytes())
     document = json.loads((out / MANIFEST).read_text())
     del document["checksum"]
+    registry = Bundle.open(GOLDEN).registry.with_settings(**settings)
+    document |= {"registry": registry.model_dump(mode="json"), "registry_fingerprint": registry.fingerprint()}
     document["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     (out / MANIFEST).write_bytes(manifest_bytes(document))
     return Bundle.open(out)
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Client]]:
-    """The golden bundle as MLflow loads it, and a client of MLflow's server for it."""
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The golden bundle, whose csv files have a format of their own."""
+    settings = {"separator": ";", "null_values": ["N/A"]}
+    return exported_again(tmp_path_factory.mktemp("bundle") / "bundle", csv=settings)
+
+
+@pytest.fixture(scope="module")
+def logged(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Client]]:
+    """The bundle as MLflow loads it, and a client of MLflow's server for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.getbasetemp() / 'mlflow.db'}")
         patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # as its server sets it, and leaves it
         patch.chdir(tmp_path_factory.getbasetemp())
         tracker = Tracker.start(experiment="csv", name="csv", tags={}, key="csv")
-        log_model(tracker, Bundle.open(GOLDEN))
+        log_model(tracker, bundle)
         tracker.finish()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # MLflow's, of its own type hints
@@ -79,20 +88,21 @@ def probabilities(answer: Any) -> list[float]:
 
 @pytest.mark.slow
 def test_a_csv_means_the_same_to_mlflow_to_our_server_and_to_a_job(
-    logged: tuple[Any, Client], muxrec: Callable[..., Any], tmp_path: Path
+    bundle: Bundle, logged: tuple[Any, Client], muxrec: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "rows.csv").write_text(AWKWARD_CSV)
-    assert muxrec("score", GOLDEN, "--input", tmp_path / "rows.csv", "--out", tmp_path / "out").code == 0
+    assert muxrec("score", bundle.path, "--input", tmp_path / "rows.csv", "--out", tmp_path / "out").code == 0
     expected = pl.read_parquet(tmp_path / "out" / "part-*.parquet")["score"].to_list()
     assert len(set(expected)) == 5
-    for client in (logged[1], Served(GOLDEN).start().client()):
+    for client in (logged[1], Served(bundle.path).start().client()):
         found = probabilities(client.post("/invocations", content=AWKWARD_CSV.encode(), headers=CSV))
         assert found == pytest.approx(expected, abs=1e-7), "a file of scores holds float32"
-        short = b"f02,f00\n128.0,007\n"
+        short = b"f02;f00\n128.0;007\n"
         assert probabilities(client.post("/invocations", content=short, headers=CSV)) == [
-            pytest.approx(Scorer(GOLDEN, num_threads=1).score([{"f00": "007", "f02": "128.0"}])[0])
+            pytest.approx(Scorer(bundle.path, num_threads=1).score([{"f00": "007", "f02": "128.0"}])[0])
         ]
-        for wrong in (b"usr\n1\n", b"f00,f01\n1\n", b"x00\nx\n"):
+        assert probabilities(client.post("/invocations", content=b"f00;x00\n", headers=CSV)) == []
+        for wrong in (b"", b"usr\n1\n", b"f00;f01\n1\n", b"x00\nx\n"):
             assert client.post("/invocations", content=wrong, headers=CSV).status_code == 400, wrong
 
 

@@ -16,8 +16,9 @@ from features.registry import FeatureRegistry
 from serving.bundle import Bundle
 from serving.scorer import Scorer
 from serving.server.examples import example_rows
+from serving.server.limits import Limits
 from tests.serving.app import FORMS, JSON, NAME, Client, Served, rows_of, tensor, tensors_of
-from tests.serving.conftest import raw_frame, reference, table
+from tests.serving.conftest import REGISTRY, make_bundle, raw_frame, reference, table
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
 RAW = raw_frame(40, seed=11)
@@ -184,6 +185,20 @@ def tried(client: Client) -> int:
 def test_every_example_of_the_description_is_answered_as_it_says(client: Client) -> None:
     assert tried(client) == 7
     assert tried(Served(GOLDEN).start().client()) == 7
+
+
+def test_a_csv_is_written_as_the_registry_says(tmp_path: Path) -> None:
+    settings = {"separator": ";", "null_values": ["NA"]}
+    bundle = make_bundle(tmp_path / "bundle", registry=REGISTRY.with_settings(csv=settings))
+    client = Served(bundle.path, limits=Limits(max_columns=7)).start().client()
+    assert tried(client) == 7
+    text = 'user;"a,b,c,d,e,f,g,h";item\n7;,;NA\n'
+    answer = client.post("/invocations", content=text, headers={"Content-Type": "text/csv"})
+    assert answer.json()["predictions"] == [
+        {"probability": post(client, "/score", {"rows": [{"user": 7}]})["scores"][0]}
+    ]
+    answer = client.post("/invocations", content="user;b;c;d;e;f;g;h\n", headers={"Content-Type": "text/csv"})
+    assert answer.status_code == 413
 
 
 def test_examples_are_where_training_was() -> None:
