@@ -100,7 +100,7 @@ def test_slow_clients_keep_no_one_out(serve: Any, versions: list[Bundle]) -> Non
     "data", [b"", b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", HALF_A_BODY], ids=["idle", "kept", "slow"]
 )
 def test_more_connections_than_files_keep_no_one_out(serve: Any, versions: list[Bundle], data: bytes) -> None:
-    server = serve(versions[0].path, start=FEW_FILES_START).start()
+    server = serve(versions[0].path, "--timeout", "60", start=FEW_FILES_START).start()
     with connections(server, 300, data) as made:
         check_served(server)
         made[0].settimeout(10)
