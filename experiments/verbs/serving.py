@@ -46,7 +46,7 @@ def serve(
     uri = parse_model_uri(bundle)
     run(
         lambda current: resolve_bundle(bundle, current=current),
-        name or (uri.name if uri else Path(bundle).absolute().name),
+        name if name is not None else uri.name if uri else Path(bundle).absolute().name,
         host=host,
         port=port,
         limits=limits,

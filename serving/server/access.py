@@ -37,18 +37,31 @@ def is_loopback(client: tuple[str, int] | None) -> bool:
         return False
 
 
-def check_content(headers: Mapping[str, str], media_type: str) -> None:
-    """Raise `RefusedError` for a body of another type, or one that is packed."""
+def check_framing(headers: Mapping[str, str], http_version: str) -> None:
+    """Raise `RefusedError` where a request says twice how long it is: a proxy may have heeded the other one.
+
+    What follows it on the connection may then be another's request, so the connection ends.
+
+    >>> check_framing({"content-length": "4"}, "1.1")
+    """
+    if "transfer-encoding" in headers and ("content-length" in headers or http_version == "1.0"):
+        found = "Transfer-Encoding too" if "content-length" in headers else "Transfer-Encoding in HTTP/1.0"
+        error = InputError("expected Content-Length or Transfer-Encoding", found=found, remedy="send one of them")
+        raise RefusedError(400, "invalid", error, headers={"Connection": "close"})
+
+
+def check_content(headers: Mapping[str, str], *media_types: str) -> None:
+    """Raise `RefusedError` for a body of another type, or one that is packed; "" among the types: it may say none."""
     given, _, parameters = headers.get("content-type", "").partition(";")
     given, charset = given.strip().lower(), parameters.lower().replace(" ", "").replace('"', "")
-    is_json = media_type == "application/json" and given.startswith("application/") and given.endswith("+json")
-    if given != media_type and not is_json:
+    is_json = "application/json" in media_types and given.startswith("application/") and given.endswith("+json")
+    if given not in media_types and not is_json:
         found = repr(given[:80]) if given else "none"
-        error = InputError(f"expected Content-Type: {media_type}", found=found, remedy="send that header")
+        error = InputError(f"expected Content-Type: {media_types[0]}", found=found, remedy="send that header")
         raise RefusedError(415, "invalid", error)
     if "charset=" in charset and "charset=utf-8" not in charset:
         raise RefusedError(415, "invalid", InputError("expected UTF-8", found=repr(parameters.strip()[:80])))
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        error = InputError("expected a plain body", found=repr(encoding[:80]), remedy="do not pack it")
-        raise RefusedError(415, "invalid", error)
+        found, remedy = repr(encoding[:80]), "do not pack it: send no Content-Encoding"
+        raise RefusedError(415, "invalid", InputError("expected a plain body", found=found, remedy=remedy))

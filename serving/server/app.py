@@ -23,15 +23,17 @@ from starlette.types import Message, Receive, Scope, Send
 
 from features.errors import InputError
 from serving.manifest import installed_version
-from serving.server.access import check_content, check_token, is_loopback
-from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form
+from serving.server.access import check_content, check_framing, check_token, is_loopback
+from serving.server.binary import HEADER
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form, Reply
 from serving.server.hosting import ModelHost, ServedModel
-from serving.server.limits import Limits, Reason, RefusedError, Workers, check_lists, read_body
+from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
 from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
 from serving.server.metrics import Request as AnsweredRequest
-from serving.server.openapi import document_of, page_of
-from serving.server.protocol import TENSORS, metadata_of
+from serving.server.openapi import document_of
+from serving.server.page import page_of
+from serving.server.protocol import metadata_of, tensors_of
 
 SLOW_SECONDS = 0.25
 CLIENT_LEFT = 499
@@ -74,7 +76,7 @@ class App:
         self.is_draining = False
         self._host, self._limits, self._metrics = host, limits, metrics
         self._token, self._slow_seconds = token, slow_seconds
-        self._workers = Workers(limits)
+        self._workers, self._bodies = Workers(limits), Bodies(limits)
         self._is_loading = False
         model = "/v2/models/{name:str}"
         version = model + "/versions/{version:str}"
@@ -129,6 +131,7 @@ class App:
 
         self._metrics.add_in_flight(1)
         try:
+            check_framing(headers, scope.get("http_version", "1.1"))
             check_token(self._token, scope["path"], headers.get("authorization"))
             await self._router(scope, receive, answer)
         except ConnectionAbortedError:
@@ -147,41 +150,46 @@ class App:
 
     async def score(self, request: Request) -> Response:
         """Row JSON."""
-        return await self._answer(request, SCORE)
+        return await self._answer(request, SCORE, "application/json")
 
     async def infer(self, request: Request) -> Response:
         """Tensors of the Open Inference Protocol."""
-        return await self._answer(request, TENSORS)
+        lengths = request.headers.getlist(HEADER)
+        length = ", ".join(lengths) if lengths else None
+        # Clients of the protocol send no type at all.
+        media_types = ("application/json", "", *(("application/octet-stream",) if lengths else ()))
+        return await self._answer(request, tensors_of(length), *media_types)
 
     async def invocations(self, request: Request) -> Response:
         """MLflow's forms."""
         is_csv = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv"
-        return await self._answer(
-            request, INVOCATIONS_CSV if is_csv else INVOCATIONS, media_type="text/csv" if is_csv else ""
-        )
+        if is_csv:
+            return await self._answer(request, INVOCATIONS_CSV, "text/csv")
+        return await self._answer(request, INVOCATIONS, "application/json")
 
-    async def _answer(self, request: Request, form: Form, media_type: str = "") -> Response:
+    async def _answer(self, request: Request, form: Form, *media_types: str) -> Response:
         record: _Record = request.state.record
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
         record.version = Version(served.name, served.version)
-        check_content(request.headers, media_type or "application/json")
-        place = self._workers.take_place()
+        check_content(request.headers, *media_types)
+        self._workers.take_place().release()  # who cannot be served is told so before the body
         is_read = False
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                body = await read_body(request.receive, request.headers.get("content-length"), self._limits)
-                is_read = True
-                record.stages["read"] = time.perf_counter() - record.begun
-                reply = await place.run(functools.partial(self._work, served, form, body, record, time.perf_counter()))
+            with self._bodies.held() as held:
+                async with asyncio.timeout(self._limits.timeout_seconds):
+                    body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
+                    is_read = True
+                    record.stages["read"] = time.perf_counter() - record.begun
+                    place = self._workers.take_place()  # not before: a slow client would keep others out
+                    work = functools.partial(self._work, served, form, body, record, time.perf_counter())
+                    reply = await place.run(work)
         except TimeoutError:
             raise self._late(is_read) from None
-        finally:
-            place.release()
-        return Response(reply, media_type="application/json")
+        return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(
         self, served: ServedModel, form: Form, body: bytes, record: _Record, submitted: float
-    ) -> tuple[bytes, Callable[[], None]]:
+    ) -> tuple[Reply, Callable[[], None]]:
         """In a worker's thread: the reply, and the counting that can wait until it is sent."""
         clock = _Clock(record.stages, submitted)
         clock.end("wait")
@@ -197,13 +205,17 @@ class App:
             clock.end("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
-        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities))
+        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities, rows.is_binary))
         clock.end("reply")
 
         def count() -> None:
             try:
                 coverage = scorer.coverage(encoded)
                 self._metrics.add_scored(Scored(record.version, probabilities, coverage, dict(record.stages)))
+                for line in served.window.add(coverage):
+                    _log.warning(
+                        "unlike_training", extra={"model": served.name, "version": served.version, "found": line}
+                    )
             except Exception:  # nobody waits for this thread's result any more
                 _log.exception("count_error", extra={"request_id": record.id})
 
@@ -221,7 +233,7 @@ class App:
 
     async def server_metadata(self, request: Request) -> Response:
         """Name and version of this server."""
-        return _json({"name": "muxrec", "version": installed_version(), "extensions": []})
+        return _json({"name": "muxrec", "version": installed_version(), "extensions": ["binary_tensor_data"]})
 
     async def server_version(self, request: Request) -> Response:
         """Version of muxrec, as text."""
@@ -291,11 +303,11 @@ class App:
 
     async def docs(self, request: Request) -> Response:
         """The same for people; the page needs nothing from elsewhere."""
-        return HTMLResponse(page_of(self._document()))
+        return HTMLResponse(page_of(self._document(), request.headers.get("host")))
 
     def _document(self) -> dict[str, Any]:
         served = self._host.find()
-        return document_of(served.name, served.version, served.scorer.bundle, self._limits, has_token=bool(self._token))
+        return document_of(served.name, served.scorer, self._limits, has_token=bool(self._token))
 
     def _found(self, request: Request) -> ServedModel:
         served = self._host.find(request.path_params["name"], request.path_params.get("version"))
@@ -349,7 +361,7 @@ def _refusal_of(error: Exception, record: _Record) -> RefusedError:
     if isinstance(error, HTTPException):  # of the router: no such path, or no such method of it
         expected = "a path of this server" if error.status_code == 404 else "another method"
         reason: Reason = "not_found" if error.status_code == 404 else "invalid"
-        one = InputError(f"expected {expected}", remedy="see /docs")
+        one = InputError(f"expected {expected}", remedy="see /docs, and /v2 for the protocol's extensions that it has")
         return RefusedError(error.status_code, reason, one, headers=dict(error.headers or {}))
     _log.error("internal_error", exc_info=error, extra={"request_id": record.id})
     remedy = f"look for request {record.id} in the server's log"

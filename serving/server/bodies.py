@@ -32,6 +32,8 @@ class Rows(NamedTuple):
     """B."""
     id: str | None = None
     """The request's own name for itself, where its protocol has one."""
+    is_binary: bool = False
+    """Whether the answer is to be raw bytes, where its protocol has them."""
 
 
 class Answer(NamedTuple):
@@ -43,13 +45,23 @@ class Answer(NamedTuple):
     """The request's own, or the server's."""
     probabilities: Probabilities
     """[B]."""
+    is_binary: bool = False
+    """As `Rows` has it."""
+
+
+class Reply(NamedTuple):
+    """Body of an answer, and what its head says of it."""
+
+    content: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = {}
 
 
 class Form(NamedTuple):
     """One form of request: how its body is read, and how it is answered."""
 
     read: Callable[[bytes, FeatureRegistry, Limits], Rows]
-    reply: Callable[[Answer], bytes]
+    reply: Callable[[Answer], Reply]
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -88,9 +100,10 @@ def read_score(body: bytes, registry: FeatureRegistry, limits: Limits) -> Rows:
     return Rows((context, candidates), len(candidates))
 
 
-def reply_score(answer: Answer) -> bytes:
+def reply_score(answer: Answer) -> Reply:
     """`{"model": ..., "version": ..., "scores": [...]}`."""
-    return to_json({"model": answer.model, "version": answer.version, "scores": answer.probabilities.tolist()})
+    scores = answer.probabilities.tolist()
+    return Reply(to_json({"model": answer.model, "version": answer.version, "scores": scores}))
 
 
 def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> Rows:
@@ -103,14 +116,14 @@ def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> 
     return _MLFLOW_FORMS[name](document[name], name, registry, limits)
 
 
-def reply_invocations(answer: Answer) -> bytes:
+def reply_invocations(answer: Answer) -> Reply:
     """`{"predictions": [{"probability": ...}, ...]}`, as MLflow answers for the model of a logged bundle."""
-    return to_json({"predictions": [{OUTPUT: probability} for probability in answer.probabilities.tolist()]})
+    return Reply(to_json({"predictions": [{OUTPUT: probability} for probability in answer.probabilities.tolist()]}))
 
 
 def read_csv(body: bytes, registry: FeatureRegistry, limits: Limits) -> Rows:
     """A csv with a header, read by the reader of files: a field is text to the letter, and an empty one missing."""
-    num_columns = _num_columns(body)
+    num_columns = _num_columns(body, registry.csv.separator if registry.csv else ",")
     if num_columns > limits.max_columns:  # before a reader makes something of each
         raise too_many_columns(num_columns, limits)
     with tempfile.TemporaryDirectory() as directory:
@@ -241,16 +254,16 @@ def _check_names(groups: Iterable[Sequence[Mapping[str, Any]]], registry: Featur
         )
 
 
-def _num_columns(body: bytes) -> int:
+def _num_columns(body: bytes, separator: str) -> int:
     """Columns of a csv's header, at least as many as a reader may find: in its first line, and with quotes heeded."""
     text = body.lstrip(b"\xef\xbb\xbf\r\n")
     line = text.partition(b"\n")[0]
-    num_separators = line.count(b",")
-    if b'"' in line:  # names may hold line ends and commas
+    num_separators = line.count(separator.encode())
+    if b'"' in line:  # names may hold line ends and separators
         data = np.frombuffer(text + b"\n", dtype=np.uint8)
         is_plain = np.bitwise_xor.accumulate((data == ord('"')).view(np.uint8)) == 0
         end = int((is_plain & (data == ord("\n"))).argmax()) or len(data)
-        num_separators = max(num_separators, int((is_plain & (data == ord(",")))[:end].sum()))
+        num_separators = max(num_separators, int((is_plain & (data == ord(separator)))[:end].sum()))
     return 1 + num_separators
 
 

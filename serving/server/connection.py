@@ -1,4 +1,8 @@
-"""A connection of which no request arrives in time, and which uvicorn alone would leave open for good, is closed."""
+"""Connections that uvicorn alone would leave open: those of which no request arrives in time, and those too many.
+
+Where there are too many, the one that has waited longest for its client makes room. A newcomer may be a probe, and to
+refuse it because others are idle would have a sound server restarted.
+"""
 
 import asyncio
 
@@ -6,8 +10,10 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-def protocol_of(seconds: float) -> type[asyncio.Protocol]:
+def protocol_of(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
     """uvicorn's protocol with a bound on the time from a connection, or a request's first byte, to its whole head.
+
+    At most `max_connections` of them are open at a time.
 
     uvicorn's own clock for idle connections starts with an answer and stops at the next byte. What follows the head has
     the application's bound.
@@ -17,21 +23,47 @@ def protocol_of(seconds: float) -> type[asyncio.Protocol]:
         """Closes a connection that sends nothing, half a head, or a body that nobody reads any more."""
 
         _late: asyncio.TimerHandle | None = None
+        waits_since = 0.0
+        """When the client began to be waited for, or sent its last request's first bytes."""
+
+        @property
+        def waits_for_client(self) -> bool:
+            """Whether it is the client's turn: to ask, to send the rest of a body, or to read an answer."""
+            return self.cycle is None or self.cycle.more_body or self.cycle.response_started
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            """Start the clock."""
+            """Start the clock, and make room."""
             super().connection_made(transport)
+            self.waits_since = self.loop.time()
             self._watch()
+            self._make_room()
 
         def data_received(self, data: bytes) -> None:
             """Stop the clock where the data complete a head."""
+            answered = self.cycle
             super().data_received(data)
+            if self.cycle is not answered:
+                self.waits_since = self.loop.time()
             self._watch()
+
+        def on_response_complete(self) -> None:
+            """The client's turn again."""
+            self.waits_since = self.loop.time()
+            super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Forget the clock."""
             self._stop()
             super().connection_lost(exc)
+
+        def _make_room(self) -> None:
+            if len(self.connections) <= max_connections:
+                return
+            connections = [one for one in self.connections if not one.transport.is_closing()]
+            others = [one for one in connections if isinstance(one, BoundedProtocol) and one.waits_for_client]
+            others.sort(key=lambda one: one.waits_since)
+            for one in others[: max(0, len(connections) - max_connections)]:
+                one.transport.abort()
 
         def _watch(self) -> None:
             if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):

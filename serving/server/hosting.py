@@ -15,6 +15,7 @@ from features.errors import InputError
 from serving.bundle import PROBABILITY, Bundle
 from serving.scorer import Scorer
 from serving.server.limits import RefusedError
+from serving.server.unlike import Window
 
 # The one that is served, and the one before it, for those who ask for it by its version.
 KEPT_VERSIONS = 2
@@ -43,6 +44,7 @@ class ServedModel:
     scorer: Scorer = field(repr=False)
     loaded_at: float
     """Seconds since 1970."""
+    window: Window = field(repr=False)
 
     @property
     def version(self) -> str:
@@ -158,7 +160,8 @@ class ModelHost:
         if current is not None and bundle.model_id == current.version:
             self._path = path
             return "unchanged"  # the same model from another place: what is mapped stays as it is
-        model = ServedModel(name=self.name, scorer=Scorer(bundle, num_threads=self._num_threads), loaded_at=time.time())
+        scorer = Scorer(bundle, num_threads=self._num_threads)
+        model = ServedModel(name=self.name, scorer=scorer, loaded_at=time.time(), window=Window(bundle))
         _check_and_warm(model.scorer)
         others = tuple(one for one in self._served if one.version != model.version)
         self._served, self._path = (model, *others)[:KEPT_VERSIONS], path
@@ -166,6 +169,16 @@ class ModelHost:
         details = {"model": self.name, "version": model.version, "path": str(path), "seconds": seconds}
         _log.info("model_loaded", extra=details | {"previous": current.version if current else None})
         return "loaded"
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` for a name that stands in no URL: clients resolve dots, and a slash ends a part of a path.
+
+    >>> check_name("clicks of today, 50%")
+    """
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        expected, remedy = "expected a served name that a URL can hold", "pass --name NAME, such as --name clicks"
+        raise InputError(expected, found=repr(name)[:80], remedy=remedy)
 
 
 def _check_and_warm(scorer: Scorer) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -49,7 +50,7 @@ class Limits:
     timeout_seconds: float = 10.0
     """From the first byte of a request to its answer."""
     max_concurrent: int = 64
-    """Scoring requests that are read, wait or run at a time."""
+    """Scoring requests that wait or run at a time; as many of the largest bodies may be in memory."""
     num_workers: int = 2
     """Requests that are scored at a time."""
 
@@ -101,7 +102,37 @@ def too_many_columns(found: int, limits: Limits) -> RefusedError:
     return RefusedError(413, "too_large", error)
 
 
-async def read_body(receive: Receive, content_length: str | None, limits: Limits) -> bytes:
+class Bodies:
+    """The bytes of all bodies that are in memory. A slow client holds those that it has sent, and nothing else."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._left = limits.max_concurrent * limits.max_body_bytes
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[int], None]]:
+        """What one request calls for bytes it is about to keep; it raises `RefusedError` where there is no room.
+
+        They are given back in the end.
+        """
+        held = 0
+
+        def hold(num_bytes: int) -> None:
+            nonlocal held
+            if num_bytes > self._left:
+                error = InputError("expected fewer bytes of requests at a time", remedy="try again, or add a server")
+                raise RefusedError(503, "overloaded", error, retry_seconds=1, headers={"Connection": "close"})
+            self._left -= num_bytes
+            held += num_bytes
+
+        try:
+            yield hold
+        finally:
+            self._left += held
+
+
+async def read_body(
+    receive: Receive, content_length: str | None, limits: Limits, hold: Callable[[int], None] = lambda num_bytes: None
+) -> bytes:
     """Body of a request, of which no more is kept than allowed; raises `RefusedError` where it is too large.
 
     What is somewhat too large is read to its end all the same: who is cut off while sending sees a broken connection
@@ -118,6 +149,7 @@ async def read_body(receive: Receive, content_length: str | None, limits: Limits
         part = message.get("body", b"")
         found += len(part)
         if found <= limits.max_body_bytes:
+            hold(len(part))
             body += part
         is_read = not message.get("more_body", False)
         if found > patience or (is_read and found > limits.max_body_bytes):
@@ -146,8 +178,8 @@ def check_lists(encoded: Encoded, limits: Limits) -> None:
 class Workers:
     """Threads that score, and a bounded number of requests that may wait for them.
 
-    A request holds its place from its first byte until its work has ended, also where nobody waits for it any more: so
-    the work that was begun is bounded, whatever the clients do.
+    A request holds its place from its body's last byte until its work has ended, also where nobody waits for it any
+    more: so the work that was begun is bounded, whatever the clients do.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -1,26 +1,21 @@
-"""The server's description, written from the registry that is served: OpenAPI 3.1 for machines, a page for people."""
+"""The server's description, written from the model that is served: OpenAPI 3.1; `page.py` shows it to people."""
 
-import html
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature, CategoricalList, Numeric
-from serving.bundle import PROBABILITY, Bundle
 from serving.manifest import installed_version
+from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
+from serving.server.examples import Example, Row, example_rows, examples_of
 from serving.server.limits import Limits
-from serving.server.protocol import DATATYPES, metadata_of
+from serving.server.protocol import DATATYPES
 
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
 _SCORE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
-_STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "pre{background:#f4f4f4;padding:1em;white-space:pre-wrap;overflow-wrap:anywhere}"
-)
 _ERRORS = {
     "400": "A body that cannot be used as it is",
     "401": "No token, or another one",
@@ -34,10 +29,10 @@ _ERRORS = {
 }
 
 
-def document_of(name: str, version: str, bundle: Bundle, limits: Limits, *, has_token: bool) -> Schema:
-    """The OpenAPI document of a server that serves this bundle under this name."""
-    registry = bundle.registry
-    row = _row_schema(registry)
+def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -> Schema:
+    """The OpenAPI document of a server that serves this model under this name."""
+    registry, version = scorer.registry, scorer.bundle.model_id
+    row = _row_schema(registry, example_rows(registry, scorer.bundle.profile))
     schemas = {
         "Error": _object({"error": _TEXT}),
         "Row": row,
@@ -55,10 +50,10 @@ def document_of(name: str, version: str, bundle: Bundle, limits: Limits, *, has_
             "title": f"muxrec: {name}",
             "version": installed_version(),
             "description": f"Probabilities of version {version}. A row is an object from feature to value; a feature "
-            "that is absent or null is missing. "
+            "that is absent or null is missing. Texts in examples are made up: a model does not keep any. "
             f"At most {limits.max_rows} rows and {limits.max_body_bytes} bytes a request.",
         },
-        "paths": _paths(name, version, _examples(bundle)),
+        "paths": _paths(name, version, examples_of(name, scorer)),
         "components": {"schemas": schemas},
     }
     if has_token:
@@ -67,29 +62,7 @@ def document_of(name: str, version: str, bundle: Bundle, limits: Limits, *, has_
     return document
 
 
-def page_of(document: Schema) -> str:
-    """The document as one page of HTML without scripts, styles or pictures from elsewhere."""
-    info, parts = document["info"], []
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts.append(
-                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(operation['summary'])}</p>"
-            )
-            content = operation.get("requestBody", {}).get("content", {})
-            for media_type, body in content.items():
-                for example in (one["value"] for one in body.get("examples", {}).values()):
-                    text = example if isinstance(example, str) else json.dumps(example, ensure_ascii=False)
-                    parts.append(f"<p>{html.escape(media_type)}</p><pre>{html.escape(text)}</pre>")
-    features = json.dumps(document["components"]["schemas"]["Row"]["properties"], indent=1)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(info['title'])}</title>"
-        f"<style>{_STYLE}</style><h1>{html.escape(info['title'])}</h1><p>{html.escape(info['description'])} "
-        "For machines: <a href=openapi.json>openapi.json</a>.</p>"
-        f"{''.join(parts)}<h2>Features of a row</h2><pre>{html.escape(features)}</pre></html>"
-    )
-
-
-def _paths(name: str, version: str, examples: Mapping[str, Schema]) -> Schema:
+def _paths(name: str, version: str, examples: Mapping[str, list[Example]]) -> Schema:
     pairs = (("name", name), ("version", version))
     model, versioned = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     known, that = ({"name": key, "in": "path", "required": True, "schema": {"enum": [value]}} for key, value in pairs)
@@ -120,11 +93,21 @@ def _paths(name: str, version: str, examples: Mapping[str, Schema]) -> Schema:
     return paths
 
 
-def _scoring(summary: str, form: str, examples: Mapping[str, Schema]) -> Schema:
-    content: Schema = {"application/json": {"schema": _ref(f"{form}Request"), "examples": examples[form]}}
-    if form == "Invocations":
-        content["text/csv"] = {"schema": _TEXT, "examples": examples["csv"]}
+def _scoring(summary: str, form: str, examples: Mapping[str, list[Example]]) -> Schema:
     operation = _reading(summary, form.lower(), _ref(f"{form}Response"), ("400", "404", "408", "413", "415", "503"))
+    content: Schema = {"application/json": {"schema": _ref(f"{form}Request"), "examples": {}}}
+    answers = operation["responses"]["200"]["content"]
+    answers["application/json"]["examples"] = {one.name: {"value": one.answer} for one in examples[form]}
+    for one in examples[form]:
+        content.setdefault(one.media_type, {"schema": _TEXT, "examples": {}})["examples"][one.name] = {
+            "value": one.body
+        }
+    if form == "Infer":
+        operation["description"] = (
+            "The protocol's binary tensor data extension is spoken both ways. A tensor has data, or a "
+            "parameter binary_data_size and as many bytes behind the JSON."
+        )
+        answers["application/octet-stream"] = {"schema": {}}
     return operation | {"requestBody": {"required": True, "content": content}}
 
 
@@ -140,12 +123,23 @@ def _reading(
     return operation | {"security": []} if open_to_all else operation
 
 
-def _row_schema(registry: FeatureRegistry) -> Schema:
-    return {
-        "type": "object",
-        "properties": {feature.name: _value_schema(feature) for feature in registry.features},
-        "additionalProperties": True,
+def _row_schema(registry: FeatureRegistry, rows: list[Row]) -> Schema:
+    properties: Schema = {
+        feature.name: _value_schema(feature)
+        | {"description": _description(feature), "examples": [row[feature.name] for row in rows]}
+        for feature in registry.features
     }
+    return {"type": "object", "properties": properties, "additionalProperties": True}
+
+
+def _description(feature: AnyFeature) -> str:
+    if isinstance(feature, Numeric):
+        return "a number"
+    of_type = {"integer": ("an integer", "integers"), "boolean": ("true or false", "true or false")}
+    one, many = of_type.get(feature.value_type or "", ("a category: text, integer or boolean", "categories"))
+    if not isinstance(feature, CategoricalList):
+        return one
+    return f"a list of {many}" + (f", or a text with {feature.separator!r} between them" if feature.separator else "")
 
 
 def _value_schema(feature: AnyFeature) -> Schema:
@@ -187,9 +181,9 @@ def _infer_request(registry: FeatureRegistry) -> Schema:
             "name": {"type": "string", "examples": [feature.name for feature in registry.features]},
             "shape": _list({"type": "integer", "minimum": 0}) | {"minItems": 1, "maxItems": 2},
             "datatype": {"enum": list(DATATYPES)},
-            "data": {"type": "array"},
         }
     )
+    tensor["properties"] |= {"data": {"type": "array"}, "parameters": _any_object()}
     inputs = _list(tensor) | {"minItems": 1}
     request = _object({"inputs": inputs})
     request["properties"] |= {
@@ -210,38 +204,6 @@ def _metadata_schema() -> Schema:
     tensor = _object({"name": _TEXT, "datatype": {"enum": list(DATATYPES)}, "shape": _list({"type": "integer"})})
     lists = {"versions": _list(_TEXT), "inputs": _list(tensor), "outputs": _list(tensor)}
     return _object({"name": _TEXT, "platform": _TEXT, "parameters": _any_object(), **lists})
-
-
-def _examples(bundle: Bundle) -> dict[str, Schema]:
-    """Bodies that can be sent as they are, made of golden rows, which are nobody's data."""
-    registry = bundle.registry
-    golden: list[dict[str, Any]] = bundle.golden.drop(PROBABILITY).to_dicts()
-    # Golden rows hold odd values on purpose: the fullest and shortest ones read best.
-    rows = sorted(golden, key=lambda row: (sum(value is None for value in row.values()), len(str(row))))[:2]
-    names = [feature.name for feature in registry.features]
-    half = max(1, len(names) // 2)
-    context = {name: rows[0][name] for name in names[:half]}
-    candidates = [{name: row[name] for name in names[half:]} for row in rows]
-    split = {"columns": names, "data": [[row[name] for name in names] for row in rows]}
-    tensors: list[Schema] = []
-    for one in metadata_of(registry)["inputs"]:
-        if len(one["shape"]) == 1:
-            values = [row[one["name"]] for row in rows]
-            texts = [None if value is None else str(value) for value in values]
-            data = texts if one["datatype"] == "BYTES" else values
-            tensors.append(one | {"shape": [len(rows)], "data": data})
-    return {
-        "Score": {
-            "rows": {"value": {"rows": rows}},
-            "candidates": {"value": {"context": context, "candidates": candidates}},
-        },
-        "Invocations": {
-            "split": {"value": {"dataframe_split": split}},
-            "records": {"value": {"dataframe_records": rows}},
-        },
-        "Infer": {"tensors": {"value": {"id": "1", "inputs": tensors}}},
-        "csv": {"rows": {"value": ",".join(names[:1]) + "\n7\n"}},
-    }
 
 
 def _ref(name: str) -> Schema:

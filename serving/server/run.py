@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from features.errors import InputError
 from serving.server.access import is_loopback
 from serving.server.app import SLOW_SECONDS, App
 from serving.server.connection import protocol_of
-from serving.server.hosting import ModelHost, Resolve
+from serving.server.hosting import ModelHost, Resolve, check_name
 from serving.server.limits import Limits
 from serving.server.logs import start_logging
 from serving.server.metrics import Metrics
@@ -28,7 +29,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 KEEP_ALIVE_SECONDS = 75
 """Longer than balancers keep a connection, which is 60 in most: who closes first must not be the one who is asked."""
 MAX_CONNECTIONS = 900
-"""Connections that are open at a time; below the number of files that a process may have open by default."""
+"""Connections that are open at a time, where the process may have twice as many files open."""
+MAX_FILES = 4096
+"""Open files that are asked for, where the machine allows more than by default."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ def serve(
     `InputError`. `watch_seconds` 0 looks for new versions only when it is asked to. After SIGTERM it goes on for
     `drain_seconds`, not ready any more, and then ends what it has begun.
     """
+    check_name(name)
     start_logging(log_level)
     limits = limits or Limits()
     token = _token()
@@ -59,16 +63,18 @@ def serve(
     models = ModelHost(resolve, name, num_threads=num_threads, on_load=metrics.add_load)
     app = App(models, limits, metrics, token=token, slow_seconds=slow_seconds)
     listener = _listen(host, port)
+    num_files = _allowed_files()
     config = uvicorn.Config(
         app,
-        http=protocol_of(limits.timeout_seconds),
+        http=protocol_of(limits.timeout_seconds, min(MAX_CONNECTIONS, num_files // 2)),
         lifespan="off",
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        # So many are accepted in one round of the event loop, and it takes some four until they have made room.
+        backlog=min(BACKLOG, num_files // 16),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(limits.timeout_seconds) + 1,
     )
@@ -122,6 +128,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._drain_seconds = app, drain_seconds
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; more may wait for it than are accepted at once."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handlers on the event loop; uvicorn's own would end the process by the signal again afterwards."""
@@ -164,6 +176,19 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}", found=found, remedy="choose --host and --port"
         ) from None
     return listener
+
+
+def _allowed_files() -> int:
+    """Files that this process may have open, once it has asked for more; a connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # a sandbox may forbid even that
+        return soft
+    return wanted
 
 
 def _token() -> str | None:

@@ -29,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serving.bundle import Bundle
+from serving.server.binary import HEADER
 from serving.server.limits import Limits
 from serving.server.protocol import DATATYPES
 from tests.serving.app import FORMS, NAME, Served, tensors_of
@@ -79,9 +80,9 @@ def test_requests_made_of_the_description(served: Served, mode: GenerationMode) 
             assert tried[f"POST {path} 200"] > 0
 
 
-def answered(served: Served, path: str, body: bytes, media_type: str = "application/json") -> int:
+def answered(served: Served, path: str, body: bytes, media_type: str = "application/json", **headers: str) -> int:
     """Status of an answer that is sound: scores in [0, 1], or one line that is not the server's fault."""
-    answer = served.client().post(path, content=body, headers={"Content-Type": media_type})
+    answer = served.client().post(path, content=body, headers={"Content-Type": media_type} | headers)
     document = answer.json()
     if answer.status_code == 200:
         found = document.get("scores") or document.get("predictions") or document.get("outputs")
@@ -173,6 +174,24 @@ def test_good_bodies_with_some_bytes_changed(served: Served, data: st.DataObject
             st.binary(max_size=3) | st.sampled_from([b'"', b"[" * 50, b"{", b"null", b"1" * 5000, b"-"])
         )
     answered(served, FORMS[number], bytes(body))
+
+
+sizes = st.integers(0, 40) | st.sampled_from([-1, 2**31, 2**63, 2**64 + 4])
+raw_tensors = st.fixed_dictionaries(
+    {
+        "name": names,
+        "shape": st.lists(st.integers(0, 3) | st.just(2**31 - 1), min_size=1, max_size=2),
+        "datatype": st.sampled_from(DATATYPES),
+        "parameters": st.fixed_dictionaries({"binary_data_size": sizes | scalars}),
+    }
+)
+
+
+@fuzzed_more
+@given(inputs=st.lists(raw_tensors, max_size=3), data=st.binary(max_size=40), shift=st.sampled_from([0, 0, 0, 1, -1]))
+def test_raw_tensors(served: Served, inputs: Any, data: bytes, shift: int) -> None:
+    text = json.dumps({"inputs": inputs}).encode()
+    answered(served, FORMS[1], text + data, **{HEADER: str(len(text) + shift)})
 
 
 @fuzzed_more

@@ -232,6 +232,31 @@ def test_a_slow_body_is_not_waited_for(served: Served) -> None:
     asyncio.run(run())
 
 
+def test_slow_bodies_take_no_place_and_hold_what_they_have_sent(served: Served) -> None:
+    """Three places, and room for three of the largest bodies: 3,000 bytes."""
+    stop = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b" " * 900
+        await stop.wait()
+        yield b'{"rows": [{}]}'
+
+    async def run() -> None:
+        async with http(served) as client:
+            waiting = [asyncio.create_task(client.post("/score", content=slow(), headers=JSON)) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert (await client.post("/score", **SCORE)).status_code == 200
+            answer = await client.post("/score", content=b" " * 900, headers=JSON)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"] == "expected fewer bytes of requests at a time; try again, or add a server"
+            stop.set()
+            assert [(await one).status_code for one in waiting] == [200] * 3
+            assert (await client.post("/score", content=b" " * 900, headers=JSON)).status_code == 400
+        await settled(served)
+
+    asyncio.run(run())
+
+
 def test_a_client_that_leaves_gives_its_place_back(served: Served) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.bundle import Bundle
-from serving.server.limits import Limits
+from serving.server import unlike
+from serving.server.limits import Limits, Workers
 from serving.server.logs import JsonFormatter
 from serving.server.metrics import Histogram, Metrics, Request, Scored, Version
 from tests.serving.app import FORMS, JSON, NAME, Served
@@ -190,3 +191,32 @@ def test_a_traceback_is_inside_its_line() -> None:
     line = JsonFormatter().format(record)
     assert "\n" not in line
     assert json.loads(line)["traceback"].endswith("ValueError: two\nlines\n")
+
+
+def test_values_unlike_training_are_one_line_of_warning(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlike, "MIN_REQUESTS", 3)
+    monkeypatch.setattr(unlike, "MIN_EXAMPLES", 30)
+    untrained = np.zeros(211, dtype=np.bool_)
+    served = Served(make_bundle(tmp_path / "bundle", trained_rows=untrained).path, limits=Limits(num_workers=1)).start()
+
+    def warned(*rows: dict[str, Any], times: int) -> list[Any]:
+        """What is found after so many requests."""
+        caplog.clear()
+        for _ in range(times):
+            assert served.client().post("/score", json={"rows": rows}).status_code == 200
+        served.app.close()  # what has been answered is counted too
+        served.app._workers = Workers(Limits(num_workers=1))
+        return [vars(one)["found"].partition(";")[0] for one in caplog.records if one.message == "unlike_training"]
+
+    row = {"user": "True", "price": 1, "genres": "a", "item": None, "words": None, "age": 1}
+    assert warned(*[row] * 40, times=2) == [], "two requests are no window"
+    lines = [f"{name}: 100.0% of the values are unseen, 0.0% in training" for name in ("user", "genres")]
+    lines += [f"{name}: 100.0% of the values are missing, 0.0% in training" for name in ("item", "words")]
+    assert warned(row, times=1) == lines
+    assert warned(*[row] * 10, times=3) == [], "said once"
+    assert warned(*[{"user": None, "price": 1}] * 10, times=3) == [
+        "age: 100.0% of the values are missing, 0.0% in training"
+    ]
+    assert warned(*[{**row, "age": 1}] * 10, times=6) == [], "what was known in the window before is not said again"

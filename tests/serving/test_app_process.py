@@ -178,6 +178,12 @@ def test_mistakes_of_the_command_are_one_line(
         ("expected a version of a registered model", ["models:/only-a-name"]),
         ("expected a positive max_rows", [versions[0].path, "--max-rows", "0"]),
         ("expected max_rows of at most 16384", [versions[0].path, "--max-rows", "20000"]),
+        *(
+            ("expected a served name that a URL can hold; found ", [versions[0].path, "--name", name])
+            for name in ("", "a/b", ".", "..", "a\nb", "a\x7f", "\udce9")
+        ),
+        ("expected a served name that a URL can hold; found ''", ["/"]),
+        ("expected a served name that a URL can hold; found '..'", [".."]),
         ("unknown --log-level", [versions[0].path, "--log-level", "loud"]),
     ):
         monkeypatch.setattr(sys, "argv", ["muxrec", "serve", *map(str, arguments)])

@@ -1,7 +1,10 @@
 """What each path answers: scores beside plain loops and beside MLflow's own parser, errors in one line."""
 
+import html
 import json
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +12,15 @@ import pandas as pd
 import pytest
 from mlflow.utils.proto_json_utils import dataframe_from_parsed_json, parse_tf_serving_input
 
+from features.registry import FeatureRegistry
 from serving.bundle import Bundle
 from serving.scorer import Scorer
+from serving.server.examples import example_rows
+from serving.server.limits import Limits
 from tests.serving.app import FORMS, JSON, NAME, Client, Served, rows_of, tensor, tensors_of
-from tests.serving.conftest import raw_frame, reference, table
+from tests.serving.conftest import REGISTRY, make_bundle, raw_frame, reference, table
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
 RAW = raw_frame(40, seed=11)
 INFER = f"/v2/models/{NAME}/infer"
 
@@ -158,24 +165,82 @@ def test_health(bundle: Bundle) -> None:
     assert (answer.status_code, answer.headers["connection"]) == (200, "close")
 
 
-def test_every_example_of_the_description_is_answered(client: Client) -> None:
+def tried(client: Client) -> int:
+    """Send every example of the description, which is answered as it says; how many there were."""
     document = client.get("/openapi.json").json()
-    tried = 0
+    count = 0
     for path, operations in document["paths"].items():
-        for body in operations.get("post", {}).get("requestBody", {}).get("content", {}).items():
-            for example in body[1]["examples"].values():
+        operation = operations.get("post", {})
+        values = {one["name"]: one["schema"]["enum"][0] for one in operation.get("parameters", ())}
+        for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
+            for name, example in body["examples"].items():
                 content = example["value"] if isinstance(example["value"], str) else json.dumps(example["value"])
-                where = path.format(name=NAME, version=client.get(f"/v2/models/{NAME}").json()["versions"][0])
-                assert client.post(where, content=content, headers={"Content-Type": body[0]}).status_code == 200
-                tried += 1
-    assert tried == 7
+                answer = client.post(path.format(**values), content=content, headers={"Content-Type": media_type})
+                expected = operation["responses"]["200"]["content"]["application/json"]["examples"][name]["value"]
+                assert (answer.status_code, answer.json()) == (200, expected)
+                count += 1
+    return count
 
 
-def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
-    page = client.get("/docs").text
-    assert "POST /score" in page
-    assert "&quot;candidates&quot;" in page
-    assert not re.search(r"(src|href)=.?(https?:)?//|<script|@import|url\(", page)
+def test_every_example_of_the_description_is_answered_as_it_says(client: Client) -> None:
+    assert tried(client) == 7
+    assert tried(Served(GOLDEN).start().client()) == 7
+
+
+def test_a_csv_is_written_as_the_registry_says(tmp_path: Path) -> None:
+    settings = {"separator": ";", "null_values": ["NA"]}
+    bundle = make_bundle(tmp_path / "bundle", registry=REGISTRY.with_settings(csv=settings))
+    client = Served(bundle.path, limits=Limits(max_columns=7)).start().client()
+    assert tried(client) == 7
+    text = 'user;"a,b,c,d,e,f,g,h";item\n7;,;NA\n'
+    answer = client.post("/invocations", content=text, headers={"Content-Type": "text/csv"})
+    assert answer.json()["predictions"] == [
+        {"probability": post(client, "/score", {"rows": [{"user": 7}]})["scores"][0]}
+    ]
+    answer = client.post("/invocations", content="user;b;c;d;e;f;g;h\n", headers={"Content-Type": "text/csv"})
+    assert answer.status_code == 413
+
+
+def test_examples_are_where_training_was() -> None:
+    """Numbers by the registry or the training profile, texts by name, values of a type by that."""
+    fitted = {"mean": 1234.5678, "std": 100.0}
+    numbers: dict[str, Any] = {
+        "a": {"transform": "standardize", "fitted": fitted},
+        "b": {"transform": "bucketize", "fitted": fitted | {"boundaries": [1.0, 2.0, 3.0, 4.5]}},
+        "c": {"transform": "log1p"},
+        "d": {"transform": "none"},
+    }
+    features: dict[str, Any] = {name: {"type": "numeric", **settings} for name, settings in numbers.items()}
+    features |= {"user": "categorical", "age": {"type": "categorical", "value_type": "integer"}}
+    features |= {"flag": {"type": "categorical", "value_type": "boolean"}}
+    features |= {"tags": "categorical_list", "genres": {"type": "categorical_list", "separator": ";"}}
+    profile = {"distributions": {"features": {"c": {"floats": {"edges": [0.0, np.log(11), 1.0, np.log(101)]}}}}}
+    assert example_rows(FeatureRegistry.of(features=features), profile) == [
+        {"a": 1230.0, "b": 2.0, "c": 10.0, "d": 1.0, "user": "user 1", "age": 17, "flag": True}
+        | {"tags": ["tags 1", "tags 2"], "genres": "genres 1;genres 2"},
+        {"a": 1330.0, "b": 4.5, "c": 100.0, "d": 2.0, "user": "user 2", "age": 42, "flag": False}
+        | {"tags": ["tags 2", "tags 1"], "genres": "genres 2"},
+    ]
+
+
+@pytest.mark.parametrize("token", [None, "correct-horse"])
+def test_the_page_shows_lines_for_a_shell_that_do_what_it_says(bundle: Bundle, token: str | None) -> None:
+    client = Served(bundle.path, token=token).start().client()
+    headers = {} if token is None else {"Authorization": "Bearer correct-horse"}
+    page = client.get("/docs", headers=headers).text
+    assert not re.search(r"(src|href)=.?(https?:)?//|<script|@import|url\(", page), "nothing from elsewhere"
+    boxes = [html.unescape(one) for one in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
+    assert len(boxes) == 12
+    for line, expected in zip(boxes[::2], boxes[1::2], strict=True):
+        curl, silent, url, *more = shlex.split(line.replace("\\\n", ""))
+        assert (curl, silent, more.pop(-2)) == ("curl", "-s", "--data-binary")
+        body = more.pop()
+        sent = dict(one.replace("$MUXREC_SERVE_TOKEN", "correct-horse").split(": ") for one in more[1::2])
+        assert set(sent) == {"Content-Type", *headers}
+        assert client.post(url.removeprefix("http://server"), content=body, headers=sent).json() == json.loads(expected)
+    odd = client.get("/docs", headers={**headers, "Host": "x$(reboot)'<b>"}).text
+    assert "reboot" not in odd
+    assert "http://localhost:8080/score" in odd
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -212,7 +277,11 @@ WRONG: list[tuple[str, Any, str]] = [
     (INFER, {"inputs": [ONE | {"data": [1]}]}, "expected values of BYTES; found a number"),
     (INFER, {"inputs": [ONE | {"datatype": "INT8", "data": [300]}]}, "expected -128 to 127; found 300"),
     (INFER, {"inputs": [ONE | {"datatype": "INT8", "data": [True]}]}, "expected values of INT8; found a boolean"),
-    (INFER, {"inputs": [{k: ONE[k] for k in ("name", "shape", "datatype")}]}, "the binary extension is not spoken"),
+    (
+        INFER,
+        {"inputs": [{k: ONE[k] for k in ("name", "shape", "datatype")}]},
+        r"expected data; found none; send `data` as JSON, or bin",
+    ),
     (INFER, {"inputs": [ONE, tensor("item", "BYTES", ["a", "b"])]}, "same number of rows; found 1 in 'user', 2 in "),
     (INFER, {"inputs": [ONE], "outputs": [{"name": "logit"}]}, "outputs: expected 'probability' alone"),
     (INFER, {"inputs": [tensor("words__values", "BYTES", ["a"])]}, "found 'words__values'"),
@@ -280,8 +349,10 @@ def test_other_paths_methods_models_and_versions(client: Client) -> None:
 
 @pytest.mark.parametrize("path", FORMS)
 def test_only_plain_utf8_of_a_known_type_is_read(client: Client, path: str) -> None:
+    if path == INFER:  # as clients of that protocol send it
+        assert client.post(path, content=b"{}").status_code == 400
     for headers in (
-        {},
+        *([] if path == INFER else [{}]),
         {"Content-Type": "application/x-www-form-urlencoded"},
         {"Content-Type": "application/octet-stream"},
         {"Content-Type": "application/json; charset=latin-1"},

@@ -1,0 +1,142 @@
+"""Requests to try on a model, and what it answers.
+
+Numbers are where training had many, as far as the registry or the training profile says so. Texts are made up: a bundle
+keeps hashes alone.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from features.registry import FeatureRegistry
+from features.spec import AnyFeature, Categorical, CategoricalList, Numeric
+from serving.profile import DISTRIBUTIONS
+from serving.scorer import Scorer
+from serving.server.bodies import OUTPUT
+from serving.server.protocol import metadata_of
+
+NUM_ROWS = 2
+Row = dict[str, Any]
+
+
+class Example(NamedTuple):
+    """A body and its answer, both as JSON has them; a csv is a text."""
+
+    name: str
+    media_type: str
+    body: Any
+    answer: Any
+
+    @property
+    def text(self) -> str:
+        """The body as it is sent."""
+        return self.body if isinstance(self.body, str) else json.dumps(self.body, ensure_ascii=False)
+
+
+def example_rows(registry: FeatureRegistry, profile: Mapping[str, Any]) -> list[Row]:
+    """Two rows with a value of every feature.
+
+    >>> registry = FeatureRegistry.of(features={"user": "categorical", "price": "numeric"})
+    >>> example_rows(registry, {})
+    [{'user': 'user 1', 'price': 1.0}, {'user': 'user 2', 'price': 2.0}]
+    """
+    columns = {feature.name: _values(feature, profile) for feature in registry.features}
+    return [{name: values[row] for name, values in columns.items()} for row in range(NUM_ROWS)]
+
+
+def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
+    """By form of request, bodies that can be sent as they are to the model that is served under this name."""
+    registry, version, json_type = scorer.registry, scorer.bundle.model_id, "application/json"
+    rows = example_rows(registry, scorer.bundle.profile)
+    names = [*rows[0]]
+    half = max(1, len(names) // 2)
+    context = {name: rows[0][name] for name in names[:half]}
+    candidates = [{name: row[name] for name in names[half:]} for row in rows]
+    of_rows, of_candidates = (scorer.score(*arguments).tolist() for arguments in ((rows,), (context, candidates)))
+    inputs = [_tensor(one, rows) for one in metadata_of(registry)["inputs"]]
+    output = {"name": OUTPUT, "datatype": "FP64", "shape": [NUM_ROWS], "data": of_rows}
+    infer = {"model_name": name, "model_version": version, "id": "1", "outputs": [output]}
+
+    def scored(scores: list[float]) -> Row:
+        return {"model": name, "version": version, "scores": scores}
+
+    split = {"columns": names, "data": [[*row.values()] for row in rows]}
+    examples = {
+        "Score": [
+            Example("rows", json_type, {"rows": rows}, scored(of_rows)),
+            Example("candidates", json_type, {"context": context, "candidates": candidates}, scored(of_candidates)),
+        ],
+        "Invocations": [
+            Example("dataframe_split", json_type, {"dataframe_split": split}, _predictions(of_rows)),
+            Example("dataframe_records", json_type, {"dataframe_records": rows}, _predictions(of_rows)),
+        ],
+        "Infer": [Example("tensors", json_type, {"id": "1", "inputs": inputs}, infer)],
+    }
+    flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows]
+    if flat[0]:  # a csv has no lists
+        scores = scorer.score(flat, allow_missing=True).tolist()
+        examples["Invocations"].append(Example("csv", "text/csv", _csv(flat, registry), _predictions(scores)))
+    return examples
+
+
+def _values(feature: AnyFeature, profile: Mapping[str, Any]) -> Sequence[Any]:
+    if isinstance(feature, Numeric):
+        return _numbers(feature, profile)
+    texts: Sequence[Any] = [f"{feature.name} {k + 1}" for k in range(NUM_ROWS)]
+    values = {"integer": [17, 42], "boolean": [True, False]}.get(feature.value_type or "", texts)
+    if not isinstance(feature, CategoricalList):
+        assert isinstance(feature, Categorical)
+        return values
+    if feature.separator is None:
+        return [values, values[::-1]]
+    texts = [json.dumps(value) if isinstance(value, bool) else str(value) for value in values]
+    return [feature.separator.join(texts), texts[1]]
+
+
+def _numbers(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
+    """Two numbers where training had many."""
+    fitted = feature.fitted
+    if fitted is not None and fitted.boundaries:
+        edges = fitted.boundaries
+        found = [edges[len(edges) // 4], edges[3 * len(edges) // 4]]
+    elif fitted is not None:
+        found = [fitted.mean, fitted.mean + fitted.std]
+    else:
+        found = _usual(feature, profile) or [1.0, 2.0]
+    return [float(f"{number:.3g}") for number in found]
+
+
+def _usual(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
+    """Two edges of the training profile as raw numbers; none where there is no profile, or it tells none."""
+    try:
+        edges = profile[DISTRIBUTIONS]["features"][feature.name]["floats"]["edges"]
+        found = [float(edges[len(edges) // 4]), float(edges[3 * len(edges) // 4])]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return []
+    if feature.transform == "log1p":
+        found = [math.copysign(math.expm1(min(abs(number), 80.0)), number) for number in found]
+    return found
+
+
+def _tensor(metadata: Mapping[str, Any], rows: Sequence[Row]) -> Row:
+    values = [row[metadata["name"]] for row in rows]
+    shape = [len(rows), len(values[0])] if isinstance(values[0], list) else [len(rows)]
+    flat = [one for value in values for one in value] if len(shape) == 2 else values
+    if metadata["datatype"] == "BYTES":
+        flat = [json.dumps(one) if isinstance(one, bool) else str(one) for one in flat]
+    return {**metadata, "shape": shape, "data": flat}
+
+
+def _predictions(scores: Sequence[float]) -> Row:
+    return {"predictions": [{OUTPUT: score} for score in scores]}
+
+
+def _csv(rows: Sequence[Row], registry: FeatureRegistry) -> str:
+    file, separator = io.StringIO(), registry.csv.separator if registry.csv else ","
+    writer = csv.DictWriter(file, [*rows[0]], delimiter=separator, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
