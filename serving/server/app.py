@@ -212,7 +212,8 @@ class App:
             try:
                 coverage = scorer.coverage(encoded)
                 self._metrics.add_scored(Scored(record.version, probabilities, coverage, dict(record.stages)))
-                for line in served.window.add(coverage):
+                num_rows = encoded.num_examples if encoded.context is None else 1
+                for line in served.window.add(coverage, num_rows):
                     _log.warning(
                         "unlike_training", extra={"model": served.name, "version": served.version, "found": line}
                     )

@@ -134,7 +134,7 @@ def _row_schema(registry: FeatureRegistry, rows: list[Row]) -> Schema:
 
 def _description(feature: AnyFeature) -> str:
     if isinstance(feature, Numeric):
-        return "a number"
+        return "a number, or a text that holds one"
     of_type = {"integer": ("an integer", "integers"), "boolean": ("true or false", "true or false")}
     one, many = of_type.get(feature.value_type or "", ("a category: text, integer or boolean", "categories"))
     if not isinstance(feature, CategoricalList):
@@ -145,7 +145,8 @@ def _description(feature: AnyFeature) -> str:
 def _value_schema(feature: AnyFeature) -> Schema:
     """What one value may be; -3.4e38 to 3.4e38 is what float32 holds."""
     if isinstance(feature, Numeric):
-        return {"type": ["number", "null"], "minimum": -3.4e38, "maximum": 3.4e38}
+        number: Schema = {"type": ["number", "null"], "minimum": -3.4e38, "maximum": 3.4e38}
+        return {"anyOf": [number, {"type": "string", "pattern": r"^-?[0-9]{1,18}(\.[0-9]{1,9})?$"}]}
     scalar: Schema = {"type": ["string", "integer", "boolean", "null"]}
     if not isinstance(feature, CategoricalList):
         return scalar

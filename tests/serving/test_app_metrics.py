@@ -196,27 +196,31 @@ def test_a_traceback_is_inside_its_line() -> None:
 def test_values_unlike_training_are_one_line_of_warning(
     tmp_path: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlike, "MIN_REQUESTS", 3)
-    monkeypatch.setattr(unlike, "MIN_EXAMPLES", 30)
+    monkeypatch.setattr(unlike, "WINDOW", 30)
     untrained = np.zeros(211, dtype=np.bool_)
     served = Served(make_bundle(tmp_path / "bundle", trained_rows=untrained).path, limits=Limits(num_workers=1)).start()
 
-    def warned(*rows: dict[str, Any], times: int) -> list[Any]:
+    def warned(*rows: dict[str, Any], times: int = 1, context: dict[str, Any] | None = None) -> list[Any]:
         """What is found after so many requests."""
         caplog.clear()
+        body: dict[str, Any] = {"rows": rows} if context is None else {"context": context, "candidates": rows}
         for _ in range(times):
-            assert served.client().post("/score", json={"rows": rows}).status_code == 200
+            assert served.client().post("/score", json=body).status_code == 200
         served.app.close()  # what has been answered is counted too
         served.app._workers = Workers(Limits(num_workers=1))
         return [vars(one)["found"].partition(";")[0] for one in caplog.records if one.message == "unlike_training"]
 
     row = {"user": "True", "price": 1, "genres": "a", "item": None, "words": None, "age": 1}
-    assert warned(*[row] * 40, times=2) == [], "two requests are no window"
+    assert warned(*[row] * 29) == [], "29 rows are no window"
     lines = [f"{name}: 100.0% of the values are unseen, 0.0% in training" for name in ("user", "genres")]
     lines += [f"{name}: 100.0% of the values are missing, 0.0% in training" for name in ("item", "words")]
-    assert warned(row, times=1) == lines
+    assert warned(row) == lines
     assert warned(*[row] * 10, times=3) == [], "said once"
     assert warned(*[{"user": None, "price": 1}] * 10, times=3) == [
         "age: 100.0% of the values are missing, 0.0% in training"
     ]
     assert warned(*[{**row, "age": 1}] * 10, times=6) == [], "what was known in the window before is not said again"
+    row = {"user": 1, "price": 1, "genres": "b", "item": "a", "words": ["a"]}
+    again = ["age: 100.0% of the values are missing, 0.0% in training"]
+    assert warned(*[row] * 30) == again, "the window before had it"
+    assert warned(*[{"item": "a"}] * 40, times=2, context={"user": "T"}) == [], "candidates of one user count as one"
