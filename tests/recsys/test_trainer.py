@@ -233,7 +233,7 @@ def test_predictions_do_not_depend_on_the_batches(planted: Path, tmp_path: Path)
     assert probabilities.dtype == np.float64
     other_labels, others, _, _ = predict(training.ranker, training.valid.batches(3))
     assert np.array_equal(labels, other_labels)
-    assert np.abs(probabilities - others).max() < 1e-6
+    assert np.abs(probabilities - others).max() < 1e-5  # float32 sums, in an order that may go by the batch
 
 
 def test_every_row_is_up_to_date_when_it_is_evaluated(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
