@@ -218,7 +218,7 @@ rows.select("row", score(*columns).alias("score")).write.parquet(out)
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
-    reason="no pyspark, or no Java; to have both: apt-get install default-jre-headless; .venv/bin/pip install pyspark",
+    reason="no pyspark, or no Java; to have both: apt-get install default-jre-headless; .venv/bin/pip3 install pyspark",
 )
 def test_spark_gives_the_same_scores(logs: Path, tmp_path: Path) -> None:
     uri = f"runs:/{logged_golden('spark')}/bundle"

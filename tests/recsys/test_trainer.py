@@ -47,7 +47,7 @@ def test_loss_is_the_weighted_mean_over_the_batch(weighted: Path, tmp_path: Path
     with torch.no_grad():
         losses = F.binary_cross_entropy_with_logits(training.ranker(batch), batch.labels, reduction="none")
     assert batch.weights is not None
-    assert training.trainer.step(batch).item() == pytest.approx((losses * batch.weights).mean().item(), rel=1e-6)
+    assert training.trainer.step(batch).item() == pytest.approx((losses * batch.weights).mean().item(), rel=1e-5)
 
 
 @every_optimizer
@@ -221,7 +221,8 @@ def test_validation_scores_are_those_of_the_evaluated_model(planted: Path, tmp_p
     state = training.fit()
     best = state["history"][state["best_epoch"] - 1]
     found = evaluate(*predict(training.ranker, training.valid.batches(7)))
-    assert found == pytest.approx({name: best[f"valid_{name}"] for name in found}, rel=1e-6)
+    # In batches of another size rounding differs, and may turn round a pair of rows: an AUC is that coarse.
+    assert found == pytest.approx({name: best[f"valid_{name}"] for name in found}, abs=1e-4)
 
 
 def test_predictions_do_not_depend_on_the_batches(planted: Path, tmp_path: Path):
