@@ -223,7 +223,8 @@ rows.select("row", score(*columns).alias("score")).write.parquet(out)
 def test_spark_gives_the_same_scores(logs: Path, tmp_path: Path) -> None:
     uri = f"runs:/{logged_golden('spark')}/bundle"
     command = [sys.executable, "-c", SPARK, uri, str(logs), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # else its workers are the first python3 of the path
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     raw = pl.read_parquet(sorted(logs.rglob("*.parquet")), hive_partitioning=False)
     expected = raw.select("row", score=pl.Series(Scorer(GOLDEN, num_threads=1).score(raw))).sort("row")
