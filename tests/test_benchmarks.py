@@ -158,7 +158,7 @@ def test_sparse_adam_reads_the_same_rows_and_leaves_the_others_alone():
     for contender in (ours, theirs):
         torch.manual_seed(0)
         losses.append(contender.step(contender.ready(draw)))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     moved = (theirs.table.weight.detach() != before).any(dim=1).nonzero().flatten()
     assert moved.tolist() == draw.rows.unique().tolist()
 

@@ -136,7 +136,7 @@ def test_no_large_file_is_kept():
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
-        pytest.skip("not a git checkout")
+        pytest.skip("no git checkout; to have it: git clone")
     files = [ROOT / name for name in done.stdout.split("\0") if name]
     assert [name_of(path) for path in files if path.is_file() and path.stat().st_size > MAX_BYTES] == []
 

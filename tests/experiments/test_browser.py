@@ -59,7 +59,9 @@ return texts.flatMap(([name, a], k) =>
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with its driver"),
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="no chromium; to have it: apt-get install chromium chromium-driver"
+    ),
 ]
 
 

@@ -89,7 +89,7 @@ def test_export_verify_parity_and_score(table_dtype, run, project, muxrec, tmp_p
     values = json.loads(parity.out)
     assert values["ids_equal"]
     assert parity.code == (0 if table_dtype == "fp32" else 1)
-    assert values["max_abs_diff"] < {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.05, "int4": 0.2, "int2": 0.5}[table_dtype]
+    assert values["max_abs_diff"] < {"fp32": 1e-5, "fp16": 1e-3, "int8": 0.05, "int4": 0.2, "int2": 0.5}[table_dtype]
     arguments = ("--input", project / "test.parquet", "--out", scores, "--keep", "f00, label", "--json")
     assert muxrec("score", bundle, *arguments).code == 0
     scored = read_scores(scores)
@@ -146,7 +146,8 @@ def test_a_tracked_run_can_be_found_loaded_and_scored_in_mlflow(run, dataset, pr
     predicted = mlflow.pyfunc.load_model(model.model_uri).predict(raw.select(names).to_pandas())
     arguments = ("--input", project / "test.parquet", "--out", tmp_path / "s", "--json")
     assert muxrec("score", out / "bundle", *arguments).code == 0
-    np.testing.assert_allclose(predicted["probability"], read_scores(tmp_path / "s")["score"].head(20), atol=1e-9)
+    scores = read_scores(tmp_path / "s")["score"].head(20)
+    np.testing.assert_allclose(predicted["probability"], scores, rtol=0, atol=1e-6)
 
     numbers = pd.DataFrame({"f00": [7, 8], "x00": [1, 2]})  # integers as categories, an integer number, absent columns
     texts = pd.DataFrame({"f00": ["7", "8"], "x00": [1.0, 2.0]})

@@ -110,7 +110,7 @@ def test_a_model_of_down_sampled_negatives_scores_at_the_original_rate(sampled, 
         assert muxrec("verify", bundle).code == 0
         parity = muxrec("parity", run, bundle, "--input", sampled / "whole.parquet", "--json")
         assert parity.code == 0, parity.out
-        assert json.loads(parity.out)["max_abs_diff"] < 1e-6
+        assert json.loads(parity.out)["max_abs_diff"] < 1e-5
 
 
 def test_metrics_are_of_the_sampled_split_but_for_one_that_estimates_the_whole(sampled, muxrec, tmp_path):

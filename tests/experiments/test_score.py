@@ -176,7 +176,9 @@ pl.from_pandas(scored.to_pandas()).write_parquet(frame)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="no Ray; to have it: make -B env EXTRAS=train,server,ray,dev"
+)
 def test_ray_writes_the_same_bytes(muxrec: Muxrec, logs: Path, tmp_path: Path) -> None:
     """A local cluster of two workers: the job, and the Scorer in a Ray Data pipeline of one's own."""
     out, frame = tmp_path / "ray", tmp_path / "frame.parquet"
@@ -187,7 +189,9 @@ def test_ray_writes_the_same_bytes(muxrec: Muxrec, logs: Path, tmp_path: Path) -
     assert muxrec(*score("--input", logs, "--out", tmp_path / "here")).code == 0
     assert content(out) == content(tmp_path / "here")
     expected = pl.read_parquet(f"{out}/**/part-*.parquet", hive_partitioning=False).sort("row", "score")
-    assert pl.read_parquet(frame).select("row", "score").sort("row", "score").equals(expected.select("row", "score"))
+    found = pl.read_parquet(frame).sort("row", "score")
+    assert found["row"].equals(expected["row"])
+    assert np.abs((found["score"] - expected["score"]).to_numpy()).max() <= 1e-6  # batches of another size
 
 
 def test_an_input_that_an_engine_cannot_read_is_one_line(muxrec: Muxrec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,15 +219,17 @@ rows.select("row", score(*columns).alias("score")).write.parquet(out)
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None, reason="no pyspark, or no Java"
+    importlib.util.find_spec("pyspark") is None or shutil.which("java") is None,
+    reason="no pyspark, or no Java; to have both: apt-get install default-jre-headless; .venv/bin/pip3 install pyspark",
 )
 def test_spark_gives_the_same_scores(logs: Path, tmp_path: Path) -> None:
     uri = f"runs:/{logged_golden('spark')}/bundle"
     command = [sys.executable, "-c", SPARK, uri, str(logs), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # else its workers are the first python3 of the path
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     raw = pl.read_parquet(sorted(logs.rglob("*.parquet")), hive_partitioning=False)
     expected = raw.select("row", score=pl.Series(Scorer(GOLDEN, num_threads=1).score(raw))).sort("row")
     found = pl.read_parquet(tmp_path / "out" / "*.parquet").sort("row")
     assert found["row"].equals(expected["row"].cast(found["row"].dtype))
-    assert np.abs((found["score"] - expected["score"]).to_numpy()).max() <= 1e-7
+    assert np.abs((found["score"] - expected["score"]).to_numpy()).max() <= 1e-6

@@ -27,11 +27,12 @@ def test_it_opens_with_its_identity():
 
 
 def test_its_golden_rows_score_as_the_trainer_scored_them(scorer):
-    assert scorer.verify() <= 1e-6
+    assert scorer.verify() <= scorer.bundle.golden_tolerance
 
 
 def test_these_rows_score_the_same_for_ever(scorer):
-    np.testing.assert_allclose(scorer.score(ROWS, allow_missing=True), PROBABILITIES, rtol=0, atol=1e-7)
+    tolerance = scorer.bundle.golden_tolerance
+    np.testing.assert_allclose(scorer.score(ROWS, allow_missing=True), PROBABILITIES, rtol=0, atol=tolerance)
 
 
 def test_it_names_no_machine():

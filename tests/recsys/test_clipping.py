@@ -17,14 +17,14 @@ def test_clipping_agrees_with_torch(max_norm):
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad.clone()
     expected = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    assert clip_global_norm(grads, max_norm) == pytest.approx(expected, rel=1e-6)
+    assert clip_global_norm(grads, max_norm) == pytest.approx(expected, rel=1e-5)
     for parameter, grad in zip(parameters, grads, strict=True):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=0)
 
 
 def test_clipping_leaves_small_gradients_alone():
     grad = torch.tensor([0.3, -0.4])
-    assert clip_global_norm([grad], 0.5000001) == pytest.approx(0.5)
+    assert clip_global_norm([grad], 0.50001) == pytest.approx(0.5)
     assert grad.tolist() == torch.tensor([0.3, -0.4]).tolist()
     assert clip_global_norm([], 1.0) == 0.0
 

@@ -103,7 +103,7 @@ def test_the_gate_mixes_fields_and_never_columns():
         for field in range(3):
             for column in range(2):
                 mixed = sum(gate.linear.weight[field, g].item() * row[2 * g + column] for g in range(3))
-                assert gated[2 * field + column] == pytest.approx(mixed + gate.linear.bias[field].item(), rel=1e-5)
+                assert gated[2 * field + column] == pytest.approx(mixed + gate.linear.bias[field].item(), abs=1e-5)
 
 
 def test_numbers_are_fields_of_the_gate():
@@ -134,7 +134,7 @@ def test_the_blocks_learn_from_the_label_and_from_their_mean(monkeypatch: pytest
         total += weight / 3 * (cross_entropy(mean, label) + sum(cross_entropy(logit, taught) for logit in row))
         of_mean = (taught - label) / 2
         gradient.append([weight / 3 * (of_mean + 1 / (1 + math.exp(-logit)) - taught) for logit in row])
-    assert loss.item() == pytest.approx(total, rel=1e-6)
+    assert loss.item() == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(logits.grad, torch.tensor(gradient))
 
 

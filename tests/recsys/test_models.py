@@ -179,7 +179,7 @@ def test_who_can_learn_an_exclusive_or(name: str):
         optimizer.step()
     model.eval()
     if name in LINEAR:
-        assert loss().item() >= math.log(2) - 1e-6
+        assert loss().item() >= math.log(2) - 1e-5
     else:
         assert loss().item() < 0.1
 

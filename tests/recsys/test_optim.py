@@ -29,12 +29,17 @@ QUICK = settings(max_examples=10, deadline=None, database=None)
 
 
 class Twins:
-    """The same table under both optimisers, fed the same gradients."""
+    """The same table under both optimisers, fed the same gradients.
+
+    Dense Adam counts in float64: in float32 it blows up the dust that rounding leaves near zero, to what differs from
+    one processor to the next.
+    """
 
     def __init__(self, num_rows=40, width=3, seed=0, scale=0.1, learning_rate=LEARNING_RATE, weight_decay=0.0, **more):
         self.generator = torch.Generator().manual_seed(seed)
         self.start = self.normal(num_rows, width) * scale
-        self.dense = self.start.clone().requires_grad_()
+        self.learning_rate = learning_rate
+        self.dense = self.start.double().requires_grad_()
         self.adam = torch.optim.Adam([self.dense], lr=learning_rate, weight_decay=weight_decay, **more)
         self.table = self.start.clone()
         self.sparse = RowSparseAdam(
@@ -51,7 +56,7 @@ class Twins:
         error = (loan.w - self.dense.detach()[rows]).abs()
         grad = self.normal(len(rows), self.table.shape[1]) * grad_scale
         self.dense.grad = torch.zeros_like(self.dense)
-        self.dense.grad[rows] = grad
+        self.dense.grad[rows] = grad.double()
         self.adam.step()
         self.sparse.step(loan, grad)
         return error
@@ -69,6 +74,15 @@ class Twins:
         self.sparse.catch_up_all()
         return (self.table - self.dense.detach()).abs()
 
+    def rounding(self):
+        """The most that float32 can be off after exact steps, whatever the processor.
+
+        A step rounds the weight once, by at most half a unit in its last place, and the way that it goes, which is
+        at most about 3 learning rates, ten times.
+        """
+        largest = (self.start.abs() + self.dense.detach().abs()).max() + 32 * self.learning_rate
+        return self.sparse.num_steps * 2**-24 * float(largest)
+
 
 # Exact where no row misses more than EXACT_STEPS steps.
 
@@ -84,8 +98,8 @@ def test_short_gaps_are_exact(weight_decay, learning_rate, data):
         missed = twins.sparse.num_steps - twins.sparse.last_step
         overdue = (missed >= EXACT_STEPS).nonzero().flatten().tolist()
         error = twins.step(sorted(rows | set(overdue)))
-        assert not error.numel() or error.max() <= 1e-6
-    assert twins.error().max() <= 1e-6  # weights are of order 1, so this is relative too
+        assert not error.numel() or error.max() <= twins.rounding()
+    assert twins.error().max() <= twins.rounding() <= 0.01 * learning_rate
 
 
 @pytest.mark.parametrize("betas", [(0.0, 0.999), (0.5, 0.9), (0.9, 0.3)])
@@ -93,7 +107,7 @@ def test_other_betas_are_exact_too(betas):
     twins = Twins(weight_decay=1e-3, betas=betas, eps=1e-6)
     for step in range(60):
         twins.step(range(step % 4, 40, 4))
-    assert twins.error().max() <= 1e-6
+    assert twins.error().max() <= twins.rounding()
 
 
 # Approximate beyond that. Errors are in learning rates: 1 is the length of one step.
@@ -159,10 +173,9 @@ def test_rows_never_read_shrink_to_zero():
         twins.step([0, 1])
         twins.skip(99)
     error = twins.error()
-    # Dense Adam blows up dust: near zero it flickers at a fraction of the learning rate, where strides come to rest.
-    assert twins.dense.detach()[2:].abs().max() <= 0.2 * LEARNING_RATE
+    assert twins.dense.detach()[2:].abs().max() <= 1e-3 * LEARNING_RATE
     assert twins.table[2:].abs().max() <= 1e-3 * LEARNING_RATE
-    assert error.max() <= 0.2 * LEARNING_RATE
+    assert error.max() <= 0.01 * LEARNING_RATE
 
 
 def test_a_gap_of_a_million_steps_is_finite_and_quick():
@@ -199,7 +212,7 @@ def test_each_missed_step_uses_its_own_rate(weight_decay):
             twins.adam.param_groups[0]["lr"] = rate
         twins.step(range(step % 4, 40, 4))
     assert twins.sparse.learning_rate == pytest.approx(1e-5)
-    assert twins.error().max() <= 1e-6
+    assert twins.error().max() <= twins.rounding()
 
 
 def test_the_same_rate_again_flushes_nothing():
@@ -271,8 +284,8 @@ def test_order_of_rows_and_size_of_blocks_do_not_matter(weight_decay, monkeypatc
             twins.sparse.step(twins.sparse.borrow(rows), twins.start[rows])
         twins.sparse.catch_up_all()
         tables.append(twins.table)
-    torch.testing.assert_close(tables[1], tables[0], rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(tables[2], tables[0], rtol=1e-5, atol=1e-8)
+    for table in tables[1:]:
+        assert (table - tables[0]).abs().max() <= 2 * twins.rounding() <= 0.01 * LEARNING_RATE
 
 
 def test_no_rows_at_all_is_a_step_too():

@@ -47,7 +47,7 @@ def test_loss_is_the_weighted_mean_over_the_batch(weighted: Path, tmp_path: Path
     with torch.no_grad():
         losses = F.binary_cross_entropy_with_logits(training.ranker(batch), batch.labels, reduction="none")
     assert batch.weights is not None
-    assert training.trainer.step(batch).item() == pytest.approx((losses * batch.weights).mean().item(), rel=1e-6)
+    assert training.trainer.step(batch).item() == pytest.approx((losses * batch.weights).mean().item(), rel=1e-5)
 
 
 @every_optimizer
@@ -221,7 +221,8 @@ def test_validation_scores_are_those_of_the_evaluated_model(planted: Path, tmp_p
     state = training.fit()
     best = state["history"][state["best_epoch"] - 1]
     found = evaluate(*predict(training.ranker, training.valid.batches(7)))
-    assert found == pytest.approx({name: best[f"valid_{name}"] for name in found}, rel=1e-6)
+    # In batches of another size rounding differs, and may turn round a pair of rows: an AUC is that coarse.
+    assert found == pytest.approx({name: best[f"valid_{name}"] for name in found}, abs=1e-4)
 
 
 def test_predictions_do_not_depend_on_the_batches(planted: Path, tmp_path: Path):
@@ -233,7 +234,7 @@ def test_predictions_do_not_depend_on_the_batches(planted: Path, tmp_path: Path)
     assert probabilities.dtype == np.float64
     other_labels, others, _, _ = predict(training.ranker, training.valid.batches(3))
     assert np.array_equal(labels, other_labels)
-    assert np.abs(probabilities - others).max() < 1e-6
+    assert np.abs(probabilities - others).max() < 1e-5  # float32 sums, in an order that may go by the batch
 
 
 def test_every_row_is_up_to_date_when_it_is_evaluated(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -50,6 +50,8 @@ LAYOUT = TableLayout.of(
 DENSE_WEIGHTS = np.array([0.3, -0.02], dtype=np.float32)
 BIAS = -1.25
 RATE = 0.25
+ROUNDING = 1e-6
+"""Scores of a row may differ by so much with its place in a batch, or the processor (`Bundle.golden_tolerance`)."""
 
 FILES = ["table.safetensors", "dense.onnx", "golden.parquet", "profile.json"]
 Run = Callable[..., ScoringReport]

@@ -16,7 +16,7 @@ from features.readers import expand
 from serving.batch import lineage_of
 from serving.bundle import Bundle, installed_version
 from serving.scorer import Scorer
-from tests.serving.conftest import MARKS, Run, content, raw_frame, visible
+from tests.serving.conftest import MARKS, ROUNDING, Run, content, raw_frame, visible
 
 
 def test_every_row_is_scored_in_its_place(
@@ -33,7 +33,7 @@ def test_every_row_is_scored_in_its_place(
         part, raw = pl.read_parquet(tmp_path / "out" / name), pl.read_parquet(file)
         assert part.drop("score").equals(raw.select("words", "row", "user"))
         assert part.schema["score"] == pl.Float64
-        assert np.abs(part["score"].to_numpy() - scorer.score(raw)).max() <= 1e-7
+        assert np.abs(part["score"].to_numpy() - scorer.score(raw)).max() <= ROUNDING
         every += part["score"].to_list()
     assert report.score_mean == pytest.approx(np.mean(every))
     assert report.score_quantiles["min"] == min(every)
@@ -102,7 +102,7 @@ def test_text_files_score_like_parquet(run: Run, tmp_path: Path) -> None:
     # In a csv file an empty text and a missing value are the same, so these rows may differ.
     same = raw.select(pl.all_horizontal(pl.col("item", "genres").fill_null("x") != "")).to_series()
     for part in parts[1:]:
-        assert np.abs((part["score"] - parts[0]["score"]).filter(same).to_numpy()).max() <= 1e-7
+        assert np.abs((part["score"] - parts[0]["score"]).filter(same).to_numpy()).max() <= ROUNDING
     assert parts[1]["price"].equals(flat["price"])
     assert parts[2].equals(parts[1])
 

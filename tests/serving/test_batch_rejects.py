@@ -17,7 +17,7 @@ from serving.bundle import Bundle
 from serving.drafts import rejected_path
 from serving.rejects import faults_of
 from serving.scorer import Scorer
-from tests.serving.conftest import MARKS, Run, content, dense_graph, make_bundle, name_of, raw_frame, visible
+from tests.serving.conftest import MARKS, ROUNDING, Run, content, dense_graph, make_bundle, name_of, raw_frame, visible
 
 BAD_ROWS = {3: "user", 17: "user", 18: "price", 33: "user"}
 
@@ -72,7 +72,7 @@ def test_every_other_row_is_scored(run: Run, bundle: Bundle, inputs: Path, tmp_p
     good = raw.filter(~pl.col("row").is_in([*BAD_ROWS]))
     part = pl.read_parquet(tmp_path / "out" / names[1])
     assert part["row"].equals(good["row"])
-    assert np.abs(part["score"].to_numpy() - Scorer(bundle).score(good)).max() <= 1e-7
+    assert np.abs(part["score"].to_numpy() - Scorer(bundle).score(good)).max() <= ROUNDING
     rejected = rejected_of(tmp_path / "out", inputs / "b.parquet")
     assert rejected["_row"].to_list() == [row + 1 for row in BAD_ROWS]
     for reason, feature in zip(rejected["_reason"], BAD_ROWS.values(), strict=True):

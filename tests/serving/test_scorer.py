@@ -24,6 +24,7 @@ from tests.serving.conftest import (
     DENSE_WEIGHTS,
     LAYOUT,
     RATE,
+    ROUNDING,
     dense_graph,
     embedded_weights,
     make_bundle,
@@ -63,8 +64,8 @@ def test_a_batch_is_its_rows(scorer: Scorer) -> None:
     assert scores.dtype == np.float64
     assert scores.shape == (50,)
     one_by_one = np.concatenate([scorer.score(raw[row]) for row in range(len(raw))])
-    assert np.abs(scores - one_by_one).max() <= 1e-7
-    assert np.array_equal(scorer.score(raw.reverse())[::-1], scores)
+    assert np.abs(scores - one_by_one).max() <= ROUNDING
+    assert np.abs(scorer.score(raw.reverse())[::-1] - scores).max() <= ROUNDING
 
 
 def test_chunks_and_blocks_change_nothing(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,11 +74,11 @@ def test_chunks_and_blocks_change_nothing(scorer: Scorer, monkeypatch: pytest.Mo
     candidates = raw.drop("user", "words").to_dicts()
     in_context = scorer.score({"user": 7, "words": ["a"]}, candidates)
     monkeypatch.setattr(scoring, "BLOCK_ROWS", 3)
-    assert np.abs(scorer.score(raw) - expected).max() <= 1e-7
-    assert np.abs(scorer.score({"user": 7, "words": ["a"]}, candidates) - in_context).max() <= 1e-7
+    assert np.abs(scorer.score(raw) - expected).max() <= ROUNDING
+    assert np.abs(scorer.score({"user": 7, "words": ["a"]}, candidates) - in_context).max() <= ROUNDING
     monkeypatch.setattr(scoring, "CHUNK_ROWS", 7)
-    assert np.abs(scorer.score(raw) - expected).max() <= 1e-7
-    assert np.abs(scorer.score(raw.to_dicts()) - expected).max() <= 1e-7
+    assert np.abs(scorer.score(raw) - expected).max() <= ROUNDING
+    assert np.abs(scorer.score(raw.to_dicts()) - expected).max() <= ROUNDING
 
 
 def test_other_columns_and_their_order_change_nothing(scorer: Scorer) -> None:
@@ -112,9 +113,9 @@ def test_pandas_and_arrow_score_like_polars(scorer: Scorer) -> None:
 def test_pandas_columns_of_mixed_types(scorer: Scorer) -> None:
     rows = [{"user": 7}, {"user": "7"}, {"user": 7.0}, {"user": None}, {"user": float("nan")}, {}]
     scores = scorer.score(pd.DataFrame(rows), allow_missing=True)
-    assert len(set(scores[:3])) == 1
-    assert len(set(scores[3:])) == 1
-    assert scores[0] != scores[3]
+    assert np.ptp(scores[:3]) <= ROUNDING
+    assert np.ptp(scores[3:]) <= ROUNDING
+    assert abs(scores[0] - scores[3]) > 1e-3
     assert np.array_equal(scorer.score(rows), scores)
 
 
@@ -123,17 +124,17 @@ def test_values_of_several_types_keep_their_meaning(scorer: Scorer) -> None:
     for same in forms:
         for value in same:
             mixed = [{"user": value}, {"user": "other"}, {"user": 12}, {"user": None}]
-            assert scorer.score(mixed)[0] == scorer.score([{"user": same[0]}])[0]
+            assert abs(scorer.score(mixed)[0] - scorer.score([{"user": same[0]}])[0]) <= ROUNDING
     lists: list[Any] = [["7", "a"], (7, "a"), np.array(["7", "a"]), pl.Series(["7", "a"]), [7.0, "a"]]
-    assert len(set(scorer.score([{"words": value} for value in lists]))) == 1
-    assert len(set(scorer.score([{"genres": value} for value in ("a|b", ["a", "b"])]))) == 1
+    assert np.ptp(scorer.score([{"words": value} for value in lists])) <= ROUNDING
+    assert np.ptp(scorer.score([{"genres": value} for value in ("a|b", ["a", "b"])])) <= ROUNDING
 
 
 def test_missing_empty_and_absent_differ_as_they_should(scorer: Scorer) -> None:
     rows: list[dict[str, Any]] = [{}, {"words": None}, {"words": [None]}, {"words": []}, {"words": [""]}]
-    absent, null, null_inside, empty, empty_text = scorer.score(rows)
-    assert absent == null == null_inside
-    assert len({absent, empty, empty_text}) == 3
+    scores = scorer.score(rows)
+    assert np.ptp(scores[:3]) <= ROUNDING
+    assert np.diff(np.sort(scores[2:])).min() > 1e-4
 
 
 def test_no_rows(scorer: Scorer) -> None:
@@ -324,7 +325,7 @@ def test_any_rows_score_as_the_contract_says(scorer: Scorer, rows: list[dict[str
     scores = scorer.score(rows)
     assert scores.shape == (len(rows),)
     assert np.allclose(scores, [probability_of(row) for row in rows], rtol=1e-4, atol=1e-6)
-    assert np.allclose(scores, [scorer.score([row])[0] for row in rows], rtol=0, atol=1e-7)
+    assert np.allclose(scores, [scorer.score([row])[0] for row in rows], rtol=0, atol=ROUNDING)
 
 
 # --- nothing heavy ----------------------------------------------------------------------------------------------------

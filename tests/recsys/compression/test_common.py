@@ -111,7 +111,7 @@ def test_a_mask_takes_away_cells_that_are_read(pruned):
 def test_j4_the_bundle_gives_the_runs_probabilities(pruned, base):
     result = parity_of(pruned, pruned / "bundle", [str(base / "test.parquet")])
     assert result["ids_equal"]
-    assert result["max_abs_diff"] <= 1e-6
+    assert result["ok"], result
 
 
 def test_o9_fewer_bytes_hold_the_same_model_as_the_mask(pruned, base):
@@ -128,7 +128,7 @@ def test_o9_fewer_bytes_hold_the_same_model_as_the_mask(pruned, base):
     assert not stored[~kept].any()
     served = Scorer(pruned.parent / "exact").score(pl.read_parquet(base / "test.parquet"))
     trained = predict(ranker, Split(base / "dataset", "test").batches(500)).probabilities
-    assert np.abs(served - trained).max() <= 1e-6
+    assert np.abs(served - trained).max() <= 2 * bundle.golden_tolerance
 
 
 def test_the_figures_are_those_of_what_is_served(pruned, base):
@@ -142,7 +142,8 @@ def test_the_figures_are_those_of_what_is_served(pruned, base):
     auc = (
         (ranks[labels == 1].sum() - num_positive * (num_positive + 1) / 2) / num_positive / (len(labels) - num_positive)
     )
-    assert metrics["test"]["auc"] == pytest.approx(auc, abs=1e-6)
+    # Rounding may turn round pairs of rows whose probabilities are as good as equal: 1.6e-5 each, of 500 rows.
+    assert metrics["test"]["auc"] == pytest.approx(auc, abs=1e-4)
     assert metrics["compression"]["test_auc_after"] == metrics["test"]["auc"]
     assert metrics["compression"]["test_auc_before"] == RunDirectory(base / "run").metrics()["test"]["auc"]
 
