@@ -29,7 +29,6 @@ def tracking_uri() -> str:
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the store; its migrations and MLflow's hints stay out of the terminal, errors still show."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
