@@ -82,6 +82,7 @@ class RunDirectory:
             "registry_fingerprint": registry.fingerprint(),
             "mlflow_run_id": None,
             "mlflow_tracking_uri": None,
+            "mlflow_experiment_id": None,
         }
         # Made whole beside and renamed: a process that dies here leaves a directory that is free, or one to resume.
         with temporary_directory_beside(self.path.absolute()) as temporary:

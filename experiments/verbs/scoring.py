@@ -92,7 +92,11 @@ def score(
         "workers": workers,
         "engine": engine.value,
     }
-    logged = {"mlflow_run_id": log_scoring_run(values, params)} if track else {}
+    logged = {}
+    if track:
+        from recsys.tracking_store import shown_uri, tracking_uri
+
+        logged = {"mlflow_run_id": log_scoring_run(values, params), "store": shown_uri(tracking_uri())}
     heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
     show(as_json, {**(values if as_json else _summary(report)), **logged, "heavy_modules": heavy})
 

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from experiments.compare import COLUMNS, RunComparison, as_plain, compare_runs, figure_text, runs_table, settings_of
-from experiments.compare_page import LOCAL_UI, comparison_page, ui_address
+from experiments.compare_page import LOCAL_UI, comparison_page
 from features.errors import InputError
 from recsys.tracking import TrackedRun, Tracker
+from recsys.tracking_store import ui_address
 
 DATA = "d1"
 
