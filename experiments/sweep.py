@@ -344,13 +344,14 @@ class Sweep:
     def _tracker(self) -> Tracker:
         """MLflow's run of the sweep; the trials' runs are its children."""
         if self.facts.mlflow_run_id is not None:
-            return Tracker.of(self.facts.model_dump(), self.out / "sweep.json").resume()
-        tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
-        name = f"sweep {self.experiment.name}"
-        tags["mlflow.note.content"] = f"{name} on {self.info.name}, in {self.out.absolute()}"
-        tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.facts.key)
-        params = {"name": name, **{f"space.{key}": str(values) for key, values in self.space.items()}}
-        tracker.log_settings(params, self.info, Path(self.facts.dataset))
+            tracker = Tracker.of(self.facts.model_dump(), self.out / "sweep.json").resume()
+        else:
+            tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
+            name = f"sweep {self.experiment.name}"
+            tags["mlflow.note.content"] = f"{name} on {self.info.name}, in {self.out.absolute()}"
+            tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.facts.key)
+            params = {"name": name, **{f"space.{key}": str(values) for key, values in self.space.items()}}
+            tracker.log_settings(params, self.info, Path(self.facts.dataset))
         self.facts = self.facts.model_copy(update=tracker.facts())
         write_text(self.out / "sweep.json", self.facts.model_dump_json(indent=1))
         return tracker

@@ -136,7 +136,9 @@ def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags:
     """The MLflow run of a run directory: the one it began with where it was cut off."""
     facts = run.facts()
     if facts["mlflow_run_id"] is not None:
-        return _with_history(Tracker.of(facts, run.path / "run.json").resume(), run)
+        tracker = Tracker.of(facts, run.path / "run.json").resume()
+        run.write_facts({**facts, **tracker.facts()})  # the store may have moved
+        return _with_history(tracker, run)
     name = train.info.name
     tags = {
         "dataset.name": name,

@@ -51,7 +51,8 @@ class ModelRegistry:
         """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
         uri = uri or tracking_uri()
         if not is_there(uri):  # MLflow would make an empty one
-            raise InputError("expected an MLflow store", found=f"no file {shown_uri(uri)}", remedy=STORE_REMEDY)
+            remedy = f"{STORE_REMEDY}; {shown_uri(uri)} was asked"
+            raise InputError("expected an MLflow store", found=f"no file {Path(uri).name}", remedy=remedy)
         return ModelRegistry(connect(uri), uri)
 
     def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:

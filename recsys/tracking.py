@@ -22,6 +22,7 @@ from recsys.tracking_store import (
     connect,
     experiment_of_environment,
     page_of,
+    refuse_deleted_experiment,
     refuse_other_run,
     run_of,
     shown_uri,
@@ -294,6 +295,7 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
         known = {name: number for name, number in known.items() if name != "Default"} or known
         wanted = next(iter(known)) if len(known) == 1 else ""
     if wanted not in known:
+        refuse_deleted_experiment(client.get_experiment_by_name(wanted) if wanted else None)
         found = repr(wanted) if wanted else f"{len(known)} experiments"
         raise InputError("expected the name of an experiment", found=found, remedy=f"use one of {', '.join(known)}")
     runs: list[TrackedRun] = []

@@ -61,8 +61,8 @@ def page_of(experiment_id: str, uri: str | None = None) -> str:
 
 
 def place_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """For people: the store and the page of a run.json or sweep.json; empty without a run, or where it is not known."""
-    uri, experiment_id = tracking_uri(facts["mlflow_tracking_uri"]), facts.get("mlflow_experiment_id")
+    """For people: store and page of what a run.json or sweep.json names; empty where it names none."""
+    uri, experiment_id = facts["mlflow_tracking_uri"] or tracking_uri(), facts.get("mlflow_experiment_id")
     if experiment_id is None:  # not tracked, or by a version that did not write it down
         return {}
     return {"store": shown_uri(uri), "mlflow": page_of(experiment_id, uri)}
@@ -232,8 +232,13 @@ def experiment_of_environment(client: "MlflowClient", default: str) -> "Experime
             raise InputError(expected, found=f"{known.name!r} and {name!r}", remedy="unset one of them")
     else:
         known = client.get_experiment_by_name(name or default) if name or default else None
+    refuse_deleted_experiment(known)
+    return known
+
+
+def refuse_deleted_experiment(known: "Experiment | None") -> None:
+    """Raise `InputError` for an experiment that was deleted, as in MLflow's UI."""
     if known and known.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {known.experiment_id}"
-        remedy = f"bring it back ({restore}), or set MLFLOW_EXPERIMENT_NAME to another name"
+        remedy = f"bring it back ({restore}), or use another name (MLFLOW_EXPERIMENT_NAME)"
         raise InputError(f"expected the MLflow experiment {known.name!r}", found="it deleted", remedy=remedy)
-    return known
