@@ -28,7 +28,7 @@ from experiments.config import Experiment, read_experiment
 from features.addressing import Vocabulary
 from features.dataset_info import DatasetInfo, read_dataset
 from features.errors import InputError
-from features.files import temporary_directory_beside, write_text
+from features.files import check_readable, temporary_directory_beside, write_text
 from features.layout import COUNTED
 from features.registry import FeatureRegistry
 from recsys import checkpoint
@@ -119,6 +119,7 @@ class RunDirectory:
         try:
             return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            check_readable(self.path / "run.json")
             remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
             raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
 

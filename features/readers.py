@@ -15,6 +15,7 @@ import polars as pl
 from features.csv_check import check_fields
 from features.encode import missing_column
 from features.errors import InputError
+from features.files import check_readable
 
 CHUNK_ROWS = 262_144
 SCHEMA_LINES = 100_000
@@ -173,6 +174,7 @@ def _faults(path: Path) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
         kind = _kind(path)
+        check_readable(path)
         if kind.startswith("csv"):
             check_fields(path, None)  # says where, which polars does not
         remedy = "the file is damaged or of another format: write it again"

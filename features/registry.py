@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from features.errors import InputError
+from features.files import check_readable
 from features.spec import FEATURE_TYPES, AnyFeature, Numeric
 
 RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
@@ -126,6 +127,7 @@ class FeatureRegistry(BaseModel):
         try:
             document = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RegistryLoader)
         except (OSError, UnicodeDecodeError) as error:
+            check_readable(path)
             found = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             remedy = "draft one with `muxrec prepare --infer FILE`"
             raise InputError(f"{path}: expected a registry file", found=found, remedy=remedy) from None

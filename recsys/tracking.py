@@ -75,8 +75,8 @@ class Tracker:
         began = time.perf_counter()
         refuse_other_run("muxrec makes an MLflow run of its own")
         uri = tracking_uri()
-        client = connect(uri)
         remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
+        client = connect(uri, remedy)
         with store_errors(f"cannot start an MLflow run in {shown_uri(uri)}", remedy):
             known = experiment_of_environment(client, experiment)
             name_of_it = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment

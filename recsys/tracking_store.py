@@ -93,7 +93,7 @@ def store_errors(expected: str, remedy: str = CHECK_STORE) -> Iterator[None]:
         raise InputError(expected, found=reason(error), remedy=remedy) from None
 
 
-def connect(uri: str) -> "MlflowClient":
+def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
     """A client of the store; its migrations and MLflow's hints stay out of the terminal.
 
     Raises `InputError` for a store that cannot be opened.
@@ -104,7 +104,7 @@ def connect(uri: str) -> "MlflowClient":
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow.*")
-    with store_errors(f"cannot open the MLflow store {shown_uri(uri)}"):
+    with store_errors(f"cannot open the MLflow store {shown_uri(uri)}", remedy):
         _make_store(uri)
         with _environment_kept():
             mlflow.set_tracking_uri(uri)
