@@ -22,7 +22,7 @@ from experiments.evaluate import parity_of
 from experiments.logged_model import log_model
 from experiments.run_directory import RunDirectory
 from features.errors import InputError
-from features.files import cache_directory, take_lock
+from features.files import made_in_cache, take_lock
 from recsys.model_registry import ModelRegistry, Version
 from recsys.paired import Difference
 from recsys.tracking import Tracker
@@ -162,7 +162,7 @@ def _judged(
     if champion is None or champion.number == version.number:
         note = "no champion yet" if champion is None else "is the champion"
         return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
-    fetched = registry.fetch(champion.name, champion.number, cache=cache_directory() / "models")
+    fetched = registry.fetch(champion.name, champion.number, cache=made_in_cache("models"))
     comparison = compare_scorers(Scorer(fetched), scorer, test)
     by_name = {one.metric: one for one in comparison.differences}
     rows = comparison.test["rows"]
@@ -229,9 +229,7 @@ def _track(run: RunDirectory) -> None:
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Wait for this machine's other promotions of the model: MLflow cannot move an alias on a condition."""
-    folder = cache_directory() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = take_lock(folder / (re.sub(r"[^\w-]", "_", name) + ".lock"))
+    descriptor = take_lock(made_in_cache("locks") / (re.sub(r"[^\w-]", "_", name) + ".lock"))
     assert descriptor is not None, "it waits for ever"
     try:
         yield

@@ -17,11 +17,36 @@ import polars as pl
 
 from features.errors import InputError
 
+_SET_CACHE = "set MUXREC_CACHE or XDG_CACHE_HOME to a folder that can be written to"
+
 
 def cache_directory() -> Path:
-    """Where things are kept that can be made again: `MUXREC_CACHE`, or `muxrec` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MUXREC_CACHE") or Path(base) / "muxrec")
+    """Where things are kept that can be made again: `MUXREC_CACHE`, or `muxrec` in the user's cache directory.
+
+    Raises `InputError` for a user without a home, such as one that a container was told by number.
+    """
+    if chosen := os.environ.get("MUXREC_CACHE"):
+        return Path(chosen)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "muxrec"
+    try:
+        return Path.home() / ".cache" / "muxrec"
+    except RuntimeError:
+        raise InputError("expected a home directory", found="none", remedy=_SET_CACHE) from None
+
+
+def made_in_cache(name: str) -> Path:
+    """A folder of the cache, made; raises `InputError`, which says how to choose another place, where it cannot be."""
+    folder = cache_directory() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError(f"cannot keep files in {folder}", found=found, remedy=_SET_CACHE) from None
+    return folder
 
 
 def sha256_of(path: Path) -> str:

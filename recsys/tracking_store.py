@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from features.errors import InputError
-from features.files import cache_directory, temporary_directory_beside
+from features.files import made_in_cache, temporary_directory_beside
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
@@ -133,14 +133,17 @@ def _make_store(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or "?" in uri or path.exists() or not path.parent.is_dir():
         return
-    empty = cache_directory() / f"mlflow-{importlib.metadata.version('mlflow-skinny')}.db"
+    empty: Path | None = None
+    with suppress(InputError):  # without a cache it takes those two seconds each time
+        empty = made_in_cache("") / f"mlflow-{importlib.metadata.version('mlflow-skinny')}.db"
     with temporary_directory_beside(path.absolute()) as temporary:
         made = temporary / path.name
-        if empty.is_file():
+        if empty and empty.is_file():
             shutil.copyfile(empty, made)
         else:
             MlflowClient(f"sqlite:///{made}")
-            _keep(made, empty)
+            if empty:
+                _keep(made, empty)
         if not path.exists():  # else another process was faster
             made.rename(path)
 

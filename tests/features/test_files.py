@@ -3,18 +3,21 @@
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.cli import run_command
 from experiments.config import read_experiment
+from experiments.model_uri import resolve_bundle
 from features.dataset_info import read_dataset
 from features.errors import InputError
-from features.files import cannot_write, system_fault, write_text
+from features.files import cache_directory, cannot_write, made_in_cache, system_fault, write_text
 from features.readers import columns_of
 from features.registry import FeatureRegistry
+from recsys import kernels
 from recsys.checkpoint import load_state
 from serving.bundle import Bundle
 from serving.manifest import read_json
@@ -122,3 +125,51 @@ def test_an_error_that_is_about_no_file_is_not_made_one():
 def test_a_name_that_no_file_system_takes_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"found File name too long; give a shorter name, or choose another output"):
         write_text(tmp_path / ("x" * 300), "a")
+
+
+def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
+    for name in ("MUXREC_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_directory() == tmp_path / "home" / ".cache" / "muxrec"
+    monkeypatch.setattr(Path, "home", gone)
+    with pytest.raises(InputError, match=r"expected a home directory; found none; set MUXREC_CACHE or XDG_CACHE_HOME"):
+        cache_directory()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert made_in_cache("models") == tmp_path / "xdg" / "muxrec" / "models"
+    monkeypatch.setenv("MUXREC_CACHE", str(tmp_path / "own"))
+    assert made_in_cache("models") == tmp_path / "own" / "models"
+    assert list((tmp_path / "own" / "models").iterdir()) == []
+
+
+def gone() -> Path:
+    """What `Path.home` does for a user that the system does not know."""
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_cache_that_cannot_be_written_names_the_remedy(folder, monkeypatch):
+    (folder / "closed").mkdir(mode=0o500)
+    monkeypatch.setenv("MUXREC_CACHE", str(folder / "closed"))
+    said = r"cannot keep files in .*/closed/models; found Permission denied; set MUXREC_CACHE or XDG_CACHE_HOME to"
+    with pytest.raises(InputError, match=said):
+        resolve_bundle("models:/films@champion")  # before a process is started
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept(tmp_path, monkeypatch):
+    """numba raises where neither its own folders nor the user's cache can be written to."""
+
+    def njit(*, cache: bool) -> Callable[[Any], Any]:
+        assert cache
+        if "NUMBA_CACHE_DIR" not in os.environ:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(kernels.numba, "njit", njit)
+    monkeypatch.setenv("MUXREC_CACHE", str(tmp_path / "cache"))
+    assert kernels._can_keep()
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MUXREC_CACHE", str(tmp_path / "file"))
+    assert not kernels._can_keep()
