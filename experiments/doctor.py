@@ -275,7 +275,7 @@ def store_check(uri: str) -> Check:
     >>> store_check("postgresql://me:secret@host/db").found
     'postgresql://***@host/db, not tried'
     """
-    from recsys.tracking_store import shown_uri  # here, as it imports polars
+    from recsys.tracking_store import shown_uri, ui_address  # here, as it imports polars
 
     shown = shown_uri(uri)
     name = "tracking store"
@@ -283,7 +283,7 @@ def store_check(uri: str) -> Check:
     if kind == "sqlite":
         return _sqlite_check(name, uri, shown)
     if kind in ("http", "https"):
-        return _server_check(name, uri, shown)
+        return _server_check(name, ui_address(uri), shown)
     if kind == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
         found = f"{shown}, a store in plain files, which MLflow refuses"
         return Check(name=name, status="missing", found=found, remedy=LOCAL_STORE)
@@ -312,11 +312,9 @@ def _sqlite_check(name: str, uri: str, shown: str) -> Check:
     return Check(name=name, status="ok", found=f"{shown}, made by the first run")
 
 
-def _server_check(name: str, uri: str, shown: str) -> Check:
-    from recsys.tracking_store import ui_address
-
+def _server_check(name: str, address: str, shown: str) -> Check:
     try:
-        with urllib.request.urlopen(f"{ui_address(uri).rstrip('/')}/health", timeout=STORE_TIMEOUT_SECONDS):
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=STORE_TIMEOUT_SECONDS):
             return Check(name=name, status="ok", found=f"{shown}, answers")
     except urllib.error.HTTPError as error:
         remedy = (

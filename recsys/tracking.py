@@ -39,8 +39,6 @@ MAX_PARAM_LENGTH = 500
 MAX_METRICS = 1000
 """Of one request, as MLflow's limits are."""
 KEY_TAG = "muxrec.run"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Has MLflow's UI open an experiment in its pages for training; else it takes the one without traces for an agent's."""
 FLUSH_SECONDS = 10.0
 """Epochs that end faster than this are logged together: a request waits for the store's disk."""
 
@@ -80,7 +78,7 @@ class Tracker:
         with store_errors(f"cannot start an MLflow run in {shown_uri(uri)}", remedy):
             known = experiment_of_environment(client, experiment)
             name_of_it = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-            experiment_id = known.experiment_id if known else client.create_experiment(name_of_it, tags=EXPERIMENT_TAGS)
+            experiment_id = known.experiment_id if known else client.create_experiment(name_of_it)
             made = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
             tags = {**_source(tags), **tags, KEY_TAG: key}
             run = made[0] if made else client.create_run(experiment_id, run_name=name, tags=tags)

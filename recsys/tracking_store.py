@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from features.errors import InputError
 from features.files import made_in_cache, temporary_directory_beside
@@ -49,10 +48,10 @@ def shown_uri(uri: str) -> str:
 
 def ui_address(uri: str | None = None) -> str:
     """Where the UI of a store (of the environment's) is: the server itself, or where `mlflow ui` listens."""
-    parts = urlsplit(uri or tracking_uri())
-    if parts.scheme not in ("http", "https"):
+    uri = uri or tracking_uri()
+    if not uri.startswith(("http://", "https://")):
         return LOCAL_UI
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # without a name and a password
+    return re.sub("//[^/]*@", "//", uri)  # without a name and a password
 
 
 def page_of(experiment_id: str, uri: str | None = None) -> str:
