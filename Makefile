@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 export PYTHON TORCH EXTRAS
+# `mlflow ui` reports to its makers unless told otherwise; muxrec tells it itself.
+export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .PHONY: demo test check ui bench-train bench-load bench-prepare bench-serve bench-tracking env format lock clean
 .DEFAULT_GOAL := demo

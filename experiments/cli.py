@@ -1,9 +1,9 @@
 """The `muxrec` command: its verbs, and how it ends on a mistake."""
 
-import errno
 import gc
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -15,6 +15,7 @@ from experiments.verbs.serving import serve
 from experiments.verbs.tracking import drift, promote
 from experiments.verbs.training import evaluate, export, parity, prune, train
 from features.errors import InputError
+from features.files import system_fault
 
 app = typer.Typer(
     help="Click-through-rate prediction with one multiplexed embedding table.",
@@ -47,24 +48,27 @@ def main() -> None:
     run_command(app, "muxrec")
 
 
+def _refuse(name: str, error: InputError) -> NoReturn:
+    line = " ".join(str(error).split())
+    sys.stderr.write(f"{name}: {line}\n")
+    sys.exit(2)
+
+
 def run_command(command: typer.Typer, name: str) -> None:
     """Run a command; a user's mistake is one line on standard error, which begins with `name`, and exit code 2."""
     try:
         command()
     except InputError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"{name}: {line}\n")
-        sys.exit(2)
+        _refuse(name, error)
     except BrokenPipeError:
         # The reader of our output has left: no complaint.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        fault = system_fault(error)
+        if fault is None:
             raise
-        line = f"cannot write {error.filename or ''}; found {error.strerror}; free space, or permit it"
-        sys.stderr.write(f"{name}: {line}\n")
-        sys.exit(2)
+        _refuse(name, fault)
     finally:
         gc.freeze()  # the process ends: to search torch and MLflow for garbage once more would take 1.4 s of its time
 

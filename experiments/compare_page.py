@@ -6,18 +6,14 @@ Its only links lead to the MLflow UI, at the address that it was told.
 import json
 import math
 from html import escape
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from experiments import svg
 from experiments.compare import LEAD, Column, Row, RunComparison, difference_texts, figure_text
 from experiments.significance import spread
 from experiments.text import shortened
-from recsys.tracking import tracking_uri
+from recsys.tracking_store import LOCAL_UI, VIEW
 
-LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `mlflow ui` listens unless told otherwise."""
-VIEW = "workflowType=machine_learning"
-"""Has MLflow show its pages for training, and not those for agents."""
 MAX_COMPARED = 100
 """Runs that one address of MLflow's page can name."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 340, 70, 26, 14, 48
@@ -74,14 +70,6 @@ body.addEventListener("change", () => {
   link.hidden = chosen.length < 2;
 });
 """
-
-
-def ui_address() -> str:
-    """Where the UI of the store in use is: the tracking server itself, or where `mlflow ui` listens."""
-    parts = urlsplit(tracking_uri())
-    if parts.scheme not in ("http", "https"):
-        return LOCAL_UI
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # without a name and a password
 
 
 def comparison_page(comparison: RunComparison, ui: str = LOCAL_UI) -> str:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from features.errors import InputError
+from features.files import check_readable
 from features.registry import describe_validation_error
 from recsys.compression import COMPRESSORS, Budget, Compressor, Start
 from recsys.embedding import EmbeddingConfig
@@ -171,7 +172,10 @@ def read_experiment(path: Path) -> Experiment:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected an experiment file", found=str(error)) from None
+        check_readable(path)
+        raise InputError(
+            f"{path}: expected an experiment file", found=getattr(error, "strerror", None) or str(error)
+        ) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
     return validated(document, str(path))

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.cli import run_command
 from experiments.text import text_of
+from recsys.tracking_store import place_of
 
 WORK = Path("work")
 DATASET = WORK / "movielens-100k"
@@ -87,6 +88,7 @@ def _summary(verified: dict[str, Any], parity: dict[str, Any], scored: dict[str,
     num_floats = layout["num_rows"] * layout["width"]
     bundle_bytes = sum(file["bytes"] for file in manifest["files"].values())
     heavy = scored["heavy_modules"]
+    place = place_of(json.loads((RUN / "run.json").read_text(encoding="utf-8")))
     for name, value in {
         "rows": ", ".join(f"{name} {count}" for name, count in rows.items()),
         "features": len(manifest["registry"]["features"]),
@@ -100,7 +102,7 @@ def _summary(verified: dict[str, Any], parity: dict[str, Any], scored: dict[str,
         f"ids {'equal bit for bit' if parity['ids_equal'] else 'DIFFER'}",
         "scores": f"{scored['rows']:,} rows in {SCORES}/, torch, pandas and mlflow "
         + (f"imported: {heavy}" if heavy else "never imported"),
-        "MLflow": "make ui, then open the address that it prints",
+        "MLflow": f"make ui, then open {place.get('mlflow', 'the address that it prints')}",
         "this call": f"{seconds:.0f} s",
     }.items():
         table.add_row(name, str(value))

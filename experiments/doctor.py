@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import sqlite3
@@ -43,7 +42,6 @@ LOW_MEMORY_GB, LOW_DISK_GB = 4, 5
 REINSTALL = "rm -rf .venv && make env"
 LOCAL_STORE = "unset MLFLOW_TRACKING_URI  (runs then go to ./mlflow.db)"
 _COLOURS = {"ok": "green", "missing": "red", "note": "yellow"}
-_CREDENTIALS = "//[^/@]*@"
 _MARK = "muxrec-doctor "
 
 
@@ -277,13 +275,15 @@ def store_check(uri: str) -> Check:
     >>> store_check("postgresql://me:secret@host/db").found
     'postgresql://***@host/db, not tried'
     """
-    shown = re.sub(_CREDENTIALS, "//***@", uri)
+    from recsys.tracking_store import shown_uri, ui_address  # here, as it imports polars
+
+    shown = shown_uri(uri)
     name = "tracking store"
     kind = uri.partition(":")[0] if "://" in uri or uri == "databricks" else "file"
     if kind == "sqlite":
         return _sqlite_check(name, uri, shown)
     if kind in ("http", "https"):
-        return _server_check(name, uri, shown)
+        return _server_check(name, ui_address(uri), shown)
     if kind == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
         found = f"{shown}, a store in plain files, which MLflow refuses"
         return Check(name=name, status="missing", found=found, remedy=LOCAL_STORE)
@@ -312,10 +312,9 @@ def _sqlite_check(name: str, uri: str, shown: str) -> Check:
     return Check(name=name, status="ok", found=f"{shown}, made by the first run")
 
 
-def _server_check(name: str, uri: str, shown: str) -> Check:
+def _server_check(name: str, address: str, shown: str) -> Check:
     try:
-        address = re.sub(_CREDENTIALS, "//", uri).rstrip("/")
-        with urllib.request.urlopen(f"{address}/health", timeout=STORE_TIMEOUT_SECONDS):
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=STORE_TIMEOUT_SECONDS):
             return Check(name=name, status="ok", found=f"{shown}, answers")
     except urllib.error.HTTPError as error:
         remedy = (

@@ -26,7 +26,8 @@ from recsys.export import correction_of, export_bundle, probabilities, served
 from recsys.metrics import Predictions, calibration_ratio, evaluate
 from recsys.segments import Segment, segment_report, token_counts
 from recsys.slots import Slots
-from recsys.tracking import Tracker, tracking_uri
+from recsys.tracking import Tracker
+from recsys.tracking_store import shown_uri
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage, coverage_warnings
@@ -237,12 +238,11 @@ def parity_of(
     if facts["mlflow_run_id"] is not None:
         figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
         try:
-            tracker = Tracker.attach(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
+            tracker = Tracker.of(facts, run.path / "run.json")
             tracker.log_metrics(figures)
-        except (
-            Exception
-        ) as error:  # the store's own errors have no common base; the result matters more than its record
-            logger.warning("parity was not logged to MLflow: %s", type(error).__name__)
+            result["store"] = shown_uri(tracker.uri)
+        except InputError as error:  # the result matters more than its record
+            logger.warning("parity was not logged to MLflow: %s", error)
     return result
 
 

@@ -77,7 +77,7 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
     card = model_card(experiment, train.info, train.registry, metrics, judged, collisions, kept)
     write_text(run.report / "model_card.md", card)
     if tracker:
-        _log_results(tracker, run, metrics, state["global_step"], bundle)
+        _log_results(tracker, run, metrics, bundle)
     write_text(run.path / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
@@ -123,13 +123,13 @@ def _performance(state: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _log_results(tracker: Tracker, run: RunDirectory, metrics: Metrics, step: int, bundle: Bundle) -> None:
+def _log_results(tracker: Tracker, run: RunDirectory, metrics: Metrics, bundle: Bundle) -> None:
     final = {f"{PREFIXES[name]}/{key}": value for name, values in metrics.items() for key, value in values.items()}
-    tracker.log_metrics(final, step=step)
+    tracker.log_final(final)
     tracker.log_files(run.report, "report")
     for name in ("experiment.yaml", "registry.json"):
         tracker.log_file(run.path / name)
     log_model(tracker, bundle)
     metrics["perf"]["tracking_seconds"] = tracker.seconds
-    tracker.log_metrics({"perf/tracking_seconds": tracker.seconds}, step=step)
+    tracker.log_final({"perf/tracking_seconds": tracker.seconds})
     tracker.finish()  # before metrics.json is there: with that file, nobody takes the run up again

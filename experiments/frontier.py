@@ -98,6 +98,9 @@ class Bench:
         return out
 
 
+SOURCE = {"mlflow.source.name": "experiments.frontier"}
+
+
 class Log:
     """The study in MLflow: a parent run, and below it a run a point."""
 
@@ -105,7 +108,9 @@ class Log:
         from recsys.tracking import Tracker
 
         self._start, self._lock = Tracker.start, threading.Lock()
-        self.parent = Tracker.start(experiment="frontier", name="frontier", tags={"stage": "study"}, key="frontier")
+        self.parent = Tracker.start(
+            experiment="frontier", name="frontier", tags={"stage": "study", **SOURCE}, key="frontier"
+        )
 
     def add(self, point: Point, record: Record) -> None:
         """One point, as a run of its own."""
@@ -133,7 +138,7 @@ class Log:
 
     def _child(self, point: Point) -> "Tracker":
         """The run of a point, which is found again by its key."""
-        tags = {"mlflow.parentRunId": self.parent.run_id, "stage": "compress", "dataset.name": point.data}
+        tags = {"mlflow.parentRunId": self.parent.run_id, "stage": "compress", "dataset.name": point.data, **SOURCE}
         return self._start(experiment="frontier", name=point.name, tags=tags, key=point.key)
 
 

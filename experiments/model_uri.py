@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from features.errors import InputError
-from features.files import cache_directory
+from features.files import made_in_cache
 
 SCHEME = "models:/"
 REMEDY = "write models:/NAME@alias or models:/NAME/VERSION, or name a bundle directory"
@@ -60,7 +60,7 @@ def resolve_bundle(uri_or_path: str | Path, *, current: Path | None = None) -> P
         remedy = "pip install mlflow, or name a bundle directory"
         raise InputError(f"{uri}: its registry is asked through mlflow", found="no mlflow", remedy=remedy)
     # -P: the working directory of a service is not a place to import code from.
-    command = [sys.executable, "-P", "-m", "experiments.fetch_model", str(uri), str(cache_directory() / "models")]
+    command = [sys.executable, "-P", "-m", "experiments.fetch_model", str(uri), str(made_in_cache("models"))]
     command += [str(current)] if current else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ def prepare_for_training() -> None:
     True
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    # Where the home cannot be written to it keeps its fonts for itself, and says so.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_TRIM_THRESHOLD, 2**30)

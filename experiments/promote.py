@@ -22,10 +22,10 @@ from experiments.evaluate import parity_of
 from experiments.logged_model import log_model
 from experiments.run_directory import RunDirectory
 from features.errors import InputError
-from features.files import cache_directory, take_lock
+from features.files import made_in_cache, take_lock
 from recsys.model_registry import ModelRegistry, Version
 from recsys.paired import Difference
-from recsys.tracking import Tracker, tracking_uri
+from recsys.tracking import Tracker
 from serving.bundle import Bundle
 from serving.scorer import Scorer
 
@@ -58,6 +58,8 @@ class Check(NamedTuple):
 class Promotion:
     """What a promotion did."""
 
+    store: str
+    """Address of the MLflow store, without a password."""
     version: Version
     alias: str
     champion: Version | None
@@ -73,6 +75,7 @@ class Promotion:
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
+            "store": self.store,
             "name": self.version.name,
             "version": self.version.number,
             "alias": self.alias,
@@ -112,7 +115,12 @@ def promote(
         champion = registry.holder(name, alias)
         judged, comparison = _judged(registry, champion, version, scorer, rows, margins)
         found = Promotion(
-            version=version, alias=alias, champion=champion, checks=[*checks, *judged], comparison=comparison
+            store=registry.store,
+            version=version,
+            alias=alias,
+            champion=champion,
+            checks=[*checks, *judged],
+            comparison=comparison,
         )
         with _alone(name):
             # Another promotion may have moved the alias meanwhile: then there is another champion to be compared with.
@@ -154,7 +162,7 @@ def _judged(
     if champion is None or champion.number == version.number:
         note = "no champion yet" if champion is None else "is the champion"
         return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
-    fetched = registry.fetch(champion.name, champion.number, cache=cache_directory() / "models")
+    fetched = registry.fetch(champion.name, champion.number, cache=made_in_cache("models"))
     comparison = compare_scorers(Scorer(fetched), scorer, test)
     by_name = {one.metric: one for one in comparison.differences}
     rows = comparison.test["rows"]
@@ -187,17 +195,18 @@ def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegi
     with _alone(name):
         if run.facts()["mlflow_run_id"] is None:
             _track(run)
-        facts = run.facts()
-        uri, run_id = facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"]
-        registry = ModelRegistry.open(uri)
+        tracker = Tracker.of(run.facts(), run.path / "run.json")
+        registry, run_id = ModelRegistry.open(tracker.uri), tracker.run_id
         logged = registry.logged_model(run_id, bundle)
         if logged is None:
             is_own = bundle.path.resolve() == run.bundle.resolve()
             label = "bundle" if is_own else f"bundle-{bundle.manifest.table_dtype}-{bundle.model_id[:8]}"
-            log_model(Tracker.attach(uri, run_id), bundle, name=label)
+            log_model(tracker, bundle, name=label)
             logged = registry.logged_model(run_id, bundle)
         assert logged is not None, "what was logged is there"
-        return registry, registry.register(name, logged, run_id, {"muxrec.model_id": bundle.model_id})
+        made_of = f"{run.experiment().name}, {bundle.manifest.table_dtype}, {bundle.num_bytes:,} bytes"
+        about = f"{made_of}, from {run.path.absolute()}"
+        return registry, registry.register(name, logged, run_id, {"muxrec.model_id": bundle.model_id}, about)
 
 
 def _track(run: RunDirectory) -> None:
@@ -205,6 +214,7 @@ def _track(run: RunDirectory) -> None:
     experiment, facts = run.experiment(), run.facts()
     dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
     tags = {"dataset.digest": facts["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
+    tags["mlflow.note.content"] = f"{experiment.name} on {dataset}, in {run.path.absolute()}"
     tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=facts["key"])
     tracker.log_settings(experiment.params(), run.info(), Path(facts["dataset"]))
     for split, values in run.metrics().items():
@@ -213,17 +223,13 @@ def _track(run: RunDirectory) -> None:
             {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         )
     tracker.finish()
-    # A store of the user's is not written down: its address may hold a password.
-    uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
-    run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
+    run.write_facts({**facts, **tracker.facts()})
 
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Wait for this machine's other promotions of the model: MLflow cannot move an alias on a condition."""
-    folder = cache_directory() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = take_lock(folder / (re.sub(r"[^\w-]", "_", name) + ".lock"))
+    descriptor = take_lock(made_in_cache("locks") / (re.sub(r"[^\w-]", "_", name) + ".lock"))
     assert descriptor is not None, "it waits for ever"
     try:
         yield
@@ -244,7 +250,7 @@ def _tags(found: Promotion) -> dict[str, str]:
 def promotion_table(found: Promotion) -> Table:
     """The gate for a terminal."""
     before = f"champion so far: version {found.champion.number}" if found.champion else "no champion so far"
-    title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}"
+    title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}\nstore: {found.store}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("check", "outcome", "found"):
         table.add_column(heading)

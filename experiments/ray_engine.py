@@ -38,7 +38,6 @@ def score_on_ray(job: Job, parts: Sequence[Part], *, num_workers: int) -> Iterat
     Bundle, inputs and output have to be on a file system that all machines mount at the same path. Raises the first
     `InputError` of an actor.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     import ray.data
 

@@ -29,7 +29,7 @@ from experiments.config import Experiment, read_experiment
 from features.addressing import Vocabulary
 from features.dataset_info import DatasetInfo, read_dataset
 from features.errors import InputError
-from features.files import temporary_directory_beside, write_text
+from features.files import check_readable, temporary_directory_beside, write_text
 from features.layout import COUNTED
 from features.registry import FeatureRegistry
 from recsys import checkpoint
@@ -84,6 +84,7 @@ class RunDirectory:
             "registry_fingerprint": registry.fingerprint(),
             "mlflow_run_id": None,
             "mlflow_tracking_uri": None,
+            "mlflow_experiment_id": None,
         }
         # Made whole beside and renamed: a process that dies here leaves a directory that is free, or one to resume.
         with temporary_directory_beside(self.path.absolute()) as temporary:
@@ -118,6 +119,7 @@ class RunDirectory:
         try:
             return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            check_readable(self.path / "run.json")
             remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
             raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from experiments.config import Experiment, unknown_key, with_overrides
 from features.errors import InputError
+from features.files import check_readable
 from recsys.tracking import flatten
 
 if TYPE_CHECKING:
@@ -161,7 +162,10 @@ def read_space(path: Path) -> dict[str, Float | Int | Choice]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a search space", found=str(error)) from None
+        check_readable(path)
+        raise InputError(
+            f"{path}: expected a search space", found=getattr(error, "strerror", None) or str(error)
+        ) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
     try:

@@ -36,7 +36,7 @@ from features.dataset_info import DatasetInfo, read_dataset
 from features.errors import InputError
 from features.files import temporary_directory_beside, write_text
 from features.progress import progress_bar
-from recsys.tracking import Tracker, flatten, tracking_uri
+from recsys.tracking import Tracker, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class SweepFacts(BaseModel):
     dataset_digest: str
     mlflow_run_id: str | None = None
     mlflow_tracking_uri: str | None = None
+    mlflow_experiment_id: str | None = None
 
 
 def run_sweep(
@@ -181,7 +182,8 @@ class Sweep:
                 tracker.log_files(self.out / "report", "report")
         except BaseException as error:
             if tracker:
-                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                with contextlib.suppress(InputError):  # where the store is what failed
+                    tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         if tracker:
             tracker.finish()
@@ -268,6 +270,7 @@ class Sweep:
         except InputError as error:  # values that do not go together
             return self._end(trial, {"end": "failed", "error": str(error)})
         tags = {"sweep.trial": str(trial.number), "sweep.name": self.experiment.name}
+        tags["mlflow.source.name"] = "muxrec sweep"
         if tracker:
             tags["mlflow.parentRunId"] = tracker.run_id
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.facts.dataset, "out": str(run)}
@@ -298,10 +301,8 @@ class Sweep:
                 return None
         run = RunDirectory(self.out / "trials" / f"{trial.number:04d}")
         with contextlib.suppress(InputError):
-            facts = run.facts()
-            if facts["mlflow_run_id"]:
-                uri = facts["mlflow_tracking_uri"] or tracking_uri()
-                Tracker.attach(uri, facts["mlflow_run_id"]).finish("FAILED")
+            if tracked := _run_of_trial(run):
+                tracked.finish("FAILED")
         return self._end(trial, {"end": "failed", "error": str(death)})
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> Outcome:
@@ -343,15 +344,15 @@ class Sweep:
     def _tracker(self) -> Tracker:
         """MLflow's run of the sweep; the trials' runs are its children."""
         if self.facts.mlflow_run_id is not None:
-            return Tracker.resume(self.facts.mlflow_tracking_uri or tracking_uri(), self.facts.mlflow_run_id)
-        tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
-        name = f"sweep {self.experiment.name}"
-        tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.facts.key)
-        params = {"name": name, **{f"space.{key}": str(values) for key, values in self.space.items()}}
-        tracker.log_settings(params, self.info, Path(self.facts.dataset))
-        # A store of the user's is not written down: its address may hold a password.
-        uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
-        self.facts = self.facts.model_copy(update={"mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
+            tracker = Tracker.of(self.facts.model_dump(), self.out / "sweep.json").resume()
+        else:
+            tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
+            name = f"sweep {self.experiment.name}"
+            tags["mlflow.note.content"] = f"{name} on {self.info.name}, in {self.out.absolute()}"
+            tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.facts.key)
+            params = {"name": name, **{f"space.{key}": str(values) for key, values in self.space.items()}}
+            tracker.log_settings(params, self.info, Path(self.facts.dataset))
+        self.facts = self.facts.model_copy(update=tracker.facts())
         write_text(self.out / "sweep.json", self.facts.model_dump_json(indent=1))
         return tracker
 
@@ -361,10 +362,8 @@ class Sweep:
             return
         with self._mutex:
             with contextlib.suppress(InputError):
-                facts = RunDirectory(outcome.run).facts()
-                if facts["mlflow_run_id"]:
-                    uri = facts["mlflow_tracking_uri"] or tracking_uri()
-                    Tracker.attach(uri, facts["mlflow_run_id"]).set_tags({"sweep.state": outcome.state})
+                if tracked := _run_of_trial(RunDirectory(outcome.run)):
+                    tracked.set_tags({"sweep.state": outcome.state})
             ended = self.outcomes()
             counts = {name: sum(one.state == name for one in ended) for name in ("complete", "pruned", "failed")}
             figures = {f"sweep/{name}": float(count) for name, count in counts.items()}
@@ -373,6 +372,12 @@ class Sweep:
                 texts = {f"best.{key}": str(value) for key, value in best.settings.items()}
                 tracker.set_tags({"best.trial": str(best.number), **texts})
             tracker.log_metrics(figures, step=len(ended))
+
+
+def _run_of_trial(run: RunDirectory) -> Tracker | None:
+    """The MLflow run of a trial; None for one that is not tracked."""
+    facts = run.facts()
+    return Tracker.of(facts, run.path / "run.json") if facts["mlflow_run_id"] else None
 
 
 def _best_figures(best: Outcome) -> Iterator[tuple[str, float]]:

@@ -1,8 +1,8 @@
 """A run from its settings to its end: `muxrec train`. What follows the training stands in `experiments.finish`."""
 
-import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from recsys.collisions import distinct_tokens, vocabulary_of
 from recsys.dataset import Split
 from recsys.ranker import Ranker, build_ranker
 from recsys.table_optim import TableOptimizer
-from recsys.tracking import Tracker, git_commit, tracking_uri
+from recsys.tracking import Tracker, git_commit
 from recsys.trainer import Trainer, new_state
 
 PATIENCE = 1.0
@@ -77,6 +77,8 @@ def train_run(
         if tracker:
             # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
             tracker.log_settings(experiment.params(), train.info, train.directory)
+            if progress:
+                sys.stderr.write(f"MLflow: {tracker.page}\n")
         ended = _on_epoch(tracker, on_epoch)
         valid = Split(data, "valid")
         with modules_at_rest():
@@ -134,23 +136,29 @@ def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags:
     """The MLflow run of a run directory: the one it began with where it was cut off."""
     facts = run.facts()
     if facts["mlflow_run_id"] is not None:
-        tracker = Tracker.resume(facts["mlflow_tracking_uri"] or tracking_uri(), facts["mlflow_run_id"])
-        for record in run.history():  # what the process held back when it was cut off
-            tracker.log_epoch(record)
-        return tracker
+        tracker = Tracker.of(facts, run.path / "run.json").resume()
+        run.write_facts({**facts, **tracker.facts()})  # the store may have moved
+        return _with_history(tracker, run)
+    name = train.info.name
     tags = {
-        "dataset.name": train.info.name,
+        "dataset.name": name,
         "dataset.digest": train.info.digest,
         "registry.fingerprint": train.registry.fingerprint(),
         "seed": str(experiment.seed),
         "stage": "train",
+        "mlflow.note.content": f"{experiment.name} on {name}, in {run.path.absolute()}",
     }
     commit = git_commit(Path(experiments.__path__[0]))
     tags |= {"mlflow.source.git.commit": commit, **more_tags} if commit else more_tags
-    # A store of the user's is not written down: its address may hold a password.
-    uri = None if os.environ.get("MLFLOW_TRACKING_URI") else tracking_uri()
-    tracker = Tracker.start(experiment=train.info.name, name=experiment.name, tags=tags, key=facts["key"])
-    run.write_facts({**facts, "mlflow_run_id": tracker.run_id, "mlflow_tracking_uri": uri})
+    tracker = Tracker.start(experiment=name, name=experiment.name, tags=tags, key=facts["key"])
+    run.write_facts({**facts, **tracker.facts()})
+    return _with_history(tracker, run)
+
+
+def _with_history(tracker: Tracker, run: RunDirectory) -> Tracker:
+    """Log the epochs that a process which was cut off held back, or had in another store."""
+    for record in run.history():
+        tracker.log_epoch(record)
     return tracker
 
 
@@ -161,7 +169,8 @@ def _ending(tracker: Tracker | None) -> Iterator[None]:
         yield
     except BaseException as error:
         if tracker:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
+            with suppress(InputError):  # where the store is what failed
+                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
         raise
     if tracker:
         tracker.finish()

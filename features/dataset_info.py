@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.errors import InputError
-from features.files import sha256_of
+from features.files import check_readable, sha256_of
 from features.registry import FeatureRegistry
 
 FORMAT_VERSION = 2
@@ -93,6 +93,7 @@ def read_dataset(directory: str | Path, *, verify: bool = False) -> tuple[Datase
         try:
             documents.append((directory / name).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError):
+            check_readable(directory / name)
             found = f"no readable {name} there" if directory.is_dir() else "no such directory"
             remedy = "make one with `muxrec prepare`"
             raise InputError(f"{directory}: expected a dataset", found=found, remedy=remedy) from None

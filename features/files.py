@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and their checksums."""
 
+import errno
 import hashlib
 import math
 import os
@@ -8,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,36 @@ import polars as pl
 
 from features.errors import InputError
 
+_SET_CACHE = "set MUXREC_CACHE or XDG_CACHE_HOME to a folder that can be written to"
+
 
 def cache_directory() -> Path:
-    """Where things are kept that can be made again: `MUXREC_CACHE`, or `muxrec` in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MUXREC_CACHE") or Path(base) / "muxrec")
+    """Where things are kept that can be made again: `MUXREC_CACHE`, or `muxrec` in the user's cache directory.
+
+    Raises `InputError` for a user without a home, such as one that a container was told by number.
+    """
+    if chosen := os.environ.get("MUXREC_CACHE"):
+        return Path(chosen)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "muxrec"
+    try:
+        return Path.home() / ".cache" / "muxrec"
+    except RuntimeError:
+        raise InputError("expected a home directory", found="none", remedy=_SET_CACHE) from None
+
+
+def made_in_cache(name: str) -> Path:
+    """A folder of the cache, made; raises `InputError`, which says how to choose another place, where it cannot be."""
+    folder = cache_directory() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError(f"cannot keep files in {folder}", found=found, remedy=_SET_CACHE) from None
+    return folder
 
 
 def sha256_of(path: Path) -> str:
@@ -88,7 +114,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise cannot_write(path, error) from None
 
 
@@ -119,7 +146,62 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+_OF_OUTPUTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EEXIST, errno.ENOTEMPTY)
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "permit it"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY), "move what is there"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR), "check the path"),
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit of open files (fs.file-max)",
+}
+
+
 def cannot_write(path: Path, error: OSError) -> InputError:
-    """The error for a full disk, a read-only place or a missing permission."""
-    reason = error.strerror or str(error)
-    return InputError(f"cannot write {path}", found=reason, remedy="free space, or choose another output")
+    """What the system says about an output; or about an input that was read to make it, where that is to blame."""
+    named = _named(error) or path
+    if error.errno in (errno.EACCES, errno.EPERM) and _is_unreadable(named):
+        return _refused(f"cannot read {named}", error)
+    return _refused(f"cannot write {path}", error, "choose another output")
+
+
+def check_readable(path: Path) -> None:
+    """Raise `InputError` for a file that the system does not let us read: it is not damaged, as its reader may say.
+
+    What is not there, or is no file, is left to the reader.
+    """
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _refused(f"cannot read {path}", error) from None
+
+
+def system_fault(error: OSError) -> InputError | None:
+    """What the system says where nothing is known but the error; None where it is about no file."""
+    if error.errno not in _REMEDIES:
+        return None
+    named = _named(error)
+    if error.errno in (*_OF_OUTPUTS, errno.EACCES, errno.EPERM):
+        return cannot_write(named, error) if named else _refused("cannot write", error)
+    return _refused(f"cannot open {named or 'a file'}", error)
+
+
+def _named(error: OSError) -> Path | None:
+    """The file that the system's error is about."""
+    return Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+
+
+def _refused(expected: str, error: OSError, other: str | None = None) -> InputError:
+    remedies = [remedy for remedy in (_REMEDIES.get(error.errno or 0), other) if remedy]
+    return InputError(expected, found=error.strerror or str(error), remedy=", or ".join(remedies) or "check the disk")
+
+
+def _is_unreadable(path: Path) -> bool:
+    """Whether there is something that this process may not read, or not even look at."""
+    try:
+        return path.exists() and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+    except PermissionError:
+        return True

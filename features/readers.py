@@ -18,6 +18,7 @@ from features.csv_check import check_fields, num_blank_lines
 from features.csv_format import CsvFormat
 from features.encode import missing_column
 from features.errors import InputError
+from features.files import check_readable
 from features.json_lines import open_packed, scan_json
 from features.partitions import partitions_of, with_partitions
 
@@ -274,6 +275,7 @@ def _faults(path: Path) -> Iterator[None]:
         UnicodeDecodeError,
     ) as error:
         kind = suffix_of(path)[1:]
+        check_readable(path)
         if is_text(path):
             check_fields(path)  # says where, which polars does not
         remedy = "the file is damaged or of another format: write it again"

@@ -20,6 +20,7 @@ from pydantic import (
 
 from features.csv_format import CsvFormat
 from features.errors import InputError
+from features.files import check_readable
 from features.labels import LabelRule
 from features.spec import FEATURE_TYPES, LATER_SETTINGS, AnyFeature, Numeric
 
@@ -164,6 +165,7 @@ class FeatureRegistry(BaseModel):
         try:
             document = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RegistryLoader)
         except (OSError, UnicodeDecodeError) as error:
+            check_readable(path)
             found = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             remedy = "draft one with `muxrec prepare --infer FILE`"
             raise InputError(f"{path}: expected a registry file", found=found, remedy=remedy) from None

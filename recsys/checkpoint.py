@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from features.errors import InputError
-from features.files import cannot_write
+from features.files import cannot_write, check_readable
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -57,6 +57,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def damaged(path: Path, error: Exception) -> InputError:
     """The error for a file that holds no state, or that of something else."""
+    check_readable(path)
     found = " ".join(str(error).split())[:160]
     return InputError(f"{path}: expected a checkpoint", found=found, remedy="remove it to start the run again")
 

@@ -19,6 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.dataset_info import DatasetInfo, read_dataset
 from features.encode import EncodedBatch
 from features.errors import InputError
+from features.files import check_readable
 from features.registry import FeatureRegistry
 from recsys.batch import Batch
 
@@ -154,6 +155,7 @@ def _read_rows(piece: _Piece) -> pl.DataFrame:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
+    check_readable(path)
     found = " ".join(str(error).split())[:160]
     return InputError(f"{path}: expected the part that prepare wrote", found=found, remedy="prepare it again")
 

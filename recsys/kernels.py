@@ -2,7 +2,7 @@
 
 n rows that a batch reads, U distinct ones, M table rows, w row width. A row is always handled by one thread and in one
 way, so that results do not depend on the number of threads. Kernels are made for a width, so that a row is a known
-number of vector registers; numba keeps what it compiled beside this file, or in the user's cache.
+number of vector registers; numba keeps what it compiled beside this file, in the user's cache, or in muxrec's.
 """
 
 # pyright: reportMissingParameterType=false
@@ -10,9 +10,11 @@ number of vector registers; numba keeps what it compiled beside this file, or in
 
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,8 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
+
+from features.errors import InputError
+from features.files import made_in_cache
 
 _RADIX_BITS = 11
 AHEAD = 12
@@ -35,8 +40,23 @@ TINY_WEIGHT, TINY_MOMENT = np.float32(1e-15), np.float32(1e-30)
 """Written as zero below this: long sleep ends in denormals, at 100 times the cost of an operation."""
 
 Kernel = Callable[..., None]
+
+
+def _can_keep() -> bool:
+    """Whether there is a place for what numba compiles: its own choice, else muxrec's cache; else it is not kept."""
+    with suppress(RuntimeError):
+        numba.njit(cache=True)(_can_keep)
+        return True
+    with suppress(RuntimeError, InputError):
+        os.environ["NUMBA_CACHE_DIR"] = str(made_in_cache("numba"))
+        config.reload_config()
+        numba.njit(cache=True)(_can_keep)
+        return True
+    return False
+
+
 # Division as IEEE has it: a check for zero would keep the loops from being vectorised.
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+compiled = numba.njit(cache=_can_keep(), nogil=True, error_model="numpy")
 _pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="muxrec-rows")
 
 

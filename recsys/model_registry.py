@@ -12,19 +12,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from mlflow import MlflowClient
+from mlflow import MlflowClient, get_tracking_uri
 from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
 from features.files import sha256_of, temporary_directory_beside
-from recsys.tracking_store import connect, tracking_uri
+from recsys.tracking_store import connect, is_there, shown_uri, store_errors, tracking_uri
 from serving.bundle import Bundle
 from serving.manifest import MANIFEST, read_manifest
 
 KEPT_VERSIONS = 4
 """Fetched versions of a model that stay on the disk: a service that follows an alias must not fill it."""
+ABOUT = "Models that `muxrec promote` registered; an alias says which one is served."
 STORE_REMEDY = "set MLFLOW_TRACKING_URI to the store that holds it"
 
 
@@ -41,18 +42,18 @@ class Version(NamedTuple):
 class ModelRegistry:
     """The registered models of a store; its errors are `InputError`s that do not show the store's address."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client: MlflowClient, uri: str) -> None:
         self.client = client
+        self.store = shown_uri(uri)
 
     @staticmethod
     def open(uri: str | None = None) -> "ModelRegistry":
         """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
         uri = uri or tracking_uri()
-        path = Path(uri.removeprefix("sqlite:///"))
-        if uri.startswith("sqlite:///") and "?" not in uri and not path.is_file():  # MLflow would make an empty one
-            raise InputError("expected an MLflow store", found=f"no file {path.name}", remedy=STORE_REMEDY)
-        with _clear("cannot open the MLflow store"):
-            return ModelRegistry(connect(uri))
+        if not is_there(uri):  # MLflow would make an empty one
+            remedy = f"{STORE_REMEDY}; {shown_uri(uri)} was asked"
+            raise InputError("expected an MLflow store", found=f"no file {Path(uri).name}", remedy=remedy)
+        return ModelRegistry(connect(uri), uri)
 
     def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:
         """A version by its number or alias; raises `InputError` where there is none."""
@@ -86,16 +87,23 @@ class ModelRegistry:
                         return model.model_id
         return None
 
-    def register(self, name: str, logged_model: str, run_id: str, tags: Mapping[str, str]) -> Version:
-        """The version that a LoggedModel is, made where it is none yet; so a second call changes nothing."""
+    def register(
+        self, name: str, logged_model: str, run_id: str, tags: Mapping[str, str], about: str | None = None
+    ) -> Version:
+        """The version that a LoggedModel is, made where it is none yet; so a second call changes nothing.
+
+        `about` is its description in MLflow's pages.
+        """
         with _clear(f"cannot register a version of {name}"):
             with suppress(MlflowException):  # it may be there, and another process may make it now
-                self.client.create_registered_model(name)
+                self.client.create_registered_model(name, description=ABOUT)
             for found in self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
                 if (version := _version(found)).logged_model == logged_model:
                     return version
             source = f"models:/{logged_model}"
-            made = self.client.create_model_version(name, source, run_id, tags=dict(tags), model_id=logged_model)
+            made = self.client.create_model_version(
+                name, source, run_id, tags=dict(tags), description=about, model_id=logged_model
+            )
             return _version(made)
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
@@ -188,13 +196,12 @@ def _version(found: ModelVersion) -> Version:
 
 @contextmanager
 def _clear(expected: str) -> Iterator[None]:
-    """What MLflow raises, as one line without the store's address, which may hold a password."""
-    try:
-        yield
-    except MlflowException as error:
-        message = " ".join(str(error.message).split())
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in message:
-            raise InputError(expected, found="no such model, version or alias", remedy=STORE_REMEDY) from None
-        found = re.sub(r"\w+://\S+", "(address)", message)[:200]
-        found = "no answer from its server" if "Max retries" in message else found
-        raise InputError(expected, found=found, remedy="check the name, and MLFLOW_TRACKING_URI") from None
+    """What MLflow raises, as one line that names the store without what may be a password."""
+    with store_errors(expected, "check the name, and MLFLOW_TRACKING_URI"):
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" and "not found" not in str(error.message):
+                raise
+            remedy = f"{STORE_REMEDY}; {shown_uri(get_tracking_uri())} was asked"
+            raise InputError(expected, found="no such model, version or alias", remedy=remedy) from None

@@ -3,13 +3,13 @@
 To import mlflow takes a second, so that stands inside what needs it: who does not track does not pay.
 """
 
+import getpass
 import math
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,18 @@ import polars as pl
 
 from features.dataset_info import DatasetInfo
 from features.errors import InputError
-from recsys.tracking_store import connect, tracking_uri
+from recsys.tracking_store import (
+    CHECK_STORE,
+    connect,
+    experiment_of_environment,
+    page_of,
+    refuse_deleted_experiment,
+    refuse_other_run,
+    run_of,
+    shown_uri,
+    store_errors,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric, Run
@@ -35,13 +46,17 @@ FLUSH_SECONDS = 10.0
 class Tracker:
     """One MLflow run. Metrics are named `train/ val/ test/ perf/ parity/`; params are flattened with dots.
 
-    `start` makes a run, `resume` takes up one that was cut off, `attach` adds to one that has ended. The first two
-    raise when the store cannot be used: a run that nobody can find is not worth training.
+    `start` makes a run, `of` finds the one that a directory names, and `resume` takes that up where it was cut off.
+    They and all that log raise `InputError` when the store cannot be used: a run that nobody can find is not worth
+    training.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+    def __init__(self, client: "MlflowClient", uri: str, run_id: str, experiment_id: str) -> None:
         self.client = client
+        self.uri = uri
+        """Of the store; not to be shown as it is (`shown_uri`)."""
         self.run_id = run_id
+        self.experiment_id = experiment_id
         self.seconds = 0.0
         """What tracking has cost so far."""
         self._points: set[tuple[str, int, float]] = set()
@@ -53,49 +68,49 @@ class Tracker:
     def start(*, experiment: str, name: str, tags: Mapping[str, str], key: str) -> "Tracker":
         """A new run, or the one of this `key` that a killed process made and could not write down any more.
 
-        `MLFLOW_EXPERIMENT_NAME` wins over `experiment`.
+        `MLFLOW_EXPERIMENT_NAME` and `MLFLOW_EXPERIMENT_ID` win over `experiment`; `MLFLOW_RUN_ID` is refused.
         """
         began = time.perf_counter()
-        from mlflow.exceptions import MlflowException
-
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
-        try:
-            client = connect(tracking_uri())
-            known = client.get_experiment_by_name(experiment)
-            experiment_id = known.experiment_id if known else client.create_experiment(experiment)
+        refuse_other_run("muxrec makes an MLflow run of its own")
+        uri = tracking_uri()
+        remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
+        client = connect(uri, remedy)
+        with store_errors(f"cannot start an MLflow run in {shown_uri(uri)}", remedy):
+            known = experiment_of_environment(client, experiment)
+            name_of_it = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
+            experiment_id = known.experiment_id if known else client.create_experiment(name_of_it)
             made = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-            run = made[0] if made else client.create_run(experiment_id, run_name=name, tags={**tags, KEY_TAG: key})
-            tracker = Tracker(client, run.info.run_id)
-        except MlflowException as error:
-            remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
-            expected = f"cannot start an MLflow run in experiment {experiment!r}"
-            raise InputError(expected, found=_without_addresses(error.message), remedy=remedy) from None
+            tags = {**_source(tags), **tags, KEY_TAG: key}
+            run = made[0] if made else client.create_run(experiment_id, run_name=name, tags=tags)
+        tracker = Tracker(client, uri, run.info.run_id, experiment_id)
         tracker.seconds = time.perf_counter() - began
         return tracker
 
     @staticmethod
-    def attach(uri: str, run_id: str) -> "Tracker":
-        """A run that has ended, to add figures to; its status and its end stay as they are."""
-        return Tracker(connect(uri), run_id)
+    def of(facts: Mapping[str, Any], written: Path) -> "Tracker":
+        """The run that a run.json or sweep.json (`written`) names; raises `InputError` as `run_of` does."""
+        client, uri, run = run_of(facts, written)
+        return Tracker(client, uri, run.info.run_id, run.info.experiment_id)
 
-    @staticmethod
-    def resume(uri: str, run_id: str) -> "Tracker":
-        """A run that `start` made in the store at `uri`; raises `InputError` where there is no such run any more."""
-        from mlflow.exceptions import MlflowException
+    @property
+    def page(self) -> str:
+        """Address of the experiment in MLflow's UI."""
+        return page_of(self.experiment_id, self.uri)
 
-        client = connect(uri)
-        try:
-            client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            # The address is not shown: it may hold a password.
-            found, remedy = "no such run in its store", "bring the store back, or train into another directory"
-            raise InputError(f"expected the MLflow run {run_id}", found=found, remedy=remedy) from None
-        tracker = Tracker(client, run_id)
-        histories = [client.get_metric_history(run_id, name) for name in client.get_run(run_id).data.metrics]
-        tracker._points = {(point.key, point.step, point.value) for points in histories for point in points}
-        return tracker
+    def facts(self) -> dict[str, Any]:
+        """What a directory keeps of its run, for `of` and `place_of`."""
+        # A store of the user's is not written down: its address may hold a password.
+        uri = None if os.environ.get("MLFLOW_TRACKING_URI") else self.uri
+        return {"mlflow_run_id": self.run_id, "mlflow_tracking_uri": uri, "mlflow_experiment_id": self.experiment_id}
+
+    def resume(self) -> "Tracker":
+        """Go on with the run: it is running again, and what it holds is not logged again."""
+        with self._timed():
+            self.client.update_run(self.run_id, status="RUNNING")
+            names = self.client.get_run(self.run_id).data.metrics
+            histories = [self.client.get_metric_history(self.run_id, name) for name in names]
+        self._points = {(point.key, point.step, point.value) for points in histories for point in points}
+        return self
 
     def log_settings(self, params: Mapping[str, Any], info: DatasetInfo | None, directory: Path) -> None:
         """Params (nested mappings become dots), and each split as a dataset input with its digest; None: no splits."""
@@ -129,6 +144,19 @@ class Tracker:
         """
         with self._timed():
             self._add(values, step)
+            self._flush()
+
+    def log_final(self, values: Mapping[str, float]) -> None:
+        """Figures of the whole run: without a step (0, to MLflow), but where they have a curve, as its last point.
+
+        MLflow shows the point of the highest step as the run's figure.
+        """
+        ends: dict[str, int] = {}
+        for key, step, _ in self._points:
+            ends[key] = max(step, ends.get(key, 0))
+        with self._timed():
+            for step in {ends.get(key, 0) for key in values}:
+                self._add({key: value for key, value in values.items() if ends.get(key, 0) == step}, step)
             self._flush()
 
     def _add(self, values: Mapping[str, float], step: int) -> None:
@@ -211,15 +239,26 @@ class Tracker:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Add up what tracking costs; it is reported as `perf/tracking_seconds`."""
+        """Add up what tracking costs, reported as `perf/tracking_seconds`; a store that fails is an `InputError`."""
         began = time.perf_counter()
-        yield
+        remedy = f"{CHECK_STORE}; then give the same command again, or pass --no-track"
+        with store_errors(f"cannot log to the MLflow run {self.run_id} in {shown_uri(self.uri)}", remedy):
+            yield
         self.seconds += time.perf_counter() - began
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""
-        self._flush()
-        self.client.set_terminated(self.run_id, status)
+        with self._timed():
+            self._flush()
+            self.client.set_terminated(self.run_id, status)
+
+
+def _source(tags: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's columns "Source" and "Created by" show."""
+    source = {"mlflow.source.name": f"muxrec {tags.get('stage', '')}".strip(), "mlflow.source.type": "LOCAL"}
+    with suppress(OSError, KeyError):  # in a container the user may have no name
+        source["mlflow.user"] = getpass.getuser()
+    return source
 
 
 class TrackedRun(NamedTuple):
@@ -243,20 +282,18 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
 
     Raises `InputError` for a store that does not answer, an unknown experiment, and several to choose from.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client = connect(tracking_uri())
+    uri = tracking_uri()
+    client = connect(uri)
+    with store_errors(f"cannot list experiments in {shown_uri(uri)}"):
         known = {one.name: one.experiment_id for one in client.search_experiments()}
-    except MlflowException as error:
-        remedy = "check MLFLOW_TRACKING_URI, and whether its server answers"
-        raise InputError("cannot list experiments", found=_without_addresses(error.message), remedy=remedy) from None
-    wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        named = experiment_of_environment(client, "") if experiment is None else None
+    wanted = experiment or (named.name if named else os.environ.get("MLFLOW_EXPERIMENT_NAME"))
     if wanted is None:
         # MLflow makes "Default" in every store.
         known = {name: number for name, number in known.items() if name != "Default"} or known
         wanted = next(iter(known)) if len(known) == 1 else ""
     if wanted not in known:
+        refuse_deleted_experiment(client.get_experiment_by_name(wanted) if wanted else None)
         found = repr(wanted) if wanted else f"{len(known)} experiments"
         raise InputError("expected the name of an experiment", found=found, remedy=f"use one of {', '.join(known)}")
     runs: list[TrackedRun] = []
@@ -267,11 +304,6 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
         token = page.token
         if not token:
             return wanted, known[wanted], runs
-
-
-def _without_addresses(message: object) -> str:
-    """What MLflow says, on one line; a store's address may hold a password."""
-    return re.sub(r"\w+://\S+", "(address)", " ".join(str(message).split()))[:200]
 
 
 def _tracked_run(run: "Run") -> TrackedRun:

@@ -29,7 +29,7 @@ import polars as pl
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.files import cannot_write, flush, sha256_of, temporary_directory_beside
+from features.files import cannot_write, check_readable, flush, sha256_of, temporary_directory_beside
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.manifest import (
@@ -283,6 +283,7 @@ def _read_golden(path: Path, registry: FeatureRegistry) -> pl.DataFrame:
             raise InputError(f"{path}: expected at most {MAX_GOLDEN_ROWS} rows", found=str(rows), remedy=REMEDY)
         golden = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as error:
+        check_readable(path)
         raise InputError(f"{path}: expected parquet", found=" ".join(str(error).split())[:160], remedy=REMEDY) from None
     absent = [name for name in (*(feature.name for feature in registry.features), PROBABILITY) if name not in golden]
     if absent or golden.is_empty():

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from features.errors import InputError
+from features.files import check_readable
 from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
 from serving.table import TableDtype
@@ -211,6 +212,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
+        check_readable(path)
         raise InputError(f"{path}: expected JSON", found=str(error)[:160], remedy=REMEDY) from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected a JSON object", found=type(document).__name__, remedy=REMEDY)

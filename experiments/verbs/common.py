@@ -26,14 +26,17 @@ BundleUri = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle directo
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory that `muxrec export` wrote.")]
 
 
-def show(as_json: bool, values: Mapping[str, Any]) -> None:
-    """Print a result: one line of JSON, or aligned text."""
+def show(as_json: bool, values: Mapping[str, Any], place: Mapping[str, str] | None = None) -> None:
+    """Print a result: one line of JSON, or aligned text; then addresses (`place`), which are never cut or wrapped."""
     if as_json:
-        sys.stdout.write(json.dumps(values, default=str) + "\n")
+        sys.stdout.write(json.dumps({**values, **(place or {})}, default=str) + "\n")
         return
     from experiments.text import result_table
 
-    console.print(result_table(values))
+    if values:
+        console.print(result_table(values))
+    for name, address in (place or {}).items():
+        console.print(f"{name}: {address}", soft_wrap=True, markup=False)
 
 
 def warn(lines: Iterable[str]) -> None:

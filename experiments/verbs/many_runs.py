@@ -1,5 +1,6 @@
 """Verbs about many runs: sweep, compare."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,7 @@ def sweep(
     from experiments.search_space import read_space
     from experiments.sweep import run_sweep
     from experiments.sweep_report import best_of, sweep_table
+    from recsys.tracking_store import place_of
 
     experiment = with_overrides(named_run(name), overrides or [])
     fixed = {text.partition("=")[0] for text in overrides or []}
@@ -58,9 +60,10 @@ def sweep(
         progress=not as_json,
     )
     best = best_of(outcomes, experiment)
+    place = place_of(json.loads((out / "sweep.json").read_text(encoding="utf-8"))) if track else {}
     if as_json:
         shown = best._asdict() if best else None
-        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in outcomes]})
+        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in outcomes]}, place)
     else:
         wide(console).print(sweep_table(outcomes, experiment))
         for one in outcomes:
@@ -68,6 +71,7 @@ def sweep(
                 console.print(f"trial {one.number} failed: {one.error}")
         if best:
             console.print(f"best: muxrec train --config {out / 'report' / 'best.yaml'} --data {data} --out RUN")
+        show(False, {}, place)
     if best is None:
         raise typer.Exit(1)
 
@@ -100,15 +104,18 @@ def compare(
             console.print(comparison_table(found))
         return
     from experiments.compare import as_plain, compare_runs, runs_table
-    from experiments.compare_page import comparison_page, ui_address
+    from experiments.compare_page import comparison_page
     from features.files import write_text
     from recsys.tracking import tracked_runs
+    from recsys.tracking_store import page_of, shown_uri, tracking_uri, ui_address
 
     comparison = compare_runs(*tracked_runs(names[0] if names else None), baseline)
     if out:
         write_text(out, comparison_page(comparison, ui or ui_address()))
+    place = {"store": shown_uri(tracking_uri()), "mlflow": page_of(comparison.experiment_id)}
     if as_json:
-        show(True, as_plain(comparison))
+        show(True, as_plain(comparison), place)
     else:
         terminal = wide(console)
         terminal.print(runs_table(comparison, terminal.width))
+        show(False, {}, place)

@@ -93,7 +93,11 @@ def score(
         "workers": workers,
         "engine": engine.value,
     }
-    logged = {"mlflow_run_id": log_scoring_run(values, params)} if track else {}
+    logged = {}
+    if track:
+        from recsys.tracking_store import shown_uri, tracking_uri
+
+        logged = {"mlflow_run_id": log_scoring_run(values, params), "store": shown_uri(tracking_uri())}
     if as_json:  # programs may check that scoring imports none of these; people have no use for it
         heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
         show(True, {**values, **logged, "heavy_modules": heavy})

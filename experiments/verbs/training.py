@@ -36,8 +36,10 @@ def train(
 
     prepare_for_training()
     from experiments.config import read_experiment, with_overrides
+    from experiments.run_directory import RunDirectory
     from experiments.runs import RUNS
     from experiments.train import train_run
+    from recsys.tracking_store import place_of
 
     changes = list(overrides or [])
     if config is not None:
@@ -51,7 +53,7 @@ def train(
         experiment = RUNS[name]()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the tracked run does not stay RUNNING
     metrics = train_run(with_overrides(experiment, changes), data, out, track=track, progress=not as_json)
-    show(as_json, {"run": str(out), **metrics})
+    show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).facts()) if track else None)
 
 
 def prune(
@@ -72,6 +74,8 @@ def prune(
 
     prepare_for_training()
     from experiments.prune import prune_run
+    from experiments.run_directory import RunDirectory
+    from recsys.tracking_store import place_of
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     metrics = prune_run(
@@ -84,7 +88,7 @@ def prune(
         track=track,
         progress=not as_json,
     )
-    show(as_json, {"run": str(out), **metrics})
+    show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).facts()) if track else None)
 
 
 def evaluate(

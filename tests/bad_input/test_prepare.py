@@ -338,7 +338,9 @@ def test_an_output_that_cannot_be_written(raw: Callable[..., Path]):
     path = raw()
     (path.parent / "out").write_text("a file")
     assert "out: expected a directory to write to; found a file; choose another --out" in refusal(path)
-    with pytest.raises(InputError, match=r"cannot write .*below; found Not a directory; free space, or choose another"):
+    with pytest.raises(
+        InputError, match=r"cannot write .*below; found Not a directory; check the path, or choose another"
+    ):
         prepare(FeatureRegistry.of(features=FEATURES), {"train": [path]}, path.parent / "out" / "below")
 
 

@@ -123,11 +123,9 @@ def logged(name: str, seed: int, width: int, auc: float) -> Tracker:
 
 def register(tracker: Tracker, directory: RunDirectory) -> None:
     """The files of a trained run as those of a tracked one, and its bundle as a version of a registered model."""
-    attached = Tracker.attach(os.environ["MLFLOW_TRACKING_URI"], tracker.run_id)
-    attached.log_files(directory.report, "report")
-    log_model(attached, Bundle.open(directory.bundle))
-    experiments = [one.experiment_id for one in attached.client.search_experiments()]
-    (model,) = attached.client.search_logged_models(experiments)
+    tracker.log_files(directory.report, "report")
+    log_model(tracker, Bundle.open(directory.bundle))
+    (model,) = tracker.client.search_logged_models([tracker.experiment_id])
     registry = ModelRegistry.open()
     version = registry.register("films", model.model_id, tracker.run_id, {"validation_status": "passed"})
     registry.point("champion", version)

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from experiments.compare import COLUMNS, RunComparison, as_plain, compare_runs, figure_text, runs_table, settings_of
-from experiments.compare_page import LOCAL_UI, comparison_page, ui_address
+from experiments.compare_page import LOCAL_UI, comparison_page
 from experiments.text import result_table
 from experiments.verbs.common import console
 from experiments.verbs.many_runs import wide
 from features.errors import InputError
 from recsys.tracking import TrackedRun, Tracker
+from recsys.tracking_store import ui_address
 
 DATA = "d1"
 

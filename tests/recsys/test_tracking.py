@@ -137,6 +137,9 @@ def test_tags_name_the_data(tracked: Tracked):
     assert tags["registry.fingerprint"] == registry.fingerprint()
     assert tags["stage"] == "train"
     assert tags["seed"] == "7"
+    assert tags["mlflow.source.name"] == "muxrec train"
+    assert tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.note.content"] == f"tiny on {info.name}, in {tracked.directory}"
 
 
 @pytest.mark.slow
@@ -165,6 +168,11 @@ def test_metrics_have_prefixes_and_steps(tracked: Tracked):
         (record["global_step"], record["train_loss"]) for record in history
     ]
     assert [point.step for point in losses] == [7, 14, 21]
+    # What the whole run came to has no step (0), but where there is a curve, which it ends.
+    for name in ("test/auc", "perf/bundle_bytes", "perf/tracking_seconds"):
+        assert {point.step for point in tracked.client.get_metric_history(tracked.run.info.run_id, name)} == {0}, name
+    steps = [point.step for point in tracked.client.get_metric_history(tracked.run.info.run_id, "val/auc")]
+    assert sorted(set(steps)) == [7, 14, 21]
 
 
 @pytest.mark.slow
@@ -240,9 +248,9 @@ def test_the_environment_names_the_experiment(store: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_run_that_is_gone_is_one_clear_line(store: Path):
-    uri = tracking.tracking_uri()
-    with pytest.raises(InputError, match=r"expected the MLflow run 0123; found no such run in its store; bring"):
-        Tracker.resume(uri, "0123")
+    facts = {"mlflow_run_id": "0123", "mlflow_tracking_uri": None}
+    with pytest.raises(InputError, match=r"expected the MLflow run 0123 in sqlite:.*; found no such run; set MLFLOW"):
+        Tracker.of(facts, Path("run.json"))
 
 
 def test_without_a_setting_the_store_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
