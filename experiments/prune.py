@@ -15,7 +15,7 @@ import numpy as np
 from experiments.config import Experiment, validated, with_overrides
 from experiments.run_directory import RunDirectory
 from experiments.train import train_run
-from features.errors import InputError
+from features.errors import InputError, differences
 from features.files import write_text
 from features.hashing import MISSING_TOKEN
 from recsys import checkpoint
@@ -187,7 +187,7 @@ class Stages(NamedTuple):
         own = self.parent.experiment()
         changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
         if changed is not None and not self._trains(experiment):
-            found = f"{changed}: {getattr(experiment, changed)!r}, not {getattr(own, changed)!r}"
+            found = differences(experiment.model_dump(include={changed}), own.model_dump(include={changed}))
             remedy = "leave it as it is, or train a run of its own with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 

@@ -18,7 +18,6 @@ bundle/            the model as served
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import numpy.typing as npt
 from experiments.config import Experiment, read_experiment
 from features.addressing import Vocabulary
 from features.dataset_info import DatasetInfo, read_dataset
-from features.errors import InputError
+from features.errors import InputError, differences
 from features.files import check_readable, temporary_directory_beside, write_text
 from features.layout import COUNTED
 from features.registry import FeatureRegistry
@@ -37,7 +36,6 @@ from recsys.export import served
 from recsys.mask_file import load_mask
 from recsys.ranker import Ranker, build_ranker
 from recsys.table_optim import TableOptimizer
-from recsys.tracking import flatten
 from serving.profile import Distributions
 from serving.vocabulary import read_vocabulary, write_vocabulary
 
@@ -108,7 +106,7 @@ class RunDirectory:
     def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         remedy = "choose another --out, or remove this one"
         if self.experiment() != experiment:
-            found = ", ".join(_differences(self.experiment().model_dump(), experiment.model_dump()))
+            found = differences(self.experiment().model_dump(), experiment.model_dump())
             raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
         check_registry(self.registry(), registry, str(self.path))
         if self.facts()["dataset_digest"] != info.digest:
@@ -204,17 +202,6 @@ class RunDirectory:
             learning_rate=experiment.trainer.learning_rate,
             vocabulary=self.vocabulary(),
         )
-
-
-def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, each by its key.
-
-    >>> _differences({"seed": 1, "trainer": {"epochs": 3}}, {"seed": 1, "trainer": {"epochs": 5}})
-    ['trainer.epochs: 3, not 5']
-    """
-    before, after = flatten(mine), flatten(theirs)
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key}: {before.get(key)}, not {after.get(key)}" for key in keys]
 
 
 def check_registry(expected: FeatureRegistry, found: FeatureRegistry, where: str) -> None:

@@ -33,7 +33,7 @@ from experiments.search_space import SearchSpace, check_space, with_settings
 from experiments.sweep_process import WorkerError, WorkerProcess
 from experiments.sweep_report import Outcome, best_of, trial_name, write_sweep_report
 from features.dataset_info import DatasetInfo, read_dataset
-from features.errors import InputError
+from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
 from features.progress import progress_bar
 from recsys.tracking import Tracker, flatten
@@ -114,10 +114,10 @@ def _begin(
     path = out / "sweep.json"
     if path.is_file():
         mine = SweepFacts.model_validate_json(path.read_text(encoding="utf-8"))
-        for name in ("experiment", "space", "seed", "dataset_digest"):
-            if getattr(mine, name) != getattr(facts, name):
-                remedy = "give the same command, or choose another --out"
-                raise InputError(f"{out} holds another sweep", found=f"another {name}", remedy=remedy)
+        names = {"experiment", "space", "seed", "dataset_digest"}
+        if found := differences(mine.model_dump(include=names), facts.model_dump(include=names)):
+            remedy = "give the same command, or choose another --out"
+            raise InputError(f"{out} holds another sweep", found=found[:300], remedy=remedy)
         return mine.model_copy(update={"dataset": facts.dataset})  # which may have moved
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected an empty or new directory", remedy="choose another --out")

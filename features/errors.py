@@ -1,5 +1,8 @@
 """The one error that a user can cause: what was expected, what was found, and the remedy."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class InputError(ValueError):
     """A file, a registry, a setting or a request that cannot be used as it is.
@@ -28,3 +31,19 @@ class InputError(ValueError):
         """
         found = self.found if self.row is None else f"{self.found} in row {first_row + self.row + 1}"
         return InputError(f"{place}: {self.expected}", found=found, remedy=self.remedy)
+
+
+def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
+    """Settings that differ, each by its key, for the `found` of an error.
+
+    >>> differences({"seed": 1, "trainer": {"epochs": 3}}, {"seed": 1, "trainer": {"epochs": 5}})
+    'trainer.epochs: 3, not 5'
+    """
+    lines: list[str] = []
+    for key in {**found, **asked}:
+        mine, theirs = found.get(key), asked.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            lines += filter(None, [differences(mine, theirs, f"{prefix}{key}.")])
+        elif mine != theirs:
+            lines.append(f"{prefix}{key}: {mine!r}, not {theirs!r}")
+    return ", ".join(lines)

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from features.errors import InputError
+from features.errors import InputError, differences
 from features.files import cannot_write, take_lock, write_text
 from serving.drafts import REJECTED, rejected_path
 from serving.parts import MANIFEST, SUCCESS, Job, PartEntry, lineage_of
@@ -134,4 +134,5 @@ def _check_same_job(job: Job, parts: Mapping[str, Mapping[str, str]]) -> None:
                 f"{job.out}: expected scores of {ours['model']} {ours['model_id']}", found=found, remedy=remedy
             )
         if lineage["config_hash"] != ours["config_hash"]:
-            raise InputError(f"{job.out}: expected settings {ours['config']}", found=lineage["config"], remedy=remedy)
+            found = differences(json.loads(lineage["config"]), json.loads(ours["config"]))
+            raise InputError(f"{job.out}: expected scores by the same settings", found=found, remedy=remedy)

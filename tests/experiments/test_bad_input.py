@@ -74,11 +74,11 @@ def test_prepare_refuses(case, prepare):
 
 
 BAD_FILES = {
-    "empty file": ("train.parquet", b"", ["empty file"]),
+    "empty file": ("train.parquet", b"", ["expected rows", "found none"]),
     "not parquet": ("train.parquet", b"PAR1 and then nothing", ["readable parquet"]),
     "short csv row": ("train.csv", b"label,a\n0,x\n1\n", ["2 fields", "1 in"]),
     "long csv row": ("train.csv", b"label,a\n0,x\n1,y,z\n", ["train.csv"]),
-    "text in a csv label": ("train.csv", b"label,a\n0,x\nyes,y\n", ["'yes'"]),
+    "text in a csv label": ("train.csv", b"label,a\n0,x\nperhaps,y\n", ["'perhaps'"]),
     "unknown kind": ("train.txt", b"label,a\n", ["no file", ".parquet"]),
 }
 
@@ -158,7 +158,11 @@ def test_train_refuses_what_is_no_dataset(muxrec, tmp_path):
 
 def test_train_refuses_the_directory_of_another_run(muxrec, dataset, run, tmp_path):
     arguments = ("--data", dataset, "--out", run, "--no-track")
-    assert_refused(muxrec("train", "final_mlp", *arguments, "seed=5", *SMALL), "another experiment", "seed", "--out")
+    assert_refused(
+        muxrec("train", "final_mlp", *arguments, "seed=5", *SMALL), "another experiment; found seed: 0, not 5;", "--out"
+    )
+    changed = muxrec("train", "final_mlp", *arguments, *SMALL, "model.num_heads=1")
+    assert_refused(changed, "another experiment; found model.num_heads: ", ", not 1;")
     (tmp_path / "note.txt").write_text("mine")
     assert_refused(muxrec("train", "mlp", "--data", dataset, "--out", tmp_path, "--no-track"), "empty or new")
 

@@ -284,9 +284,9 @@ def test_importance_says_which_setting_mattered(dataset, tmp_path, made_up):
 
 def test_a_directory_of_another_sweep_is_refused(dataset, tmp_path, made_up):
     swept(dataset, tmp_path / "sweep", 1)
-    with pytest.raises(InputError, match="holds another sweep; found another space"):
+    with pytest.raises(InputError, match="holds another sweep; found space"):
         swept(dataset, tmp_path / "sweep", 1, space=default_space(EXPERIMENT))
-    with pytest.raises(InputError, match="found another seed"):
+    with pytest.raises(InputError, match=r"found seed: \d+, not 5"):
         swept(dataset, tmp_path / "sweep", 1, seed=5)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()

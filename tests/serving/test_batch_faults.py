@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,9 @@ def test_another_model_is_refused_unless_overwritten(run: Run, tmp_path: Path, n
 def test_other_settings_are_refused_unless_overwritten(run: Run, tmp_path: Path, changes: dict[str, Any]) -> None:
     run()
     before = content(tmp_path / "out")
-    with pytest.raises(InputError, match=r"expected settings .*; found .*; choose another output, or overwrite"):
+    (key, value) = next(iter(changes.items()))
+    found = rf"found {key}: .*, not {re.escape(repr(value))}; choose another output, or overwrite"
+    with pytest.raises(InputError, match=rf"expected scores by the same settings; {found}"):
         run(**changes)
     assert content(tmp_path / "out") == before
     assert run(overwrite=True, **changes).skipped_parts == 0
