@@ -159,7 +159,7 @@ def test_train_refuses_what_is_no_dataset(muxrec, tmp_path):
 def test_train_refuses_the_directory_of_another_run(muxrec, dataset, run, tmp_path):
     arguments = ("--data", dataset, "--out", run, "--no-track")
     assert_refused(
-        muxrec("train", "final_mlp", *arguments, "seed=5", *SMALL), "another experiment; found seed: 0, not 5;", "--out"
+        muxrec("train", "final_mlp", *arguments, "seed=5", *SMALL), "another experiment; found seed: 1, not 5;", "--out"
     )
     changed = muxrec("train", "final_mlp", *arguments, *SMALL, "model.num_heads=1")
     assert_refused(changed, "another experiment; found model.num_heads: ", ", not 1;")
