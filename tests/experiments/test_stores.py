@@ -141,6 +141,16 @@ def test_a_sweep_whose_run_was_deleted_is_one_line(dataset, store, tmp_path, mon
     facts = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert {key: json.loads(result.out)[key] for key in ("store", "mlflow")} == place_of(facts)
     assert facts["mlflow_tracking_uri"] == store
+    # From another folder, too, the trials go where the sweep is.
+    seen: list[str | None] = []
+    monkeypatch.setattr(Sweep, "_train", lambda sweep, *arguments: seen.append(sweep._store()))
+    assert muxrec(*command).code == 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert muxrec(*command).code == 1
+    assert seen == [None, store]
+    assert not (tmp_path / "elsewhere" / "mlflow.db").exists()
+
     MlflowClient(store).delete_run(facts["mlflow_run_id"])
     assert "found it deleted" in one_line(muxrec(*command))
 
