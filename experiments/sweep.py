@@ -37,7 +37,6 @@ from features.errors import InputError
 from features.files import temporary_directory_beside, write_text
 from features.progress import progress_bar
 from recsys.tracking import Tracker, flatten
-from recsys.tracking_store import tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -228,13 +227,9 @@ class Sweep:
 
     def _start(self, number: int, workers: int) -> WorkerProcess:
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        process = WorkerProcess(self.out / f"worker-{number}.log", threads, self._lock_descriptor, self._store())
+        process = WorkerProcess(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
         self._running.add(process)
         return process
-
-    def _store(self) -> str | None:
-        """The store that trials are told of, where they would use another: a sweep may go on from another folder."""
-        return None if self.facts.mlflow_tracking_uri == tracking_uri() else self.facts.mlflow_tracking_uri
 
     def _next(self) -> Trial | None:
         """A trial that was cut off, else a new one; None where there are enough."""
@@ -274,15 +269,12 @@ class Sweep:
             experiment = with_settings(self.experiment, settings).model_copy(update={"name": name})
         except InputError as error:  # values that do not go together
             return self._end(trial, {"end": "failed", "error": str(error)})
-        tags = {
-            "sweep.trial": f"{trial.number}",
-            "sweep.name": self.experiment.name,
-            "mlflow.source.name": "muxrec sweep",
-        }
+        tags = {"sweep.trial": str(trial.number), "sweep.name": self.experiment.name}
         if tracker:
-            tags["mlflow.parentRunId"] = tracker.run_id
+            tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.facts.dataset, "out": str(run)}
-        ended = process.train({**request, "track": self.track, "tags": tags}, lambda record: self._prune(trial, record))
+        request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
+        ended = process.train(request, lambda record: self._prune(trial, record))
         outcome = self._end(trial, ended)
         _clear(run, is_complete=outcome.state == "complete")
         return outcome

@@ -20,8 +20,8 @@ class WorkerError(Exception):
 class WorkerProcess:
     """A training process; it ends when its input does, so also where this process is killed."""
 
-    def __init__(self, log: Path, num_threads: int, lock: int, store: str | None = None) -> None:
-        """`lock` is a descriptor that the process holds as long as it lives; `store` an MLflow store, not its own."""
+    def __init__(self, log: Path, num_threads: int, lock: int) -> None:
+        """`lock` is a descriptor that the process holds as long as it lives."""
         self.log = log
         threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS"), str(num_threads))
         with log.open("a", encoding="utf-8") as errors:
@@ -31,7 +31,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**threads, **os.environ, **({"MLFLOW_TRACKING_URI": store} if store else {})},
+                env={**threads, **os.environ},
                 pass_fds=(lock,),
                 start_new_session=True,  # an interrupt from the keyboard is for the sweep, which ends its processes
             )
