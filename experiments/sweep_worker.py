@@ -1,8 +1,9 @@
 """A process that trains the trials of a sweep, one after the other: `python -m experiments.sweep_worker`.
 
 It is told and tells by lines of JSON. In: `{"experiment", "data", "out", "track", "tags", "store"}` is a trial,
-`{"prune"}` the answer to an epoch. Out: `{"epoch": record}`, then `{"end": "complete" | "pruned" | "failed"}` with `metrics` or
-`error`. Where its input ends it stops at once, as by an interrupt: whoever started it is gone, or was interrupted.
+`{"prune"}` the answer to an epoch. Out: `{"epoch": record}`, then `{"end": "complete" | "pruned" | "failed"}` with
+`metrics` or `error`. Where its input ends it stops at once, as by an interrupt: whoever started it is gone, or was
+interrupted.
 """
 
 import _thread
