@@ -270,11 +270,11 @@ class Sweep:
         except InputError as error:  # values that do not go together
             return self._end(trial, {"end": "failed", "error": str(error)})
         tags = {"sweep.trial": str(trial.number), "sweep.name": self.experiment.name}
-        tags["mlflow.source.name"] = "muxrec sweep"
         if tracker:
-            tags["mlflow.parentRunId"] = tracker.run_id
+            tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.facts.dataset, "out": str(run)}
-        ended = process.train({**request, "track": self.track, "tags": tags}, lambda record: self._prune(trial, record))
+        request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
+        ended = process.train(request, lambda record: self._prune(trial, record))
         outcome = self._end(trial, ended)
         _clear(run, is_complete=outcome.state == "complete")
         return outcome

@@ -1,8 +1,9 @@
 """A process that trains the trials of a sweep, one after the other: `python -m experiments.sweep_worker`.
 
-It is told and tells by lines of JSON. In: `{"experiment", "data", "out", "track", "tags"}` is a trial, `{"prune"}` the
-answer to an epoch. Out: `{"epoch": record}`, then `{"end": "complete" | "pruned" | "failed"}` with `metrics` or
-`error`. Where its input ends it stops at once, as by an interrupt: whoever started it is gone, or was interrupted.
+It is told and tells by lines of JSON. In: `{"experiment", "data", "out", "track", "tags", "store"}` is a trial,
+`{"prune"}` the answer to an epoch. Out: `{"epoch": record}`, then `{"end": "complete" | "pruned" | "failed"}` with
+`metrics` or `error`. Where its input ends it stops at once, as by an interrupt: whoever started it is gone, or was
+interrupted.
 """
 
 import _thread
@@ -52,6 +53,10 @@ def train_trial(request: Message, line: Line) -> Message:
     """Train one trial, asking after each epoch whether to go on; how it ended."""
     from experiments.config import validated
     from experiments.train import PrunedError, train_run
+    from recsys.tracking_store import tracking_uri
+
+    if request["store"] not in (None, tracking_uri()):  # a sweep may go on from another folder
+        os.environ["MLFLOW_TRACKING_URI"] = request["store"]
 
     def on_epoch(record: dict[str, Any]) -> None:
         line.say({"epoch": record})

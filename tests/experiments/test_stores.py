@@ -11,7 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from experiments.run_directory import RunDirectory
+from experiments.runs import RUNS
 from experiments.sweep import Sweep
+from experiments.sweep_worker import train_trial
 from features.errors import InputError
 from recsys.tracking import Tracker, tracked_runs
 from recsys.tracking_store import connect, page_of, place_of, shown_uri
@@ -143,6 +145,20 @@ def test_a_sweep_whose_run_was_deleted_is_one_line(dataset, store, tmp_path, mon
     assert facts["mlflow_tracking_uri"] == store
     MlflowClient(store).delete_run(facts["mlflow_run_id"])
     assert "found it deleted" in one_line(muxrec(*command))
+
+
+def test_a_trial_goes_where_its_sweep_is(store, monkeypatch):
+    """Also where the sweep goes on from another folder; its own default store needs no word."""
+    uris: list[str | None] = []
+    monkeypatch.setattr(
+        "experiments.train.train_run", lambda *a, **k: uris.append(os.environ.get("MLFLOW_TRACKING_URI"))
+    )
+    experiment = RUNS["mlp"]().model_dump(mode="json")
+    request = {"experiment": experiment, "data": "data", "out": "out", "track": True, "tags": {}}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    for wanted in (None, store, "sqlite:////elsewhere/mlflow.db"):
+        assert train_trial({**request, "store": wanted}, None)["end"] == "complete"  # type: ignore[arg-type]
+    assert uris == ["", "", "sqlite:////elsewhere/mlflow.db"]
 
 
 def test_compare_says_that_an_experiment_was_deleted(logged, store, muxrec):
