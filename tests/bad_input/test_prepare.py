@@ -364,6 +364,13 @@ def test_a_full_disk(raw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     )
 
 
+def test_an_output_below_its_input_is_refused_the_first_time(raw: Callable[..., Path]):
+    folder = raw().parent
+    with pytest.raises(InputError, match=r"out: expected an output that is no input; found '.*', which names it"):
+        prepare(FeatureRegistry.of(features=FEATURES), {"train": [folder]}, folder / "out")
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_a_file_in_two_splits(raw: Callable[..., Path], split: str):
     path = raw()

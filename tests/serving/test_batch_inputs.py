@@ -184,3 +184,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] < peaks[0] + 60, f"MB: {peaks}"
+
+
+def test_files_without_rows_are_parts_without_rows(run: Run, tmp_path: Path) -> None:
+    """Zero bytes and a header alone have no rows; the good files beside them are scored."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    raw_frame(20).write_parquet(folder / "good.parquet")
+    raw_frame(0).write_parquet(folder / "none.parquet")
+    (folder / "header.csv").write_text("row,user,price,genres,item,words,age\n")
+    for name in ("zero.csv", "zero.parquet", "zero.ndjson", "zero.tsv.gz"):
+        (folder / name).touch()
+    (folder / "blank.jsonl").write_text("\n\n")
+    report = run(inputs=[folder], keep=["row"], allow_missing=True)
+    assert (report.rows, report.rows_rejected, report.parts) == (20, 0, 8)
+    out = tmp_path / "out"
+    frames = [pl.read_parquet(out / name) for name in names_of(out)]
+    assert all(frame.columns == ["row", "score"] for frame in frames)
+    assert sum(map(len, frames)) == 20
+    assert (out / "_SUCCESS").exists()
+    assert run(inputs=[folder], keep=["row"], allow_missing=True).skipped_parts == 8
+    assert run(inputs=[folder], keep=["row"], allow_missing=True, limit=5, overwrite=True).rows == 5
