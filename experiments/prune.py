@@ -187,7 +187,8 @@ class Stages(NamedTuple):
         own = self.parent.experiment()
         changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
         if changed is not None and not self._trains(experiment):
-            found = differences(experiment.model_dump(include={changed}), own.model_dump(include={changed}))
+            asked, mine = ({changed: one.model_dump()[changed]} for one in (experiment, own))
+            found = differences(asked, mine)
             remedy = "leave it as it is, or train a run of its own with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 

@@ -55,6 +55,7 @@ def save(path: Path, draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, 
 def curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
     """Losses and ranking by epoch; the best one, whose weights are kept, is 0 where training made nothing better."""
     epochs = [record["epoch"] for record in history]
+    shown = [best_epoch, *epochs]  # none where nothing was trained, as for low-bit rows
     lines = [
         (axes[0], "train_loss", GREY, "train loss"),
         (axes[0], "valid_logloss", BLUE, "valid log loss"),
@@ -67,7 +68,7 @@ def curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]], best_epoc
             one.plot(epochs, [record[key] for record in history], color=color, label=name, marker="o", markersize=2.5)
     for one, title, label in zip(axes, ("loss", "ranking"), ("log loss", "area under the curve"), strict=True):
         one.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch: {best_epoch}")
-        one.set(xlabel="epoch", ylabel=label, title=title, xlim=(min(best_epoch, *epochs) - 0.5, epochs[-1] + 0.5))
+        one.set(xlabel="epoch", ylabel=label, title=title, xlim=(min(shown) - 0.5, max(shown) + 0.5))
         _whole_numbers(one)
         one.legend(frameon=False)
 

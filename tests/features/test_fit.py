@@ -138,7 +138,7 @@ def test_statistics_do_not_depend_on_the_other_features(monkeypatch: pytest.Monk
 def test_refusals():
     with pytest.raises(InputError, match="column 'price': expected numbers; found no value in train; remove it"):
         fit_registry(REGISTRY, lambda: [CHUNKS[0].with_columns(price=pl.lit(None))])
-    with pytest.raises(InputError, match="column 'age': expected a number; found String, such as 'old'"):
+    with pytest.raises(InputError, match="column 'age': expected a number; found 'old'"):
         fit_registry(REGISTRY, lambda: [CHUNKS[0].with_columns(age=pl.lit("old"))])
     with pytest.raises(InputError, match="split 'train': expected rows; found none"):
         fit_registry(REGISTRY, lambda: [CHUNKS[0].clear()])

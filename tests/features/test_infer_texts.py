@@ -314,4 +314,4 @@ def test_files_without_rows(tmp_path: Path):
     with pytest.raises(InputError, match="expected rows; found none"):
         infer_registry(tmp_path)
     (tmp_path / "z.csv").write_text("click,a\n" + "0,x\n1,y\n1,z\n" * 9)
-    assert "first 27 rows of z.csv" in infer_registry(tmp_path)
+    assert "Drafted from 27 rows, the first ones of 3 of 3 files." in infer_registry(tmp_path)
