@@ -39,7 +39,7 @@ th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\25b2"; }
 th[aria-sort=descending] button::after { content: " \\25bc"; }
-.text { text-align: left; } td.text { max-width: 18rem; overflow: hidden; text-overflow: ellipsis; }
+.text { text-align: left; } td.text { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
 .name { width: max-content; max-width: 18rem; white-space: normal; overflow-wrap: anywhere; text-align: left; }
 .seeds { max-width: 7rem; white-space: normal; } .muted { color: var(--muted); } tr.baseline td { font-weight: 600; }
 a { color: var(--accent); } svg { width: 100%; max-width: 920px; height: auto; }

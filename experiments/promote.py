@@ -108,6 +108,9 @@ def promote(
     scorer = Scorer(bundle or run.bundle)
     name = name or str(scorer.bundle.profile.get("dataset") or run.experiment().name)
     checks = [_verified(scorer)]
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        remedy = "use letters, digits, _ and -; `latest`, `v1` and so on are MLflow's own"
+        raise InputError("--to: expected a name that an alias may have", found=repr(alias), remedy=remedy)
     registry, version = _registered(run, scorer.bundle, name)
     checks.append(_parity(path, scorer.bundle.path, inputs))
     rows = TestSet.of(tuple(test) or (run.facts()["dataset"],), scorer, negative_rate)

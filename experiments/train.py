@@ -52,7 +52,7 @@ def train_run(
         raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
     run.check(experiment, train.info, train.registry)
     if run.is_finished:
-        return run.metrics()
+        return _metrics_of_finished(run, track=track)
     # All of train is read for it: only where the table depends on it already, else when the run is reported.
     distinct = distinct_tokens(train.tokens()) if experiment.embedding.kind in COUNTED else None
     vocabulary = None if distinct is None else vocabulary_of(distinct)
@@ -70,7 +70,7 @@ def train_run(
     with ExitStack() as held:
         held.enter_context(alone_in(out, patience=PATIENCE))
         if run.is_finished:  # by the process that was waited for
-            return run.metrics()
+            return _metrics_of_finished(run, track=track)
         run.clear()
         tracker = _tracker(run, experiment, train, tags or {}) if track else None
         held.enter_context(_ending(tracker))
@@ -85,6 +85,14 @@ def train_run(
             before = prepare(run, ranker) if prepare else {}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
         return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
+
+
+def _metrics_of_finished(run: RunDirectory, *, track: bool) -> Metrics:
+    """Its metrics, once the store that will be named has been seen to hold it."""
+    facts = run.facts()
+    if track and facts["mlflow_run_id"] is not None:
+        Tracker.of(facts, run.path / "run.json")
+    return run.metrics()
 
 
 def _fit(

@@ -75,12 +75,21 @@ def infer_registry(
 def _sample_of_files(files: list[Path], num_rows: int, csv: CsvFormat | None, where: str) -> pl.DataFrame:
     """The first rows of each of the files, or of some that are spread over them: a partition column varies by file."""
     some = [files[k * len(files) // MAX_FILES] for k in range(MAX_FILES)] if len(files) > MAX_FILES else files
-    frames = [frame for file in some if len(frame := _sample(file, -(-num_rows // len(some)), csv))]
+    frames = [_typed(frame) for file in some if len(frame := _sample(file, -(-num_rows // len(some)), csv))]
     try:
         return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
     except pl.exceptions.PolarsError as error:
         found, remedy = " ".join(str(error).split())[:160], "draft the registry from one of them"
         raise InputError(f"{where}: expected files of the same columns", found=found, remedy=remedy) from None
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame, columns without a value of no type: pandas writes a list column of none as floats."""
+    return frame.with_columns(
+        pl.lit(None).alias(column.name)
+        for column in frame
+        if (column.is_nan().fill_null(True) if column.dtype.is_float() else column.is_null()).all()
+    )
 
 
 def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:

@@ -107,7 +107,7 @@ def outcome_of(facts: ColumnFacts) -> Outcome | None:
     if not is_scalar or facts.num_values > MAX_SPELLINGS:
         return None
     texts = facts.column.cast(pl.String)
-    plain = texts.str.strip_chars().str.to_lowercase()
+    plain = texts.str.strip_chars().str.to_lowercase().str.strip_prefix("+")
     pair = tuple(sorted(plain.drop_nulls().unique().to_list(), key=lambda text: (text not in _ONES, text)))
     if facts.kind != "number" and pair[::-1] in PLAIN_PAIRS:
         return Outcome(scalar(facts.name), plain == pair[0])

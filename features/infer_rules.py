@@ -118,9 +118,9 @@ def _weighted_list(facts: ColumnFacts) -> Guess | None:
 def _written_number(facts: ColumnFacts) -> Guess | None:
     if facts.style is None:
         return None
-    guess, (decimal, evidence) = _number(facts), facts.style
-    setting = guess.setting if decimal == "." else f'{guess.setting[:-1]}, decimal: ","}}'
-    return Guess(setting, f"{guess.reason}; {evidence}")
+    guess, style = _number(facts), facts.style
+    setting = f'{guess.setting[:-1]}, decimal: "{style.decimal}"}}' if style.has_to_be_said else guess.setting
+    return Guess(setting, f"{guess.reason}; {style.evidence}")
 
 
 def _row_identifier(facts: ColumnFacts) -> Guess | None:

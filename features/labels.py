@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from features.errors import InputError
 from features.hashing import token_of_text
 from features.parsing import FALSE_TEXTS, TRUE_TEXTS, parse_numbers
-from features.spec import MAX_FLOAT32, TEXT_TYPES, Categorical, canonical_text
+from features.spec import MAX_FLOAT32, TEXT_TYPES, Categorical, canonical_text, edges_of
 
 LABEL_REMEDY = "say in the registry what is positive: `label: {column: NAME, at_least: 4}`, or `positive: [VALUE]`"
 
@@ -28,7 +28,7 @@ class LabelRule(BaseModel):
     at_least: float | None = None
     """The smallest number that is positive, such as 4 for a rating of 1 to 5."""
     positive: tuple[str | bool | int | float, ...] = ()
-    """The values that are positive; all others are negative."""
+    """The values that are positive, a number in any form that it is written in; all others are negative."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -40,24 +40,21 @@ class LabelRule(BaseModel):
 
     def outcomes(self, column: pl.Series) -> pl.Series:
         """Whether each value [B] of a column without nulls is positive; raises `InputError` for one of another kind."""
+        _check_scalars(column)
         if self.at_least is not None:
             numbers = _numbers(column)
             if (is_nan := numbers.is_nan()).any():
                 expected, remedy = f"label {column.name!r}: expected a number", "drop those rows"
                 raise InputError(expected, found="no number", remedy=remedy, row=is_nan.arg_max())
-            return numbers >= self.at_least
-        feature = Categorical(name=column.name)
-        feature.check(column)
-        texts = column.to_frame().select(canonical_text(pl.col(column.name), column.dtype)).to_series()
-        positive = [
-            str(value).lower()
-            if isinstance(value, bool)
-            else f"{value:.17g}"
-            if isinstance(value, float)
-            else str(value)
-            for value in self.positive
-        ]
-        return texts.is_in(positive)
+            threshold = edges_of((self.at_least,))  # .7 is one number, whether float32 or float64 holds it
+            return pl.Series(threshold.rounding(numbers.to_numpy()) >= threshold.values[0])
+        texts = column.cast(pl.String).str.strip_chars()
+        flags = [str(value).lower() for value in self.positive if isinstance(value, bool)]
+        words = [value for value in self.positive if isinstance(value, str)]
+        others = [value for value in self.positive if not isinstance(value, bool)]
+        numbers = pl.Series(map(str, others), dtype=pl.String).cast(pl.Float64, strict=False).drop_nulls()
+        is_number = texts.cast(pl.Float64, strict=False).is_in(numbers.implode()).fill_null(False)
+        return texts.is_in(words) | texts.str.to_lowercase().is_in(flags) | is_number
 
 
 class LabelReader:
@@ -105,12 +102,15 @@ class LabelReader:
         return InputError(f"label {self.name!r}: expected 0 or 1", found=found, remedy=remedy, row=row)
 
 
+def _check_scalars(column: pl.Series) -> None:
+    if not (column.dtype.is_numeric() or column.dtype in (*TEXT_TYPES, pl.Boolean)):
+        found, remedy = str(column.dtype)[:60], "name the right column under `label:`"
+        raise InputError(f"label {column.name!r}: expected texts, numbers or flags", found=found, remedy=remedy)
+
+
 def _numbers(column: pl.Series) -> pl.Series:
     if column.dtype in TEXT_TYPES:
         return parse_numbers(column).fill_null(float("nan"))
-    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-        found, remedy = str(column.dtype)[:60], "name the right column under `label:`"
-        raise InputError(f"label {column.name!r}: expected numbers", found=found, remedy=remedy)
     return column.cast(pl.Float64)
 
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from features.column_names import GROUPED_CODE_WORDS, is_code, words_of
 from features.errors import InputError
-from features.parsing import Decimal, parse_numbers
+from features.parsing import MAY_BE_TWO, Decimal, parse_numbers
 from features.spec import FIRST_INEXACT_INTEGER
 
 # 007 and +49 are names, and so is a number of 25 digits.
@@ -25,6 +25,8 @@ class NumberStyle(NamedTuple):
     decimal: Decimal
     evidence: str
     """An example; or what tells the decimal mark from the separator of thousands, where that is in doubt."""
+    has_to_be_said: bool
+    """True where `decimal:` must be in the registry: texts would be read in another way without it, or refused."""
 
 
 class Reading(NamedTuple):
@@ -105,7 +107,8 @@ def _decorated(trimmed: pl.Series, texts: pl.Series) -> Reading | None:
     evidence = evidence or f"written as {str((marked if len(marked) else texts)[0])[:20]!r}"
     if decimal == "," and not texts.str.contains(_DECIMALS).any():
         evidence += " (if these are lists: categorical_list)"
-    return Reading(readings[decimal].fill_nan(None), NumberStyle(decimal, evidence))
+    has_to_be_said = decimal == "," or bool(trimmed.str.contains(MAY_BE_TWO).any())
+    return Reading(readings[decimal].fill_nan(None), NumberStyle(decimal, evidence, has_to_be_said))
 
 
 def _settled(texts: pl.Series) -> tuple[Decimal, str]:

@@ -14,39 +14,45 @@ from features.errors import InputError
 ValueType = Literal["integer", "boolean"]
 Decimal = Literal[".", ","]
 
-TRUE_TEXTS, FALSE_TEXTS = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
+TRUE_TEXTS, FALSE_TEXTS = ("true", "t", "yes", "y", "on"), ("false", "f", "no", "n", "off")
 FIRST_INEXACT_FLOAT64 = 2**53
 
 _CURRENCY = "$€£¥"
 _BLANKS = " \u00a0\u202f"
+MAY_BE_TWO = r"^[+-]?[1-9]\d{0,2},\d{3}$"
 _PLAIN_INTEGER = r"^(?:0|-?[1-9]\d*)$"
 
 
-def parse_numbers(column: pl.Series, decimal: Decimal = ".") -> pl.Series:
+def parse_numbers(column: pl.Series, decimal: Decimal | None = None) -> pl.Series:
     """Texts [N] as float64 [N]; null where one is blank.
 
     A currency sign, thousands separators and a percent sign (which divides by 100) may surround the digits, and a
-    flag counts as 0 or 1. Raises `InputError` with the first text that is no number.
+    flag counts as 0 or 1. Without `decimal` a point is the decimal one, and a comma separates thousands where nothing
+    else can be meant. Raises `InputError` with the first text that is no number, or may be two.
 
-    >>> parse_numbers(pl.Series(["1.5", "$1,234", "20 %", "true", ""])).to_list()
-    [1.5, 1234.0, 0.2, 1.0, None]
+    >>> parse_numbers(pl.Series(["1.5", "$1,234", "1,234,567", "20 %", "true", ""])).to_list()
+    [1.5, 1234.0, 1234567.0, 0.2, 1.0, None]
     """
     text = column.cast(pl.String).str.strip_chars(_BLANKS + "\t\r\n")
     text = text.set(text == "", None)
-    is_plain = text if decimal == "." else text.set(text.str.contains("[.,]"), None)
+    is_plain = text if decimal != "," else text.set(text.str.contains("[.,]"), None)
     numbers = is_plain.cast(pl.Float64, strict=False)
     left = numbers.is_null() & text.is_not_null()
     if not left.any():
         return numbers
-    others = _decorated_numbers(text.filter(left), decimal)
+    others = _decorated_numbers(text.filter(left), decimal or ".")
     numbers = numbers.scatter(left.arg_true(), others)
+    if decimal is None:
+        numbers = numbers.set(text.str.contains(MAY_BE_TWO).fill_null(False), None)
     wrong = numbers.is_null() & text.is_not_null()
     if wrong.any():
         row = wrong.arg_max()
         assert row is not None
         remedy = "declare it `categorical`, or correct the value"
-        if decimal == "." and re.fullmatch(r"[+-]?\d+,\d+", text[row]):
-            remedy = 'set `decimal: ","` where a comma is the decimal point, or declare it `categorical`'
+        if decimal != "," and re.fullmatch(r"[+-]?\d+,\d+", text[row]):
+            remedy = (
+                'set `decimal: ","` where a comma is the decimal point, `decimal: "."` where it separates thousands'
+            )
         found = repr(text[row][:40])
         raise InputError(f"column {column.name!r}: expected a number", found=found, remedy=remedy, row=row)
     return numbers

@@ -13,7 +13,6 @@ from urllib.parse import unquote
 import polars as pl
 
 from features.errors import InputError
-from features.spec import canonical_text
 
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # how Hive and Spark write null into a path
 _PARTITION = re.compile(r"[^=]+=[^=]*")
@@ -35,27 +34,37 @@ def partitions_of(directories: Sequence[str]) -> dict[str, str | None]:
 
 
 def with_partitions(chunk: pl.DataFrame, partitions: Mapping[str, str | None], path: Path) -> pl.DataFrame:
-    """A chunk [N] with the columns of its path; raises `InputError` where its own column of that name differs."""
+    """A chunk [N] with the columns of its path, as text; raises `InputError` where its own column of that name differs.
+
+    The path counts, for a value to be the same token in files that have the column too and in those that do not.
+    """
     for name, value in partitions.items():
         if name in chunk.columns:
             _check_agreement(chunk[name], value, path)
-    absent = [pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items() if name not in chunk]
-    return chunk.with_columns(absent)
+    return chunk.with_columns([pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items()])
 
 
 def _check_agreement(column: pl.Series, value: str | None, path: Path) -> None:
-    dtype = column.dtype
-    if dtype.is_float() or isinstance(dtype, pl.Decimal):
-        texts = column.cast(pl.String)
-    else:
-        texts = column.to_frame().select(canonical_text(pl.col(column.name), dtype)).to_series()
-    differs = ~texts.eq_missing(pl.Series([value], dtype=pl.String))
-    numbers, number = texts.cast(pl.Float64, strict=False), pl.Series([value]).cast(pl.Float64, strict=False)[0]
-    if number is not None:  # day=01 beside 1
-        differs &= ~(numbers == number).fill_null(False)
+    differs = ~_agrees(column, value)
     if differs.any():
         row = differs.arg_max()
         assert row is not None
         expected = f"{path}: expected {column.name!r} to be {value!r}, as its path says"
         remedy = "correct the file or its path, or rename one of the two columns"
-        raise InputError(expected, found=repr(texts[row]), remedy=remedy)
+        raise InputError(expected, found=repr(column[row]), remedy=remedy)
+
+
+def _agrees(column: pl.Series, value: str | None) -> pl.Series:
+    """Whether each value [N] is what the text of a path says: as text, as a number, or in the column's own type."""
+    given = pl.Series([value], dtype=pl.String)
+    if value is None:
+        return column.is_null()
+    agrees = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
+    for dtype in (pl.String(), pl.Float64(), column.dtype):
+        try:
+            mine = column.cast(dtype, strict=False)
+            theirs = given.str.to_lowercase() if dtype == pl.String and column.dtype == pl.Boolean else given
+            agrees |= (mine == theirs.cast(dtype, strict=False)).fill_null(False)
+        except pl.exceptions.PolarsError:  # no such values have that type
+            continue
+    return agrees

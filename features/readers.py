@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
 """Format by suffix, in any case; all but parquet may be followed by `.gz`."""
 NOT_DATA = (".md", ".rst", ".html", ".pdf", ".png", ".svg", ".yaml", ".yml", ".py", ".sh", ".sql", ".crc", ".log")
 NOT_DATA += (".md5", ".sha256")
+BOM = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.[a-z]+)(\.gz)?$")
 
 
@@ -68,7 +69,7 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
     Raises `InputError` when a pattern names no file, and for a file in a directory that may be data but is in no
     format that can be read.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -81,27 +82,34 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
         if not found:
             remedy = f"name a file, directory or glob of {_suffixes()}"
             raise InputError(f"no file matches {str(pattern)!r}", remedy=remedy)
-        files |= dict.fromkeys(found)
-    return list(files)
+        for file in found:  # a link to a file that is there as well is the same rows
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
     """Raise `InputError` where a later run would read what this one writes to the directory `out`."""
     # Below `out`, parts mirror the partition directories of their inputs.
-    written = [out.absolute().joinpath(*["key=value"] * depth, "part-0.parquet") for depth in range(4)]
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            below = out.resolve().parts[len(path.resolve().parts) :]
-            is_read = out.resolve().is_relative_to(path.resolve()) and not any(name[0] in "_." for name in below)
-        elif path.is_file():
-            is_read = False
-        else:
-            places = {place for file in written for place in (file, *file.parents)}
-            is_read = any(_is_found(place.parts, path.absolute().parts) for place in places)
+    target = out.resolve()
+    written = [target.joinpath(*["key=value"] * depth, "part-0.parquet") for depth in range(4)]
+    places = {place for file in written for place in (file, *file.parents)}
+    for pattern in map(str, patterns):
+        folders = [Path(pattern)] if not glob.has_magic(pattern) else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
+        is_read = any(_holds(folder, target) for folder in folders if folder.is_dir())
+        if not is_read and glob.has_magic(pattern):
+            parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100 (links among the wildcards stay as they are)
+            fixed = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+            rooted = (*Path(*parts[:fixed]).resolve().parts, *parts[fixed:])
+            is_read = any(_is_found(place.parts, rooted) for place in places)
         if is_read:
-            found, remedy = f"{str(pattern)!r}, which names it", "choose an output that no input names"
+            found, remedy = f"{pattern!r}, which names it", "choose an output that no input names"
             raise InputError(f"{out}: expected an output that is no input", found=found, remedy=remedy)
+
+
+def _holds(folder: Path, target: Path) -> bool:
+    """Whether reading the folder would read what the target directory holds."""
+    root = folder.resolve()
+    return target.is_relative_to(root) and not any(name[0] in "_." for name in target.parts[len(root.parts) :])
 
 
 def _is_found(names: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -162,6 +170,9 @@ def _schema_in_file(path: Path, csv: CsvFormat | None) -> dict[str, pl.DataType]
         return {}
     with _faults(path):
         schema = dict(_scan(path, csv).collect_schema())
+    if not schema and kind_of(path) == "ndjson":
+        found, remedy = "objects without a key", "write the names of the columns as keys"
+        raise InputError(f"{path}: expected columns", found=found, remedy=remedy)
     for name in schema:
         # polars renames the second column of a name instead of refusing it.
         original = re.fullmatch(r"(.*)_duplicated_\d+", name)
@@ -242,7 +253,7 @@ def _is_empty(path: Path) -> bool:
         return False
     with _faults(path), open_packed(path) as file:
         while block := file.read(65_536):
-            if block.strip():
+            if block.removeprefix(BOM).strip():
                 return False
     return True
 

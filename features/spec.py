@@ -4,8 +4,9 @@ There are two lowered forms only: a bag of 64-bit tokens (one token for a scalar
 float32 column. A new type is a class here and one line in `FEATURE_TYPES`.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,9 @@ MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
 Floats = npt.NDArray[np.float64]
-Edges = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-LATER_SETTINGS: dict[str, Any] = {"value_type": None, "decimal": "."}
-"""Settings that came after the first format, and their defaults: written only where they are set, so that a registry
+LATER_SETTINGS = ("value_type", "decimal")
+"""Settings that came after the first format, None by default: written only where they are set, so that a registry
 without them keeps its fingerprint."""
 
 
@@ -62,7 +62,7 @@ class FeatureSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in write(self).items() if LATER_SETTINGS.get(key, ...) != value}
+        return {key: value for key, value in write(self).items() if value is not None or key not in LATER_SETTINGS}
 
     def parse(self, column: pl.Series) -> pl.Series:
         """The raw column [N], its texts read as what they stand for; a parsed column stays as it is.
@@ -143,7 +143,8 @@ class CategoricalList(FeatureSpec):
         return pl.List(pl.UInt64())
 
     def parse(self, column: pl.Series) -> pl.Series:
-        if column.dtype.is_float() and column.is_nan().fill_null(True).all():  # how pandas writes a list column of none
+        is_nan = column.is_nan() if column.dtype.is_float() else column.is_null()
+        if is_nan.fill_null(True).all() and not isinstance(column.dtype, pl.List | pl.Array):  # pandas: lists of none
             return pl.repeat(None, len(column), dtype=pl.Null, eager=True).alias(column.name)
         if self.value_type is None:
             return column
@@ -218,20 +219,47 @@ class NumericFit(BaseModel):
     """Increasing inner edges of the buckets; empty unless the transform is `bucketize`."""
 
 
+class Edges(NamedTuple):
+    """Edges of buckets, and how values are rounded before they are compared with them."""
+
+    values: Floats
+    """Rounded already."""
+    rounding: Callable[[Floats], Floats]
+
+
 @lru_cache(maxsize=1024)
 def edges_of(boundaries: tuple[float, ...]) -> Edges:
     """Edges of buckets in the precision that values are compared in.
 
-    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text; but
-    float64 where float32 would merge two edges, or change one that is an integer: no float32 column has those values.
+    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text. Where
+    float32 would merge two edges or change one that is an integer, integers from 2^24 on are compared exactly, or all
+    numbers: no float32 column has those edges.
 
-    >>> edges_of((0.1, 0.2)).dtype, edges_of((20170101.0, 20170102.0)).dtype
-    (dtype('float32'), dtype('float64'))
+    >>> edges_of((0.1, 0.7)).rounding(np.array([0.7])) == edges_of((0.1, 0.7)).values[1]
+    array([ True])
+    >>> edges_of((0.1, 20170101.0, 20170102.0)).values.tolist()
+    [0.10000000149011612, 20170101.0, 20170102.0]
     """
     exact = np.asarray(boundaries, dtype=np.float64)
-    rounded = exact.astype(np.float32)
-    is_changed_integer = (rounded != exact) & (exact == np.rint(exact))
-    return exact if is_changed_integer.any() or (np.diff(rounded) <= 0).any() else rounded
+    for rounding in (_as_float32, _but_large_integers):
+        edges = rounding(exact)
+        is_changed_integer = (edges != exact) & (exact == np.rint(exact))
+        if not is_changed_integer.any() and (np.diff(edges) > 0).all():
+            return Edges(edges, rounding)
+    return Edges(exact, _as_it_is)
+
+
+def _as_float32(numbers: Floats) -> Floats:
+    return numbers.astype(np.float32).astype(np.float64)
+
+
+def _but_large_integers(numbers: Floats) -> Floats:
+    is_kept = (np.abs(numbers) >= FIRST_INEXACT_INTEGER[pl.Float32()]) & (numbers == np.rint(numbers))
+    return np.where(is_kept, numbers, _as_float32(numbers))
+
+
+def _as_it_is(numbers: Floats) -> Floats:
+    return numbers
 
 
 class Numeric(FeatureSpec):
@@ -249,8 +277,8 @@ class Numeric(FeatureSpec):
     """Buckets of `bucketize`; equal-frequency on the training rows."""
     probes: Probes | None = None
     """As for a categorical feature; used by the two transforms that make tokens."""
-    decimal: Decimal = "."
-    """The decimal point of numbers that are texts."""
+    decimal: Decimal | None = None
+    """The decimal point of numbers that are texts; without it `1,234`, which may be two numbers, is refused."""
     fitted: NumericFit | None = None
     """Filled by `prepare`; leave out in a registry file."""
 
@@ -308,8 +336,8 @@ class Numeric(FeatureSpec):
         present = np.where(np.isnan(numbers), 0.0, numbers)
         if self.transform == "bucketize":
             edges = edges_of(self._fitted().boundaries)
-            return np.searchsorted(edges, present.astype(edges.dtype), side="right")
-        present = present.astype(np.float32).astype(np.float64)  # as for edges: one bucket for .1, however it is typed
+            return np.searchsorted(edges.values, edges.rounding(present), side="right")
+        present = _as_float32(present)  # one bucket for .1, however it is typed
         logs = np.log(np.maximum(present, 1.0))
         small = np.maximum(np.trunc(present), float(np.iinfo(np.int64).min))  # below, a cast has no defined result
         return np.where(present > 2, np.floor(logs * logs), small).astype(np.int64)

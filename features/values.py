@@ -151,10 +151,15 @@ def _each(convert: Callable[[Any, Any], T], feature: FeatureSpec, values: Sequen
     return converted
 
 
+def _is_missing(value: Any) -> bool:
+    """True for None and for what pandas has in its place, which is not imported for it."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _number(feature: Numeric, value: Any) -> float | None:
-    if value is None:
+    if _is_missing(value):
         return None
-    if not isinstance(value, bool | int | float | np.bool_ | np.number):
+    if not isinstance(value, bool | int | float | decimal.Decimal | np.bool_ | np.number):
         raise feature.reject("a number", _shown(value), "declare it `categorical`, or send a number")
     try:
         return float(value)
@@ -164,8 +169,10 @@ def _number(feature: Numeric, value: Any) -> float | None:
 
 def _text(feature: FeatureSpec, value: Any) -> Text:
     """The canonical text of one value: a column of mixed types has no type of its own to go by."""
-    if value is None or type(value) is str:
+    if type(value) is str:
         return value
+    if _is_missing(value):
+        return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
@@ -185,7 +192,7 @@ def _text(feature: FeatureSpec, value: Any) -> Text:
 
 
 def _list(feature: CategoricalList, value: Any) -> list[Text]:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if _is_missing(value) or (isinstance(value, float) and np.isnan(value)):
         return [None]
     if isinstance(value, str) and feature.separator is not None:
         return [*texts_of(feature, value.split(feature.separator))] if value else []

@@ -21,6 +21,7 @@ from recsys.tracking_store import (
     CHECK_STORE,
     connect,
     experiment_of_environment,
+    is_there,
     page_of,
     refuse_deleted_experiment,
     refuse_other_run,
@@ -283,6 +284,9 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
     Raises `InputError` for a store that does not answer, an unknown experiment, and several to choose from.
     """
     uri = tracking_uri()
+    if not is_there(uri):
+        remedy = "set MLFLOW_TRACKING_URI to the store that holds the runs"
+        raise InputError("expected an MLflow store", found=f"none at {shown_uri(uri)}", remedy=remedy)
     client = connect(uri)
     with store_errors(f"cannot list experiments in {shown_uri(uri)}"):
         known = {one.name: one.experiment_id for one in client.search_experiments()}

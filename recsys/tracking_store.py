@@ -61,8 +61,8 @@ def page_of(experiment_id: str, uri: str | None = None) -> str:
 
 def place_of(facts: Mapping[str, Any]) -> dict[str, str]:
     """For people: store and page of what a run.json or sweep.json names; empty where it names none."""
-    uri, experiment_id = facts["mlflow_tracking_uri"] or tracking_uri(), facts.get("mlflow_experiment_id")
-    if experiment_id is None:  # not tracked, or by a version that did not write it down
+    uri, experiment_id = tracking_uri(facts["mlflow_tracking_uri"]), facts.get("mlflow_experiment_id")
+    if experiment_id is None or facts["mlflow_run_id"] is None:  # not tracked, or nobody wrote it down
         return {}
     return {"store": shown_uri(uri), "mlflow": page_of(experiment_id, uri)}
 
@@ -75,6 +75,7 @@ def is_there(uri: str) -> bool:
 def reason(error: Exception) -> str:
     """What MLflow says, on one line; an address in it may hold a password."""
     text = str(getattr(error, "message", None) or error).partition("[SQL: ")[0]
+    text = re.sub(r"^\(raised as a result of [^)]*\)", "", text)
     if "Max retries" in text:
         return "no answer from its server"
     return re.sub(r"\w+://\S+", "(address)", " ".join(text.split()))[:200]
@@ -102,6 +103,7 @@ def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of what we say
     warnings.filterwarnings("ignore", module="mlflow.*")
     with store_errors(f"cannot open the MLflow store {shown_uri(uri)}", remedy):
         _make_store(uri)
@@ -173,7 +175,7 @@ def run_of(facts: Mapping[str, Any], written: Path) -> "tuple[MlflowClient, str,
     refuse_other_run(f"{written} names its own MLflow run", run_id)
     uri = tracking_uri(recorded)
     expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"
-    anew = f"set mlflow_run_id in {written} to null, and it is logged anew"
+    anew = f"set mlflow_run_id in {written} to null, and it is logged anew (a finished run by `muxrec promote`)"
     if not is_there(uri):
         raise InputError(expected, found="no such store", remedy=_way_to(uri, recorded, anew))
     client = connect(uri)

@@ -44,6 +44,9 @@ def encode_rows(rows: Rows, registry: FeatureRegistry, *, allow_missing: bool = 
     [2, 1]
     """
     if isinstance(rows, pl.DataFrame):
+        if len(rows):
+            names = [feature.name for feature in registry.features]
+            check_keys([dict.fromkeys(rows.columns)], names)
         return encode(rows, registry, allow_missing=allow_missing)
     check_keys(rows, [feature.name for feature in registry.features])
     columns = {feature.name: [row.get(feature.name) for row in rows] for feature in registry.features}

@@ -136,7 +136,7 @@ def test_another_alias_has_a_champion_of_its_own(run: Path, other: Path):
     found = promote(other, alias="challenger", name="aliases")
     assert found.passed
     assert found.champion is None
-    with pytest.raises(InputError, match="cannot set the alias 'latest'"):
+    with pytest.raises(InputError, match="expected a name that an alias may have; found 'latest'"):
         promote(other, alias="latest", name="aliases")
 
 

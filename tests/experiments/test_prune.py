@@ -83,7 +83,10 @@ def test_a_tight_budget_takes_a_smaller_table(run, muxrec, tmp_path, monkeypatch
         (("--table-dtype", "int3"), "table_dtype"),
         (("embedding.optimizer=rowwise_adagrad",), "shows its gradients"),
         (("--method", "mixed_dimensions", "--table-dtype", "opq4"), "cut rows short; found opq4 rows"),
-        ((*OWN_TABLE, "model.mlp1_hidden=[4]"), "pruning starts from the run's weights here; found model.mlp1_hidden: [4], not [20]"),
+        (
+            (*OWN_TABLE, "model.mlp1_hidden=[4]"),
+            "from the run's weights here; found model.mlp1_hidden: [4], not [20]",
+        ),
         ((*OWN_TABLE, "seed=2"), "found seed: 2, not 1; leave it as it is"),
         (("--method", "smaller", "compression.start=as_is"), "in one way alone; found compression.start=as_is"),
         (("--method", "opt_fs", "compression.start=finetune"), "opt_fs begins its last training in one way alone"),

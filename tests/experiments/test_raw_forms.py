@@ -76,6 +76,33 @@ def test_unseen_values_are_warned_of(muxrec, log, tmp_path):
             assert all("of the values are unseen, 0.0% in training" in line for line in warnings)
 
 
+@pytest.mark.parametrize(
+    ("setting", "values", "rate"),
+    [
+        ("positive: [4, 5]", [5.0, 4, 3, 2], 0.5),
+        ("positive: ['4', 5]", ["5.0", "4.0", "3", "2.5"], 0.5),
+        ("positive: [true]", ["True", "TRUE", "false", "False"], 0.5),
+        ("positive: [true]", [True, True, False, False], 0.5),
+        ("positive: [0.5]", [0.5, 0.25, 0.75, 0.1], 0.25),
+        ("at_least: 0.7", np.array([0.7, 0.3, 0.9, 0.1], dtype=np.float32), 0.5),
+        ("at_least: 3.6", np.array([3.6, 3.5, 4.1, 1], dtype=np.float32), 0.5),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_rule_means_the_same_of_every_form(muxrec, tmp_path, setting, values, rate, suffix):
+    frame = pd.DataFrame({"outcome": np.tile(values, 100), "user": np.arange(400) % 7})
+    frame.to_parquet(tmp_path / "log.parquet") if suffix == "parquet" else frame.to_csv(
+        tmp_path / "log.csv", index=False
+    )
+    registry = tmp_path / "registry.yaml"
+    registry.write_text(f"label: {{column: outcome, {setting}}}\nfeatures: {{user: categorical}}\n")
+    arguments = ("--registry", registry, "--train", tmp_path / f"log.{suffix}", "--out", tmp_path / "data", "--json")
+    result = muxrec("prepare", *arguments)
+    assert result.code == 0, result.err
+    splits = read_dataset(tmp_path / "data")[0].splits.values()
+    assert sum(split.rows * split.label_rate for split in splits) == pytest.approx(400 * rate)
+
+
 LABELS = {
     "yes": ("yes", "no", "click"),
     "T": ("T", "F", "click"),
@@ -152,7 +179,7 @@ def test_partition_columns_are_read_by_every_command(muxrec, log, tmp_path):
     log.assign(day=2).to_parquet(tmp_path / "log" / "day=1" / "part.parquet")
     result = muxrec("prepare", "--registry", registry, "--train", tmp_path / "log", "--out", out, "--overwrite")
     assert result.code == 2
-    assert "expected 'day' to be '1', as its path says; found '2'" in result.err
+    assert "expected 'day' to be '1', as its path says; found 2" in result.err
 
 
 @pytest.mark.parametrize(("weights", "found"), [("0", "no row"), ("click", "only rows of label 1")])

@@ -66,9 +66,10 @@ def test_a_command_whose_run_is_in_another_store_stops_and_names_both(
     assert not (tmp_path / "other.db").exists()
     connect(other)
     training = ("train", "--config", logged / "experiment.yaml", "--data", dataset, "--out", logged)
-    for command in (promotion, training):
-        if command is training:
+    for command in (promotion, training, ()):
+        if not command:  # as before, and then of a run that was cut off
             unfinished(logged)
+            command = training
         said = one_line(muxrec(*command))
         assert f"in {other}; found no such run; unset MLFLOW_TRACKING_URI to use {store}, where it was logged" in said
     assert not MlflowClient(store).search_registered_models()
@@ -116,7 +117,9 @@ def test_a_run_that_was_deleted_is_one_line(delete: Callable[..., None], said, l
     assert said in one_line(muxrec("promote", logged))
     parity = muxrec("parity", logged, logged / "bundle", "--input", logged / "bundle" / "golden.parquet", "--json")
     assert parity.code == 0  # its answer needs no store
-    train = ("train", "--config", unfinished(logged) / "experiment.yaml", "--data", dataset, "--out", logged)
+    train = ("train", "--config", logged / "experiment.yaml", "--data", dataset, "--out", logged)
+    assert said in one_line(muxrec(*train))  # finished as it is: what it would print is not there
+    unfinished(logged)
     assert said in one_line(muxrec(*train))
 
 
@@ -232,3 +235,15 @@ def test_the_place_of_a_run_shows_no_password(monkeypatch):
     assert place_of({**facts, "mlflow_experiment_id": None}) == {}
     assert page_of("7", "sqlite:///a.db").startswith("http://127.0.0.1:5000/#/experiments/7/runs?")
     assert "secret" not in shown_uri("mssql://host/db?odbc_connect=PWD%3Dsecret")
+
+
+def test_nothing_is_registered_for_an_alias_that_mlflow_refuses(logged, store, muxrec):
+    for alias in ("cham pion", "latest", "V1", ""):
+        assert "--to: expected a name that an alias may have" in one_line(muxrec("promote", logged, "--to", alias))
+    assert not MlflowClient(store).search_registered_models()
+
+
+def test_comparing_makes_no_store(tmp_path, monkeypatch, muxrec):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'none.db'}")
+    assert f"expected an MLflow store; found none at sqlite:///{tmp_path}/none.db" in one_line(muxrec("compare"))
+    assert list(tmp_path.iterdir()) == []

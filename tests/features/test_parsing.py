@@ -27,6 +27,7 @@ READ = {
         "£ 7": 7,
         "12 %": 0.12,
         "1,234,567": 1234567,
+        "$1,234": 1234,
         "1 234": 1234,
         "1\u202f234,567": 1234567,
         "1'000": 1000,
@@ -39,7 +40,24 @@ READ = {
     ",": {"1,5": 1.5, "1.234,5": 1234.5, "7": 7, "1.234": 1234, "€ 3,20": 3.2, "5 %": 0.05, ",5": 0.5, "": None},
 }
 REFUSED = {
-    ".": ["1,5", "0,123", "1 2", "abc", "+-5", "1,23,456", "$", "%", "1.2.3", "12,34", "5%%", "0x10", "1_000", "NA"],
+    ".": [
+        "1,5",
+        "1,234",
+        "-3,141",
+        "0,123",
+        "1 2",
+        "abc",
+        "+-5",
+        "1,23,456",
+        "$",
+        "%",
+        "1.2.3",
+        "12,34",
+        "5%%",
+        "0x10",
+        "1_000",
+        "NA",
+    ],
     ",": ["1,2,3", "1.23", "1.5", "0.123", "abc"],
 }
 
@@ -47,8 +65,9 @@ REFUSED = {
 @pytest.mark.parametrize(("decimal", "text"), [(decimal, text) for decimal in READ for text in READ[decimal]])
 def test_a_text_is_the_number_that_it_means(decimal, text):
     expected = READ[decimal][text]
-    assert parse_numbers(pl.Series([text]), decimal).equals(pl.Series([expected], dtype=pl.Float64))
-    registry = FeatureRegistry.of(features={"x": {"type": "numeric", "transform": "none", "decimal": decimal}})
+    setting = None if decimal == "." else decimal
+    assert parse_numbers(pl.Series([text]), setting).equals(pl.Series([expected], dtype=pl.Float64))
+    registry = FeatureRegistry.of(features={"x": {"type": "numeric", "transform": "none", "decimal": setting}})
     as_number = encode_values({"x": [expected, None]}, registry, 2)
     for found in (
         encode(pl.DataFrame({"x": [text, None]}), registry),
@@ -62,7 +81,7 @@ def test_a_text_is_the_number_that_it_means(decimal, text):
 @pytest.mark.parametrize(("decimal", "text"), [(decimal, text) for decimal in REFUSED for text in REFUSED[decimal]])
 def test_a_text_that_may_mean_another_number_is_refused(decimal, text):
     with pytest.raises(InputError, match="column 'x': expected a number; found") as caught:
-        parse_numbers(pl.Series("x", ["1", None, text]), decimal)
+        parse_numbers(pl.Series("x", ["1", None, text]), None if decimal == "." else decimal)
     assert caught.value.row == 2
 
 
@@ -81,6 +100,14 @@ def test_thousands_and_decimals_in_both_conventions(value):
     assert parse_numbers(pl.Series([f"{swapped} €"]), ",").item() == value
 
 
+def test_a_comma_of_thousands_has_to_be_said():
+    """1,234 is 1234 to some and 1.234 to others: off by a thousand in silence, where nobody said which."""
+    assert parse_numbers(pl.Series(["950", "1,234"]), ".").to_list() == [950, 1234]
+    assert parse_numbers(pl.Series(["950", "1,234"]), ",").to_list() == [950, 1.234]
+    with pytest.raises(InputError, match=r"found '1,234'; set `decimal: \",\"` where a comma is the decimal point"):
+        parse_numbers(pl.Series(["950", "1,234"]))
+
+
 def test_a_list_column_without_any_list_is_missing():
     """pandas writes it as a column of float NaN."""
     registry = FeatureRegistry.of(features={"tags": "categorical_list"})
@@ -89,5 +116,8 @@ def test_a_list_column_without_any_list_is_missing():
         found = encode(pl.DataFrame({"tags": pl.Series(values, dtype=pl.Float64)}), registry)
         assert found.tokens["tags"].tolist() == expected.tokens["tags"].tolist()
         assert found.lengths["tags"].tolist() == expected.lengths["tags"].tolist() == [1, 1]
+    for dtype in (pl.Int64, pl.Boolean, pl.String, pl.Datetime, pl.Float32):
+        found = encode(pl.DataFrame({"tags": pl.Series([None, None], dtype=dtype)}), registry)
+        assert found.tokens["tags"].tolist() == expected.tokens["tags"].tolist()
     with pytest.raises(InputError, match="column 'tags': expected a list column"):
         encode(pl.DataFrame({"tags": [math.nan, 1.0]}), registry)

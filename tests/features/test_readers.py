@@ -345,3 +345,31 @@ def test_reading_can_stop_early(tmp_path: Path):
     chunks = read_chunks(path, chunk_rows=10)
     assert next(chunks)["n"].to_list() == list(range(10))
     chunks.close()
+
+
+def test_a_link_to_a_file_beside_it_is_read_once(tmp_path: Path):
+    write(tmp_path, "csv", FRAME, "a")
+    (tmp_path / "b.csv").symlink_to(tmp_path / "a.csv")
+    assert expand(tmp_path) == expand(str(tmp_path / "*.csv")) == [tmp_path / "a.csv"]
+
+
+def test_an_output_reached_by_a_link_is_an_input_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path / "in")
+    for out, pattern in (
+        ("sc", "../in/*"),
+        ("../in/sc", "../lin*"),
+        ("sc", str(tmp_path / "link")),
+        ("sc", "../lin*/**"),
+    ):
+        with pytest.raises(InputError, match="an output that is no input"):
+            check_out_of_inputs(Path(out), [pattern])
+    check_out_of_inputs(Path("../out"), ["../in/*", "../link", "."])
+
+
+def test_objects_without_a_key_are_no_empty_file(tmp_path: Path):
+    (tmp_path / "a.ndjson").write_text("{}\n" * 5)
+    assert "expected columns; found objects without a key" in refusal(tmp_path / "a.ndjson")
+    (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbf")
+    assert list(read_chunks(tmp_path / "bom.csv")) == []

@@ -100,6 +100,16 @@ def test_the_reported_buckets(tmp_path: Path) -> None:
             assert found.tokens["x"].tolist() == tokens.tolist(), (kind, path)
 
 
+def test_one_large_integer_changes_no_other_bucket() -> None:
+    values = [k / 10 for k in range(1, 10)] + [16_777_217.0]
+    draft = FeatureRegistry.of(features={"x": {"type": "numeric", "transform": "bucketize"}})
+    registry = fit_registry(draft, lambda: [pl.DataFrame({"x": values})])
+    exact = encode(pl.DataFrame({"x": values}), registry).tokens["x"].tolist()
+    rounded = encode(pl.DataFrame({"x": pl.Series(values, dtype=pl.Float32)}), registry).tokens["x"].tolist()
+    assert exact[:-1] == rounded[:-1]
+    assert len(set(exact)) == 10
+
+
 def test_integers_beyond_float32_keep_their_buckets() -> None:
     """20170101 and the day after are one number in float32: a column of such integers is compared exactly."""
     days = [20170101 + day for day in range(28)]

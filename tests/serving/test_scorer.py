@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -375,3 +376,15 @@ def test_threads_share_a_scorer(scorer: Scorer) -> None:
         together = list(pool.map(score, frames))
     for scores, frame in zip(together, frames, strict=True):
         assert np.array_equal(scores, scorer.score(frame))
+
+
+def test_a_frame_without_any_feature_is_not_all_missing(scorer: Scorer) -> None:
+    for rows in (pd.DataFrame({"usr": [7]}), pl.DataFrame({"usr": [7]})):
+        with pytest.raises(InputError, match="expected a row with a feature of the model; found keys"):
+            scorer.score(rows, allow_missing=True)
+
+
+def test_missing_values_of_pandas_and_decimals_in_mappings(scorer: Scorer) -> None:
+    given = [{"user": pd.NA, "price": Decimal("0.5"), "words": pd.NaT}, {"user": 7, "price": pd.NA}]
+    plain = [{"user": None, "price": 0.5, "words": None}, {"user": 7, "price": None}]
+    assert np.array_equal(scorer.score(given), scorer.score(plain))
