@@ -126,7 +126,8 @@ def compare_runs(
     finished = [run for run in trained if run.status == "FINISHED" and "val/auc" in run.metrics]
     if not finished:
         found = f"{len(trained)} runs, none finished" if trained else "no runs"
-        raise InputError(f"experiment {experiment!r}: expected finished runs", found=found, remedy="train some with `muxrec train`")
+        expected, remedy = f"experiment {experiment!r}: expected finished runs", "train some with `muxrec train`"
+        raise InputError(expected, found=found, remedy=remedy)
     groups: dict[Any, dict[str, TrackedRun]] = {}
     for run in sorted(finished, key=lambda run: run.started):
         own = tuple(sorted((key, value) for key, value in run.params.items() if key not in NOT_SETTINGS))

@@ -8,10 +8,11 @@ from typing import Self
 import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from features.edges import edges_of
 from features.errors import InputError
 from features.hashing import token_of_text
 from features.parsing import FALSE_TEXTS, TRUE_TEXTS, parse_numbers
-from features.spec import MAX_FLOAT32, TEXT_TYPES, Categorical, canonical_text, edges_of
+from features.spec import MAX_FLOAT32, TEXT_TYPES, Categorical, canonical_text
 
 LABEL_REMEDY = "say in the registry what is positive: `label: {column: NAME, at_least: 4}`, or `positive: [VALUE]`"
 

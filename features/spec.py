@@ -4,15 +4,14 @@ There are two lowered forms only: a bag of 64-bit tokens (one token for a scalar
 float32 column. A new type is a class here and one line in `FEATURE_TYPES`.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from features.edges import as_float32, edges_of
 from features.errors import InputError
 from features.hashing import token_of_text
 from features.parsing import Decimal, ValueType, parse_numbers, parse_values, text_of_value
@@ -219,49 +218,6 @@ class NumericFit(BaseModel):
     """Increasing inner edges of the buckets; empty unless the transform is `bucketize`."""
 
 
-class Edges(NamedTuple):
-    """Edges of buckets, and how values are rounded before they are compared with them."""
-
-    values: Floats
-    """Rounded already."""
-    rounding: Callable[[Floats], Floats]
-
-
-@lru_cache(maxsize=1024)
-def edges_of(boundaries: tuple[float, ...]) -> Edges:
-    """Edges of buckets in the precision that values are compared in.
-
-    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text. Where
-    float32 would merge two edges or change one that is an integer, integers from 2^24 on are compared exactly, or all
-    numbers: no float32 column has those edges.
-
-    >>> edges_of((0.1, 0.7)).rounding(np.array([0.7])) == edges_of((0.1, 0.7)).values[1]
-    array([ True])
-    >>> edges_of((0.1, 20170101.0, 20170102.0)).values.tolist()
-    [0.10000000149011612, 20170101.0, 20170102.0]
-    """
-    exact = np.asarray(boundaries, dtype=np.float64)
-    for rounding in (_as_float32, _but_large_integers):
-        edges = rounding(exact)
-        is_changed_integer = (edges != exact) & (exact == np.rint(exact))
-        if not is_changed_integer.any() and (np.diff(edges) > 0).all():
-            return Edges(edges, rounding)
-    return Edges(exact, _as_it_is)
-
-
-def _as_float32(numbers: Floats) -> Floats:
-    return numbers.astype(np.float32).astype(np.float64)
-
-
-def _but_large_integers(numbers: Floats) -> Floats:
-    is_kept = (np.abs(numbers) >= FIRST_INEXACT_INTEGER[pl.Float32()]) & (numbers == np.rint(numbers))
-    return np.where(is_kept, numbers, _as_float32(numbers))
-
-
-def _as_it_is(numbers: Floats) -> Floats:
-    return numbers
-
-
 class Numeric(FeatureSpec):
     """A number; it becomes one float column, or a token for the transforms `bucketize` and `log_square`.
 
@@ -337,7 +293,7 @@ class Numeric(FeatureSpec):
         if self.transform == "bucketize":
             edges = edges_of(self._fitted().boundaries)
             return np.searchsorted(edges.values, edges.rounding(present), side="right")
-        present = _as_float32(present)  # one bucket for .1, however it is typed
+        present = as_float32(present)  # one bucket for .1, however it is typed
         logs = np.log(np.maximum(present, 1.0))
         small = np.maximum(np.trunc(present), float(np.iinfo(np.int64).min))  # below, a cast has no defined result
         return np.where(present > 2, np.floor(logs * logs), small).astype(np.int64)

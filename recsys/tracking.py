@@ -283,8 +283,7 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
 
     Raises `InputError` for a store that does not answer, an unknown experiment, and several to choose from.
     """
-    uri = tracking_uri()
-    if not is_there(uri):
+    if not is_there(uri := tracking_uri()):
         remedy = "set MLFLOW_TRACKING_URI to the store that holds the runs"
         raise InputError("expected an MLflow store", found=f"none at {shown_uri(uri)}", remedy=remedy)
     client = connect(uri)

@@ -1,0 +1,60 @@
+"""Edges between buckets of numbers, and the precision in which numbers are compared with them.
+
+N numbers.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FIRST_INEXACT_FLOAT32 = 2**24
+"""From here on float32 no longer tells every two neighbouring integers apart."""
+
+Floats = npt.NDArray[np.float64]
+
+
+class Edges(NamedTuple):
+    """Edges of buckets, and how values are rounded before they are compared with them."""
+
+    values: Floats
+    """Rounded already."""
+    rounding: Callable[[Floats], Floats]
+
+
+@lru_cache(maxsize=1024)
+def edges_of(boundaries: tuple[float, ...]) -> Edges:
+    """Edges of buckets in the precision that values are compared in.
+
+    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text. Where
+    float32 would merge two edges or change one that is an integer, integers from 2^24 on are compared exactly, or all
+    numbers: no float32 column has those edges.
+
+    >>> edges_of((0.1, 0.7)).rounding(np.array([0.7])) == edges_of((0.1, 0.7)).values[1]
+    array([ True])
+    >>> edges_of((0.1, 20170101.0, 20170102.0)).values.tolist()
+    [0.10000000149011612, 20170101.0, 20170102.0]
+    """
+    exact = np.asarray(boundaries, dtype=np.float64)
+    for rounding in (as_float32, _but_large_integers):
+        edges = rounding(exact)
+        is_changed_integer = (edges != exact) & (exact == np.rint(exact))
+        if not is_changed_integer.any() and (np.diff(edges) > 0).all():
+            return Edges(edges, rounding)
+    return Edges(exact, _as_it_is)
+
+
+def as_float32(numbers: Floats) -> Floats:
+    """Numbers [N] as a float32 column would have them."""
+    return numbers.astype(np.float32).astype(np.float64)
+
+
+def _but_large_integers(numbers: Floats) -> Floats:
+    is_kept = (np.abs(numbers) >= FIRST_INEXACT_FLOAT32) & (numbers == np.rint(numbers))
+    return np.where(is_kept, numbers, as_float32(numbers))
+
+
+def _as_it_is(numbers: Floats) -> Floats:
+    return numbers
