@@ -38,7 +38,7 @@ class Column(NamedTuple):
 
 
 LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")
-"""What rows are chosen by: these stand right after the name."""
+"""What rows are chosen by: these come right after the name."""
 COLUMNS = (
     Column("val/auc", "valid AUC", 4, is_short=True),
     Column("test/auc", "test AUC", 4, is_short=True),
