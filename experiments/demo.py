@@ -84,6 +84,8 @@ def _summary(verified: dict[str, Any], parity: dict[str, Any], scored: dict[str,
     manifest = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
     layout, test, perf = manifest["layout"], metrics["test"], metrics["perf"]
     table = Table(title="MovieLens-100K, FinalMLP on one multiplexed table", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # an address that is cut leads nowhere
     rows = {name: text_of(split["rows"]) for name, split in info["splits"].items()}
     num_floats = layout["num_rows"] * layout["width"]
     bundle_bytes = sum(file["bytes"] for file in manifest["files"].values())
