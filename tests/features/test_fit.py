@@ -12,9 +12,10 @@ import features.fit
 from features.errors import InputError
 from features.fit import NumericSummary, fit_registry
 from features.registry import FeatureRegistry
+from tests.floats import floats
 
 NAN = float("nan")
-FINITE = st.floats(-1e6, 1e6)
+FINITE = floats(-1e6, 1e6)
 
 
 def summary_of(*chunks: list[float], seed: int = 0) -> NumericSummary:

@@ -16,6 +16,7 @@ from features.infer import infer_registry
 from features.prepare import prepare
 from features.registry import FeatureRegistry
 from tests.features.drafts import draft_of
+from tests.floats import floats
 
 NUM_ROWS = 600
 INTEGER = "{type: categorical, value_type: integer}"
@@ -199,7 +200,7 @@ NAMES = st.one_of(
 VALUES = st.one_of(
     st.lists(st.text(max_size=5) | st.none(), min_size=4, max_size=4),
     st.lists(st.integers(-(2**63), 2**63 - 1) | st.none(), min_size=4, max_size=4),
-    st.lists(st.floats() | st.none(), min_size=4, max_size=4),
+    st.lists(floats() | st.none(), min_size=4, max_size=4),
     st.lists(st.booleans() | st.none(), min_size=4, max_size=4),
     st.lists(st.lists(st.text(max_size=3), max_size=2), min_size=4, max_size=4),
 )

@@ -12,6 +12,7 @@ from features.encode import encode, encode_values
 from features.errors import InputError
 from features.parsing import parse_numbers
 from features.registry import FeatureRegistry
+from tests.floats import floats
 
 READ = {
     ".": {
@@ -85,14 +86,14 @@ def test_a_text_that_may_mean_another_number_is_refused(decimal, text):
     assert caught.value.row == 2
 
 
-@given(st.lists(st.one_of(st.none(), st.floats(allow_infinity=False), st.integers(-(2**53), 2**53)), max_size=9))
+@given(st.lists(st.one_of(st.none(), floats(allow_infinity=False), st.integers(-(2**53), 2**53)), max_size=9))
 def test_the_text_of_a_number_is_that_number(values):
     texts = pl.Series([None if value is None else repr(value) for value in values], dtype=pl.String)
     expected = pl.Series([None if value is None else float(value) for value in values], dtype=pl.Float64)
     assert parse_numbers(texts).equals(expected)
 
 
-@given(st.floats(0.01, 10**12).map(lambda value: round(value, 2)))
+@given(floats(0.01, 10**12).map(lambda value: round(value, 2)))
 def test_thousands_and_decimals_in_both_conventions(value):
     text = f"{value:,.2f}"
     assert parse_numbers(pl.Series([f"${text}"])).item() == value

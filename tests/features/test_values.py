@@ -17,9 +17,10 @@ from features.registry import FeatureRegistry
 from features.spec import FEATURE_TYPES, Categorical, CategoricalList, Numeric
 from features.values import column_of, texts_of
 from tests.features.test_encode import CASES, VARIANTS
+from tests.floats import floats
 
 INTEGERS = st.integers(-(2**53) + 1, 2**53 - 1)
-NUMBERS = st.one_of(INTEGERS, st.floats(-1e30, 1e30), st.just(math.nan))
+NUMBERS = st.one_of(INTEGERS, floats(-1e30, 1e30), st.just(math.nan))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 # Lists of one Python type, of which polars makes a typed column, and the type.
 SCALARS = [

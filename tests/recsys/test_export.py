@@ -27,6 +27,7 @@ from recsys.export import export_bundle, probabilities
 from recsys.models import MODELS
 from recsys.ranker import Ranker, build_ranker, model_config
 from serving.scorer import Scorer
+from tests.floats import floats
 from tests.recsys.conftest import training_of
 from tests.recsys.networks import EQUAL_WIDTHS
 
@@ -61,7 +62,7 @@ rows = st.lists(
     st.fixed_dictionaries(
         {
             "words": st.one_of(st.none(), st.lists(texts, max_size=6)),
-            "price": st.one_of(st.none(), st.floats(-1e3, 1e3)),
+            "price": st.one_of(st.none(), floats(-1e3, 1e3)),
             "user": texts,
             "tags": st.one_of(st.none(), st.sampled_from(["", "|", "a|b", "a||b", "\u00e9|\U0001d4b3"]), texts),
             "age": st.one_of(st.none(), st.integers(-5, 130)),

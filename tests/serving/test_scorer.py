@@ -20,6 +20,7 @@ from features.registry import FeatureRegistry
 from serving import scorer as scoring
 from serving.bundle import Bundle, served_rows
 from serving.scorer import Scorer
+from tests.floats import floats
 from tests.serving.conftest import (
     BIAS,
     DENSE_WEIGHTS,
@@ -313,7 +314,7 @@ def test_salts_are_those_of_the_contract() -> None:
 
 
 CATEGORY = st.one_of(st.none(), st.integers(), st.text(), st.booleans(), st.integers(-(2**40), 2**40).map(float))
-NUMBER = st.one_of(st.none(), st.integers(-1000, 1000), st.floats(-1000, 1000, width=32), st.booleans())
+NUMBER = st.one_of(st.none(), st.integers(-1000, 1000), floats(-1000, 1000, width=32), st.booleans())
 LIST = st.one_of(st.none(), st.lists(CATEGORY, max_size=6))
 ROW = st.fixed_dictionaries(
     {}, optional={"user": CATEGORY, "item": CATEGORY, "price": NUMBER, "age": NUMBER, "genres": LIST, "words": LIST}

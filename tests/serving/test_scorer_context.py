@@ -16,12 +16,13 @@ from features.encode import encode
 from features.errors import InputError
 from serving.bundle import Bundle
 from serving.scorer import Coverage, Scorer
+from tests.floats import floats
 from tests.serving.conftest import REGISTRY, make_bundle, of_kind, raw_frame, table
 
 NAMES = [feature.name for feature in REGISTRY.features]
 VALUES: dict[str, Any] = {
     "user": st.one_of(st.none(), st.integers(0, 50), st.text(max_size=3)),
-    "price": st.one_of(st.none(), st.integers(-9, 9), st.floats(-100, 100)),
+    "price": st.one_of(st.none(), st.integers(-9, 9), floats(-100, 100)),
     "genres": st.one_of(st.none(), st.text("a|b", max_size=6), st.lists(st.integers(0, 9), max_size=3)),
     "item": st.one_of(st.none(), st.text(max_size=3)),
     "words": st.one_of(st.none(), st.lists(st.one_of(st.none(), st.text(max_size=2)), max_size=4)),

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from features.errors import InputError
 from serving.bundle import Bundle
 from serving.table import StoredTable, pack_bits
+from tests.floats import floats
 from tests.serving.conftest import LAYOUT, reseal, table
 from tests.serving.table_cases import Case, cases
 
@@ -171,7 +172,7 @@ def test_a_claim_of_wide_rotated_rows_takes_no_memory(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(case=cases(), places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4))
+@given(case=cases(), places=st.lists(st.tuples(floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4))
 def test_a_table_with_other_bytes_is_refused_or_read(
     case: Case, places: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

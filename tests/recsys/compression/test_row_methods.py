@@ -12,6 +12,7 @@ from recsys.compression import COMPRESSORS, Budget
 from recsys.compression.mixed_dimensions import power_law_widths
 from recsys.compression.rows import read_counts
 from recsys.mask import Mask
+from tests.floats import floats
 from tests.recsys.compression.evidence import WIDTH, evidence_of
 
 slots = st.lists(st.lists(st.tuples(st.integers(0, 99), st.integers(1, 1000)), max_size=40), min_size=1, max_size=4)
@@ -45,7 +46,7 @@ def test_the_rows_that_are_kept_are_the_most_read_and_as_many_as_fit(slots: list
         assert evidence.num_bytes(Mask(widths, mask.slot_widths)) > num_bytes
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30), st.floats(0, 20), st.floats(0, 1), st.integers(1, 20))
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30), floats(0, 20), floats(0, 1), st.integers(1, 20))
 @settings(deadline=None, max_examples=200)
 def test_widths_follow_the_power_law(reads: list[int], scale: float, temperature: float, width: int):
     counts = torch.tensor(reads, dtype=torch.float64)

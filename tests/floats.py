@@ -1,0 +1,11 @@
+"""Hypothesis's floats, also where the processor flushes subnormal numbers to zero, which Hypothesis refuses else."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+
+def floats(*bounds: float, **options: Any) -> st.SearchStrategy[float]:
+    """`st.floats`, without subnormal numbers where there are none."""
+    is_flushed = float("5e-324") * 1.0 == 0
+    return st.floats(*bounds, **options, **({"allow_subnormal": False} if is_flushed else {}))
