@@ -159,7 +159,7 @@ def test_a_killed_job_is_taken_up_again(
     start: Start, whole: dict[str, bytes], tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     out = tmp_path / "out"
-    process = start(out, workers=workers)
+    process = start(out, workers=workers, pause=0.1)  # it must not end before the signal, on a busy machine either
     wait_for(lambda: len(list(out.rglob("part-*"))) >= 3)
     process.send_signal(number)
     assert process.wait(timeout=30) != DONE
