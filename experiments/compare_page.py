@@ -133,7 +133,7 @@ def _compare_link(comparison: RunComparison, ui: str) -> str:
 
 
 def _table(comparison: RunComparison, ui: str) -> str:
-    """What rows are chosen by stands first: the row's name, its figures, and then what was set."""
+    """What rows are chosen by comes first: the row's name, its figures, and then what was set."""
     columns, keys = comparison.columns(), comparison.setting_keys()
     figures = [_head(one.title, one.metric, is_less_better=_is_less_better(one)) for one in columns]
     lead = sum(one.metric in LEAD for one in columns)

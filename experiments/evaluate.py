@@ -222,8 +222,9 @@ def parity_of(
     for chunk in _raw_chunks(registry, inputs) if inputs else [scorer.bundle.golden.select(_names(registry))]:
         trained = probabilities(ranker, registry, chunk, correction=correction)
         exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
-        scores = scorer.score(chunk)
-        coverage = add_coverage(coverage, scorer.coverage(scorer.encode(chunk)))
+        encoded = scorer.encode(chunk)
+        scores = scorer.score_encoded(encoded)
+        coverage = add_coverage(coverage, scorer.coverage(encoded)) if inputs else coverage
         # np.maximum keeps a NaN, which then passes no comparison.
         worst = float(np.maximum(worst, np.abs(trained - scores).max(initial=0.0)))
         rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))

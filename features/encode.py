@@ -114,7 +114,7 @@ def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool 
 
 
 def parse_frame(raw: pl.DataFrame, registry: FeatureRegistry) -> pl.DataFrame:
-    """A raw frame [B rows] whose features' texts are read as what they stand for; other columns stay as they are.
+    """A raw frame [B rows] whose features' texts are read as what they mean; other columns stay as they are.
 
     >>> registry = FeatureRegistry.of(features={"price": "numeric"})
     >>> parse_frame(pl.DataFrame({"price": ["3.5"]}), registry).item()

@@ -245,7 +245,7 @@ def _mapping(**settings: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """YAML of a value on one line, as it stands within a mapping."""
+    """YAML of a value on one line, as it is within a mapping."""
     for allow_unicode in (True, False):
         options = {"default_flow_style": True, "sort_keys": False, "allow_unicode": allow_unicode, "width": 10**6}
         text = yaml.safe_dump([value], **options).strip()[1:-1]

@@ -156,7 +156,7 @@ def schema_of(path: Path, csv: CsvFormat | None = None) -> dict[str, pl.DataType
 
     Raises `InputError` for a file that cannot be read or names a column twice.
     """
-    schema = _schema_in_file(path, csv)
+    _, schema = _open(path, csv)
     return schema | {name: pl.String() for name in partitions_of(path.parent.parts) if schema and name not in schema}
 
 
@@ -165,11 +165,13 @@ def columns_of(path: Path, csv: CsvFormat | None = None) -> list[str]:
     return [*schema_of(path, csv)]
 
 
-def _schema_in_file(path: Path, csv: CsvFormat | None) -> dict[str, pl.DataType]:
+def _open(path: Path, csv: CsvFormat | None) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
+    """Lazy frame of a file, and the schema in it; once for both, as JSON has to be read for its schema."""
     if _is_empty(path):
-        return {}
+        return pl.LazyFrame(), {}
     with _faults(path):
-        schema = dict(_scan(path, csv).collect_schema())
+        frame = _scan(path, csv)
+        schema = dict(frame.collect_schema())
     if not schema and kind_of(path) == "ndjson":
         found, remedy = "objects without a key", "write the names of the columns as keys"
         raise InputError(f"{path}: expected columns", found=found, remedy=remedy)
@@ -180,7 +182,7 @@ def _schema_in_file(path: Path, csv: CsvFormat | None) -> dict[str, pl.DataType]
             raise InputError(
                 f"{path}: column names must be unique", found=f"{original[1]!r} twice", remedy="rename one of them"
             )
-    return schema
+    return frame, schema
 
 
 def read_chunks(
@@ -191,7 +193,8 @@ def read_chunks(
     `csv` says how delimited text is written. Raises `InputError` for a file that is not there, not readable, truncated
     or ragged, for a column that it has not, and for one that differs from what the path says.
     """
-    in_file = [*_schema_in_file(path, csv)]
+    frame, schema = _open(path, csv)
+    in_file = [*schema]
     if not in_file:
         return
     in_path = partitions_of(path.parent.parts)
@@ -203,14 +206,18 @@ def read_chunks(
     # A frame of no columns would not know how many rows it has.
     to_read = [name for name in wanted if name in in_file] or in_file[:1]
     with _faults(path):
-        for chunk in _chunks(path, csv, in_file, to_read, chunk_rows):
+        for chunk in _chunks(frame, path, csv, in_file, to_read, chunk_rows):
             yield with_partitions(chunk, partitions, path)[wanted]
 
 
 def _chunks(
-    path: Path, csv: CsvFormat | None, in_file: Sequence[str], wanted: Sequence[str], chunk_rows: int
+    frame: pl.LazyFrame,
+    path: Path,
+    csv: CsvFormat | None,
+    in_file: Sequence[str],
+    wanted: Sequence[str],
+    chunk_rows: int,
 ) -> Iterator[pl.DataFrame]:
-    frame = _scan(path, csv)
     if not is_text(path):
         if wanted != in_file:
             frame = frame.select(wanted)

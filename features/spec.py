@@ -11,13 +11,17 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from features.edges import as_float32, edges_of
+from features.edges import FIRST_INEXACT_FLOAT32, as_float32, edges_of
 from features.errors import InputError
 from features.hashing import token_of_text
-from features.parsing import Decimal, ValueType, parse_numbers, parse_values, text_of_value
+from features.parsing import FIRST_INEXACT_FLOAT64, Decimal, ValueType, parse_numbers, parse_values, text_of_value
 
 # From here on a float column no longer tells every two neighbouring integers apart.
-FIRST_INEXACT_INTEGER = {pl.Float16(): 2**11, pl.Float32(): 2**24, pl.Float64(): 2**53}
+FIRST_INEXACT_INTEGER = {
+    pl.Float16(): 2**11,
+    pl.Float32(): FIRST_INEXACT_FLOAT32,
+    pl.Float64(): FIRST_INEXACT_FLOAT64,
+}
 MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
