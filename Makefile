@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 .DEFAULT_GOAL := demo
 
 demo: env
-	$(BIN)/python -m experiments.demo
+	$(BIN)/python -m recsys.cli.demo
 
 # One thread a worker: two workers that each start a thread a core only wait for each other.
 test: env

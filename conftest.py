@@ -3,4 +3,4 @@
 import features as features  # before any test imports onnxruntime: no test reports to its maker
 
 # The script that MLflow itself runs to load a bundle: importing it registers a model, and MLflow warns of its types.
-collect_ignore = ["experiments/bundle_pyfunc.py"]
+collect_ignore = ["recsys/tracking/bundle_pyfunc.py"]

@@ -22,19 +22,18 @@ from torch import Tensor, nn
 
 from benchmarks.common import peak_mb, serve
 from data.synthetic import power_law
-from experiments.process import prepare_for_training
 from features.hashing import rows_of_tokens
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.batch import Batch
 from recsys.dataset import jagged
-from recsys.embedding import EmbeddingConfig, initialise
-from recsys.layers import ModelInputs
+from recsys.embedding.table import EmbeddingConfig, initialise
 from recsys.models import MODELS
 from recsys.models.base import Model
-from recsys.optim import clip_global_norm
+from recsys.models.layers import ModelInputs
 from recsys.ranker import build_ranker, layout_of, model_config
-from recsys.trainer import Trainer, TrainerConfig
+from recsys.runs.process import prepare_for_training
+from recsys.trainer import Trainer, TrainerConfig, clip_global_norm
 
 LEARNING_RATE = 1e-3
 L2 = 1e-5

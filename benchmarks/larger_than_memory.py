@@ -23,8 +23,8 @@ import typer
 from benchmarks import common
 from benchmarks.common import MEGABYTE, RAW
 from data.common import run
+from features.dataset.prepare import prepare
 from features.errors import InputError
-from features.prepare import prepare
 from features.registry import FeatureRegistry
 
 STAGES = ("make", "prepare", "train", "control")
@@ -66,7 +66,7 @@ def write_dataset(stage: str, folder: Path, rows: int, limit_mb: int) -> dict[st
 def train(dataset: Path, window_bytes: int, limit_mb: int) -> dict[str, float]:
     """An epoch of a small network over a small table; the seconds are those of the training alone."""
     from recsys.dataset import Split
-    from recsys.embedding import EmbeddingConfig
+    from recsys.embedding.table import EmbeddingConfig
     from recsys.models import MODELS
     from recsys.ranker import build_ranker
     from recsys.trainer import Trainer, TrainerConfig

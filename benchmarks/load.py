@@ -34,10 +34,10 @@ from benchmarks.common import (
 )
 from benchmarks.contenders import METHODS, QUICK, Case
 from data.common import run
-from experiments.process import prepare_for_training
-from features.prepare import prepare
+from features.dataset.prepare import prepare
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
+from recsys.runs.process import prepare_for_training
 
 STEPS = ("muxrec", "muxrec_bf16")
 TABLE_ROWS = 1_000_000

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import polars as pl
 
 from benchmarks.common import MEGABYTE, RAW, peak_mb, serve
+from features.dataset.prepare import prepare
 from features.hashing import token_of_text
-from features.prepare import prepare
 from features.registry import FeatureRegistry
 
 NAMES = RAW.categorical_names

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from benchmarks.common import serve
 from benchmarks.requests import CASES, Request, requests
-from serving.batch import score_files
-from serving.bundle import open_session
+from serving.batch.job import score_files
+from serving.bundle.bundle import open_session
 from serving.scorer import Scorer
 
 FEW_ROWS = 512

@@ -56,7 +56,7 @@ LOADED = "context"
 STAGES = ("features", "table", "network")
 STARTED = {"seconds": ".2f", "table_mb": ".1f", "rest_mb": ".0f"}
 SERVERS = {
-    "serve": ("-m", "experiments.cli", "serve", "{bundle}", "--port", "{port}", "--log-level", "warning"),
+    "serve": ("-m", "experiments", "serve", "{bundle}", "--port", "{port}", "--log-level", "warning"),
     "mlflow": ("-m", "mlflow", "models", "serve", "-m", "{model}", "-p", "{port}", "--env-manager", "local"),
 }
 MAKE = """

@@ -42,7 +42,7 @@ class Run(NamedTuple):
 def train(name: str, data: Path, settings: list[str], folder: Path, number: int, track: bool) -> Run:
     """Run the command once, in a run directory of its own."""
     out = folder / f"run-{number}-{'on' if track else 'off'}"
-    command = [sys.executable, "-m", "experiments.cli", "train", name, *settings, "--data", str(data)]
+    command = [sys.executable, "-m", "experiments", "train", name, *settings, "--data", str(data)]
     command += ["--out", str(out), "--json", *([] if track else ["--no-track"])]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'store.db'}"}

@@ -32,8 +32,8 @@ from benchmarks.common import (
 )
 from benchmarks.contenders import METHODS, QUICK, Case
 from data.common import run
-from experiments.process import prepare_for_training
 from features.errors import InputError
+from recsys.runs.process import prepare_for_training
 
 SIZES = "1e5,1e6,1e7,1e8"
 POWER_LAW_ROWS, FINAL_MLP_ROWS = 10_000_000, 1_000_000

@@ -29,7 +29,7 @@ from data.common import (
     split_source,
     write_raw_dataset,
 )
-from features.dataset_info import DatasetSource
+from features.dataset.info import DatasetSource
 from features.errors import InputError
 
 LICENCE = "Avazu / Kaggle competition data: use under the competition's rules; do not redistribute"

@@ -16,10 +16,10 @@ import polars as pl
 import typer
 import yaml
 
-from features.dataset_info import DatasetSource
+from features.dataset.info import DatasetSource
+from features.dataset.prepare import prepare
 from features.errors import InputError
 from features.files import sha256_of, temporary_directory_beside, write_text
-from features.prepare import prepare
 from features.registry import FeatureRegistry
 
 PARTS = ("train", "valid", "test")
@@ -263,7 +263,8 @@ def registry_text(
 
 
 def build(out: Path, write_raw: Callable[[], RawDataset], *, notice: str, overwrite: bool) -> None:
-    """Make a dataset directory: print the licence notice, write the raw files, lower them with `features.prepare`.
+    """Make a dataset directory: print the licence notice, write the raw files, lower them with
+    `features.dataset.prepare`.
 
     A finished dataset is left as it is unless `overwrite`.
     """

@@ -31,7 +31,7 @@ from data.common import (
     split_source,
     write_raw_dataset,
 )
-from features.dataset_info import DatasetSource
+from features.dataset.info import DatasetSource
 
 LICENCE = (
     "Criteo / Kaggle display advertising challenge: use under the terms accepted at the download; do not redistribute"

@@ -24,7 +24,7 @@ from data.common import (
     run,
     write_raw_dataset,
 )
-from features.dataset_info import DatasetSource
+from features.dataset.info import DatasetSource
 from features.errors import InputError
 
 LICENCE = (

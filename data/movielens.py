@@ -35,7 +35,7 @@ from data.common import (
     split_rule,
     write_raw_dataset,
 )
-from features.dataset_info import DatasetSource
+from features.dataset.info import DatasetSource
 from features.errors import InputError
 
 LICENCE = (

@@ -22,7 +22,7 @@ import typer
 from polars.io.plugins import register_io_source
 
 from data.common import PARTS, Out, Overwrite, RawDataset, build, run, write_raw_dataset
-from features.dataset_info import DatasetSource
+from features.dataset.info import DatasetSource
 from features.errors import InputError
 from features.hashing import hash_text, mix64
 

@@ -5,7 +5,7 @@ The table has as many bytes as the published run's own tables (vocabulary times 
 of that name takes its settings to the same columns.
 """
 
-from experiments.config import Experiment, variant
+from recsys.config import Experiment, variant
 
 
 def avazu_x1() -> Experiment:

@@ -5,7 +5,7 @@ score is the price or the gain of sharing rows and not of memory. Four probes of
 bytes, that scored better than two of 8 or one of 16.
 """
 
-from experiments.config import Experiment, variant
+from recsys.config import Experiment, variant
 
 
 def criteo_x1() -> Experiment:

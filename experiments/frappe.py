@@ -1,7 +1,7 @@
 """Tuned runs on Frappe (BARS `Frappe_x1`), all on 131,072 floats: 32,768 rows of 4, eight probes."""
 
-from experiments.config import Experiment, variant
-from experiments.search_space import Choice, Float, SearchSpace
+from recsys.config import Experiment, variant
+from recsys.sweep.search_space import Choice, Float, SearchSpace
 
 
 def frappe() -> Experiment:

@@ -1,7 +1,7 @@
 """Runs on MovieLens-100K and MovieLens-1M, and those that BARS tuned on `MovielensLatest_x1`."""
 
-from experiments.config import Experiment, variant
-from experiments.search_space import Choice, Float, SearchSpace
+from recsys.config import Experiment, variant
+from recsys.sweep.search_space import Choice, Float, SearchSpace
 
 
 def movielens_100k() -> Experiment:

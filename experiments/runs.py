@@ -7,38 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from experiments import avazu, criteo, frappe, movielens
-from experiments.config import Experiment
-from experiments.search_space import SearchSpace, default_space
-from features.errors import InputError
+from recsys.config import Experiment, default_run
 from recsys.models import MODELS
-
-SHALLOW = {
-    # One weight a value, and as many floats as the other models' tables.
-    "logistic_regression": {"num_rows": 131_072, "width": 1, "probes": 1},
-    "fm": {},
-}
-"""Models whose logit is a sum of what the table holds, and the shape of their table."""
-
-
-def default_run(model: str) -> Experiment:
-    """General settings of a model, for any dataset directory.
-
-    >>> default_run("final_mlp").model_name
-    'final_mlp'
-    """
-    if model in SHALLOW:
-        # What the table holds has to grow to the size of a logit, which the decay that suits the embeddings of a
-        # network would not let it do.
-        return Experiment.model_validate(
-            {
-                "name": model,
-                "model": {"name": model},
-                "embedding": {**SHALLOW[model], "l2": 1e-5},
-                "trainer": {"learning_rate": 0.01},
-            }
-        )
-    return Experiment(name=model, model={"name": model})
-
+from recsys.sweep.search_space import SearchSpace
 
 RUNS: dict[str, Callable[[], Experiment]] = {
     **{model: partial(default_run, model) for model in MODELS},
@@ -62,19 +33,3 @@ RUNS: dict[str, Callable[[], Experiment]] = {
 
 SPACES: dict[str, SearchSpace] = {**frappe.SPACES, **movielens.SPACES}
 """Run to the settings that `muxrec sweep` varies; other runs have `default_space`."""
-
-
-def named_run(name: str) -> Experiment:
-    """The run of this name; raises `InputError` with the names that there are."""
-    if name not in RUNS:
-        raise InputError("unknown run", found=repr(name), remedy=f"use one of {', '.join(RUNS)}")
-    return RUNS[name]()
-
-
-def space_of(name: str) -> SearchSpace:
-    """The search space of a named run.
-
-    >>> sorted(space_of("movielens_100k"))[:2]
-    ['embedding.l2', 'embedding.probes']
-    """
-    return SPACES[name] if name in SPACES else default_space(named_run(name))

@@ -1,4 +1,5 @@
-"""Addressing: tokens to rows of the table, for each kind of layout; numpy's half, torch's is in `recsys.slots`.
+"""Addressing: tokens to rows of the table, for each kind of layout; numpy's half, torch's is in
+`recsys.embedding.addressing`.
 
 N tokens, S slots, P slots of one feature. All kinds but one hash a token to an id below `Slot.num_ids`, and the id to
 one of the slot's rows: the id itself, its quotient or remainder, or a row some places after it. `collisionless` looks a

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from features.errors import InputError
+from features.errors import missing_column
 from features.hashing import Tokens, tokens_of_texts
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature, CategoricalList, Numeric
@@ -176,12 +176,3 @@ def encode_values(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistr
         dense=_dense([*dense.values()], num_examples),
         num_missing=num_missing,
     )
-
-
-def missing_column(name: str, columns: list[str]) -> InputError:
-    """The error for a column that is not in the data: what there is instead."""
-    shown = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
-    remedy = "correct the registry or the file"
-    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
-        remedy = "separate the fields by commas, or say how under `csv:` in the registry"
-    return InputError(f"expected a column {name!r}", found=f"columns {shown}", remedy=remedy)

@@ -47,3 +47,12 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
         elif mine != theirs:
             lines.append(f"{prefix}{key}: {mine!r}, not {theirs!r}")
     return ", ".join(lines)
+
+
+def missing_column(name: str, columns: list[str]) -> InputError:
+    """The error for a column that is not in the data: what there is instead."""
+    shown = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
+    remedy = "correct the registry or the file"
+    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+        remedy = "separate the fields by commas, or say how under `csv:` in the registry"
+    return InputError(f"expected a column {name!r}", found=f"columns {shown}", remedy=remedy)

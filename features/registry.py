@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from features.csv_format import CsvFormat
 from features.errors import InputError
 from features.files import check_readable
+from features.io.csv_format import CsvFormat
 from features.labels import LabelRule
 from features.spec import FEATURE_TYPES, LATER_SETTINGS, AnyFeature, Numeric
 
@@ -163,30 +163,29 @@ class FeatureRegistry(BaseModel):
         """Read a registry file; raises `InputError` that names the file and the key."""
         path = Path(path)
         try:
-            document = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_RegistryLoader)
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             check_readable(path)
             found = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             remedy = "draft one with `muxrec prepare --infer FILE`"
             raise InputError(f"{path}: expected a registry file", found=found, remedy=remedy) from None
-        except yaml.YAMLError as error:
-            found = " ".join(str(error).split())
-            raise InputError(f"{path}: expected YAML", found=found, remedy="correct that line") from None
-        except InputError as error:
-            raise error.located(str(path)) from None
-        return _from_mapping(document, str(path))
+        return FeatureRegistry.from_text(text, str(path))
 
     @staticmethod
-    def infer(rows: Any, *, label: str | None = None) -> "FeatureRegistry":
-        """The registry that `infer_registry` drafts from a file or a frame, without the reasons: read those, too.
+    def from_text(text: str, where: str = "registry") -> "FeatureRegistry":
+        """Read the text of a registry file; errors begin with `where`.
 
-        >>> import polars as pl
-        >>> FeatureRegistry.infer(pl.DataFrame({"click": [0, 1, 1] * 9, "user": ["a", "b", "a"] * 9})).label
+        >>> FeatureRegistry.from_text("label: click\\nfeatures: {user: categorical}").label
         'click'
         """
-        from features.infer import infer_registry  # which imports this module
-
-        return _from_mapping(yaml.load(infer_registry(rows, label=label), Loader=_RegistryLoader), "the draft")
+        try:
+            document = yaml.load(text, Loader=_RegistryLoader)
+        except yaml.YAMLError as error:
+            found = " ".join(str(error).split())
+            raise InputError(f"{where}: expected YAML", found=found, remedy="correct that line") from None
+        except InputError as error:
+            raise error.located(where) from None
+        return _from_mapping(document, where)
 
     def with_features(self, features: Iterable[AnyFeature]) -> "FeatureRegistry":
         """Copy with other features, checked again."""

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from features.dataset_info import DatasetInfo, read_dataset
+from features.dataset.info import DatasetInfo, read_dataset
 from features.encode import EncodedBatch
 from features.errors import InputError
 from features.files import check_readable

@@ -16,18 +16,18 @@ import polars as pl
 import torch
 from torch import nn
 
-from features.dataset_info import DatasetInfo
+from features.dataset.info import DatasetInfo
 from features.encode import encode
 from features.errors import InputError
 from features.golden import golden_frame
 from features.registry import FeatureRegistry
 from recsys.batch import evaluating
 from recsys.dataset import batch_of
-from recsys.embedding import UnifiedEmbedding
-from recsys.layers import fold_batch_norm
+from recsys.embedding.table import UnifiedEmbedding
+from recsys.models.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle import Bundle, PriorCorrection, TableDtype, served_rows, write_bundle
-from serving.profile import DISTRIBUTIONS, Distributions
+from serving.bundle.bundle import Bundle, PriorCorrection, TableDtype, served_rows, write_bundle
+from serving.bundle.profile import DISTRIBUTIONS, Distributions
 
 
 def export_bundle(
@@ -150,7 +150,7 @@ def dense_graph(
 
     `kept_columns` [W], 1 or 0: what is multiplied with `embedded` first, where slots read less than a row.
 
-    >>> from recsys.layers import ModelInputs
+    >>> from recsys.models.layers import ModelInputs
     >>> from recsys.models import MODELS
     >>> inputs = ModelInputs(views={"main": {"user": 4}}, dense_features=(), dense_width=4)
     >>> network = MODELS["logistic_regression"](MODELS["logistic_regression"].Config(), inputs)

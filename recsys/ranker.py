@@ -14,11 +14,11 @@ from features.errors import InputError
 from features.layout import COUNTED, TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
 from recsys.batch import Batch
-from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
-from recsys.layers import ModelInputs
+from recsys.embedding.optimizers import TableOptimizer, build_table
+from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.models import MODELS
 from recsys.models.base import Model
-from recsys.table_optim import TableOptimizer, build_table
+from recsys.models.layers import ModelInputs
 
 
 class Ranker(nn.Module):

@@ -24,10 +24,9 @@ from features.files import write_text
 from features.progress import progress_bar
 from recsys import checkpoint
 from recsys.batch import Batch
-from recsys.evaluate import predict
-from recsys.metrics import evaluate
-from recsys.optim import clip_global_norm
-from recsys.table_optim import TableOptimizer
+from recsys.embedding.optimizers import TableOptimizer
+from recsys.evaluation.metrics import evaluate
+from recsys.evaluation.predict import predict
 
 logger = logging.getLogger(__name__)
 
@@ -336,3 +335,33 @@ def _parameter_groups(ranker: nn.Module, l2: float) -> list[dict[str, Any]]:
     others = [p for p in ranker.parameters() if p.requires_grad and id(p) not in known]
     groups = [{"params": others, "weight_decay": 0.0}, {"params": embedding, "weight_decay": l2}]
     return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def clip_global_norm(grads: list[Tensor], max_norm: float) -> float:
+    """Scale gradients by one factor to a joint L2 norm of at most ``max_norm`` (Pascanu et al. 2013, algorithm 1).
+
+    Args:
+        grads: gradients of any shapes, the network's and the table block's together; scaled in place.
+        max_norm: above 0.
+
+    Returns:
+        The joint norm before scaling. If it is not finite nothing is scaled, so that the caller can skip the step.
+
+    Raises:
+        InputError: ``max_norm`` not above 0.
+
+    Example:
+        >>> grads = [torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]
+        >>> clip_global_norm(grads, 1.0)
+        5.0
+        >>> grads[0]
+        tensor([0.6000])
+    """
+    if not max_norm > 0:
+        raise InputError("max_norm must be above 0", found=repr(max_norm), remedy="leave clipping out to switch it off")
+    norm = math.hypot(*(float(torch.linalg.vector_norm(grad)) for grad in grads))
+    if max_norm < norm < math.inf:
+        for grad in grads:
+            grad.mul_(max_norm / norm)
+    return norm

@@ -1,4 +1,4 @@
-"""The training profile of a run (`serving.profile`): features of train, scores and unseen values of valid.
+"""The training profile of a run (`serving.bundle.profile`): features of train, scores and unseen values of valid.
 
 Where negatives were sampled away, each that is left counts for those that are not: the rows of today have them all.
 
@@ -12,9 +12,9 @@ from features.addressing import known, rows_of
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
-from recsys.embedding import UnifiedEmbedding
-from recsys.metrics import Predictions
-from serving.profile import Distributions, FloatBins, ProfileBuilder, float_bins
+from recsys.embedding.table import UnifiedEmbedding
+from recsys.evaluation.metrics import Predictions
+from serving.bundle.profile import Distributions, FloatBins, ProfileBuilder, float_bins
 
 
 def training_profile(

@@ -7,8 +7,8 @@ its rows score without an error, and wrong.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serving.bundle import Bundle
-from serving.profile import DISTRIBUTIONS, read_distributions
+from serving.bundle.bundle import Bundle
+from serving.bundle.profile import DISTRIBUTIONS, read_distributions
 
 FAR = 0.5
 """Difference of two shares from which one is far from the other."""

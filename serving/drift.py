@@ -19,12 +19,12 @@ import numpy.typing as npt
 import polars as pl
 
 from features.errors import InputError
+from features.io.readers import read_chunks
 from features.progress import progress_bar
-from features.readers import read_chunks
 from features.spec import Numeric
-from serving.inputs import Part, plan_parts
+from serving.batch.inputs import Part, plan_parts
+from serving.bundle.profile import Distributions, FloatBins, TokenBins, read_distributions
 from serving.moved import BucketNames, Moved, moved_floats, moved_tokens, raw_edges
-from serving.profile import Distributions, FloatBins, TokenBins, read_distributions
 from serving.scorer import CHUNK_ROWS, Coverage, Scorer
 
 MODERATE, MAJOR = 0.1, 0.25

@@ -18,7 +18,7 @@ import polars as pl
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from features.spec import AnyFeature, CategoricalList, Numeric
-from serving.profile import MIN_ROWS, NUM_BUCKETS, FloatBins, TokenBins, bucket_of, range_of
+from serving.bundle.profile import MIN_ROWS, NUM_BUCKETS, FloatBins, TokenBins, bucket_of, range_of
 
 MAX_SHOWN = 5
 LEAST_SHARE = 0.005

@@ -11,7 +11,7 @@ import polars as pl
 
 from features.encode import EncodedBatch, encode, encode_values
 from features.errors import InputError
-from features.frames import frame_of, is_frame
+from features.io.frames import frame_of, is_frame
 from features.registry import FeatureRegistry
 
 ACCEPTED = "a polars or pandas frame, an Arrow table, or a list of mappings from feature to value"

@@ -18,7 +18,7 @@ from features.errors import InputError
 from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature
-from serving.bundle import PROBABILITY, Bundle, open_session
+from serving.bundle.bundle import PROBABILITY, Bundle, open_session
 from serving.coverage import Coverage
 from serving.lookup import Lookup
 from serving.rows import check_keys, encode_rows, rows_of

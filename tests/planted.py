@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from data.synthetic import Planted, planted_frame
-from features.prepare import prepare
+from features.dataset.prepare import prepare
 from features.registry import FeatureRegistry
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from recsys.layers import ModelInputs
 from recsys.models import MODELS, Model
+from recsys.models.layers import ModelInputs
 
 
 class Fields(NamedTuple):

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from experiments.cli import app
+from recsys.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("features", "serving", "recsys", "experiments")
@@ -68,7 +68,7 @@ def test_every_verb_explains_itself(verb):
 
 def test_the_command_explains_itself_without_the_heavy_packages():
     for verb in ("score", "verify", "prepare", "train"):
-        done = blocked(f"sys.argv = ['muxrec', '{verb}', '--help']\nfrom experiments.cli import main\nmain()")
+        done = blocked(f"sys.argv = ['muxrec', '{verb}', '--help']\nfrom experiments.__main__ import main\nmain()")
         assert done.returncode == 0, done.stderr
         assert "Usage" in done.stdout
 
@@ -76,7 +76,7 @@ def test_the_command_explains_itself_without_the_heavy_packages():
 def test_training_without_its_packages_is_one_line_with_the_remedy():
     arguments = "['muxrec', 'train', 'final_mlp', '--data', 'd', '--out', 'o']"
     absent = "import importlib.util\nimportlib.util.find_spec = lambda name, package=None: None"
-    done = blocked(f"{absent}\nsys.argv = {arguments}\nfrom experiments.cli import main\nmain()")
+    done = blocked(f"{absent}\nsys.argv = {arguments}\nfrom experiments.__main__ import main\nmain()")
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["muxrec: this verb needs the training packages; found no torch; make env"]
 

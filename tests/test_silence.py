@@ -24,7 +24,7 @@ sys.addaudithook(seen)
 """
 # Some look at these to tell a test from a user.
 TEST_MARKS = re.compile(r"CI|PYTEST_.*|GITHUB_.*|TF_BUILD|.*_CI|.*BUILD.*|JENKINS_.*|TEAMCITY_.*|RUNBOT_.*")
-SCORE = ("-m", "experiments.cli", "score", str(BUNDLE), "--input", str(BUNDLE / "golden.parquet"), "--out", "scores")
+SCORE = ("-m", "experiments", "score", str(BUNDLE), "--input", str(BUNDLE / "golden.parquet"), "--out", "scores")
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def files_below(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "command",
     [
-        ("-c", "import serving.bundle"),
+        ("-c", "import serving.bundle.bundle"),
         (*SCORE, "--workers", "2"),
         # The registry's process: it imports mlflow at its top.
-        ("-m", "experiments.fetch_model", "models:/nothing/1", "cache"),
-        ("-c", "import recsys.model_registry, experiments.sweep, experiments.finish"),
+        ("-m", "recsys.tracking.fetch_model", "models:/nothing/1", "cache"),
+        ("-c", "import recsys.tracking.model_registry, recsys.sweep.sweep, recsys.runs.finish"),
     ],
     ids=["import", "score", "registry", "training"],
 )

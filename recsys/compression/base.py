@@ -25,12 +25,12 @@ from features.addressing import Vocabulary, rows_of
 from features.errors import InputError
 from features.hashing import Tokens
 from features.layout import TableLayout
-from recsys.embedding import EmbeddingConfig
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
+from recsys.embedding.optimizers import TableOptimizer
+from recsys.embedding.table import EmbeddingConfig
 from recsys.ranker import Ranker
-from recsys.table_optim import TableOptimizer
 from recsys.trainer import Batches, Keep, TrainerConfig
-from serving.table import TableDtype
+from serving.bundle.table import TableDtype
 
 Start = Literal["rewind", "finetune", "as_is"]
 """Weights that the last training begins with: the first ones of the run, or those that the mask was found with, which

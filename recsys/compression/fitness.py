@@ -10,11 +10,11 @@ from torch import nn
 
 from recsys.batch import Batch
 from recsys.compression.base import Evidence
-from recsys.evaluate import predict
-from recsys.mask import Mask, MaskGate
-from recsys.metrics import METRICS
+from recsys.embedding.mask import Mask, MaskGate
+from recsys.embedding.optimizers import AdamTable
+from recsys.evaluation.metrics import METRICS
+from recsys.evaluation.predict import predict
 from recsys.ranker import Ranker
-from recsys.table_optim import AdamTable
 from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer
 
 TUNING_SHARE = 0.3

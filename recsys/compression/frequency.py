@@ -8,7 +8,7 @@ it stores. Dropped values read zeros.
 from recsys.compression.base import Evidence
 from recsys.compression.rows import keep_best_rows, read_counts
 from recsys.compression.wide import WideTable
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
 
 
 class Frequency(WideTable):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from features.layout import TableLayout
-from recsys.mask import Gate, Reads
-from recsys.table_optim import BesideTable, TableOptimizer
+from recsys.embedding.mask import Gate, Reads
+from recsys.embedding.optimizers import BesideTable, TableOptimizer
 
 Norm = Literal["l1", "l2"]
 

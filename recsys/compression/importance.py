@@ -15,7 +15,7 @@ from torch import Tensor
 from recsys.compression.base import Evidence
 from recsys.compression.rows import keep_best_cells, read_counts, row_caps
 from recsys.compression.wide import WideConfig, WideTable
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
 
 
 class Importance(WideTable):

@@ -9,7 +9,7 @@ import torch
 from recsys.compression.base import Evidence
 from recsys.compression.rows import keep_best_rows
 from recsys.compression.wide import WideTable
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
 
 
 class Magnitude(WideTable):

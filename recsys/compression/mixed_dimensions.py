@@ -15,9 +15,9 @@ from features.errors import InputError
 from recsys.compression.base import Evidence, Facts
 from recsys.compression.rows import check_empty, read_counts
 from recsys.compression.wide import WideConfig, WideTable
-from recsys.embedding import EmbeddingConfig
-from recsys.mask import Mask
-from serving.quantize import ROTATED_BITS
+from recsys.embedding.mask import Mask
+from recsys.embedding.table import EmbeddingConfig
+from serving.bundle.quantize import ROTATED_BITS
 
 
 class MixedDimensions(WideTable):

@@ -17,9 +17,9 @@ from recsys import checkpoint
 from recsys.compression.base import Budget, Evidence
 from recsys.compression.rows import keep_best_rows
 from recsys.compression.wide import WideConfig, WideTable
-from recsys.mask import Gate, Mask, Reads
+from recsys.embedding.mask import Gate, Mask, Reads
+from recsys.embedding.optimizers import BesideTable, TableOptimizer
 from recsys.ranker import Ranker
-from recsys.table_optim import BesideTable, TableOptimizer
 from recsys.trainer import Keep, TrainerConfig
 
 

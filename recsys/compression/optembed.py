@@ -30,9 +30,9 @@ from recsys.compression.fitness import Fitness
 from recsys.compression.gate import OptEmbedGate, Steps, ThresholdSGD, row_norms
 from recsys.compression.importance import least_error_mask
 from recsys.compression.wide import WideConfig, WideTable
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
+from recsys.embedding.optimizers import TableOptimizer
 from recsys.ranker import Ranker
-from recsys.table_optim import TableOptimizer
 
 
 class OptEmbed(WideTable):

@@ -1,12 +1,12 @@
 """Low-bit rows and nothing else: every row stays, rounded to the type that it is exported in.
 
-M table rows, w row width. Post-training: nothing is trained again. `serving.table` says how.
+M table rows, w row width. Post-training: nothing is trained again. `serving.bundle.table` says how.
 """
 
 from torch import Tensor
 
 from recsys.compression.base import Compressor, Evidence
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
 
 
 class Quantized(Compressor):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from recsys.compression.base import Compressor, Facts
 from recsys.compression.sizing import most_rows
-from recsys.embedding import EmbeddingConfig
+from recsys.embedding.table import EmbeddingConfig
 
 
 class QuotientRemainder(Compressor):

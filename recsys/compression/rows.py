@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from recsys.compression.base import Evidence
-from recsys.mask import Mask
-from serving.quantize import ROTATED_BITS
-from serving.table_plan import CODE_BITS, STORED_DTYPES
-from serving.tensors import NUMPY_DTYPES
+from recsys.embedding.mask import Mask
+from serving.bundle.quantize import ROTATED_BITS
+from serving.bundle.table_plan import CODE_BITS, STORED_DTYPES
+from serving.bundle.tensors import NUMPY_DTYPES
 
 _ROW_BYTES = 1.0
 """What the place of a kept row costs on the disk beside its columns, about."""

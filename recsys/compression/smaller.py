@@ -7,7 +7,7 @@ arXiv 2305.12102: the multiplexed table degrades gracefully as it shrinks.
 from features.layout import COUNTED
 from recsys.compression.base import Compressor, Facts
 from recsys.compression.sizing import most_rows
-from recsys.embedding import EmbeddingConfig
+from recsys.embedding.table import EmbeddingConfig
 
 
 class Smaller(Compressor):

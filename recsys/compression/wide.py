@@ -9,7 +9,7 @@ from pydantic import Field
 
 from features.hashing import MAX_NUM_ROWS
 from recsys.compression.base import Compressor, Facts
-from recsys.embedding import EmbeddingConfig
+from recsys.embedding.table import EmbeddingConfig
 
 
 class WideConfig(Compressor.Config):

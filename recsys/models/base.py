@@ -1,6 +1,7 @@
 """What every model is: a frozen Config beside a module that turns an example's columns into one logit.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, E width of an ``InputVector``.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of an
+``InputVector``.
 """
 
 import difflib
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from features.errors import InputError
-from recsys.layers import ModelInputs, NumericEmbedding
+from recsys.models.layers import ModelInputs, NumericEmbedding
 
 HiddenWidths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 """Width of each hidden layer, first to last; at least one."""

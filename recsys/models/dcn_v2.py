@@ -3,7 +3,8 @@
 Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank Systems",
 WWW 2021, arXiv 2008.13535.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input vector e,
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
+vector e,
 r rank of a cross layer.
 """
 
@@ -13,8 +14,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from recsys.layers import MLP, ModelInputs, xavier_linear
 from recsys.models.base import InputVector, Model
+from recsys.models.layers import MLP, ModelInputs, xavier_linear
 from recsys.models.mlp import SingleMLP
 
 

@@ -2,13 +2,14 @@
 
 Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", IJCAI 2017, arXiv 1703.04247.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input vector e.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
+vector e.
 """
 
 from torch import Tensor, nn
 
-from recsys.layers import MLP, ModelInputs
 from recsys.models.fm import FactorizationMachine
+from recsys.models.layers import MLP, ModelInputs
 from recsys.models.mlp import SingleMLP
 
 

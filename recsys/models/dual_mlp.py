@@ -1,12 +1,13 @@
 """DualMLP: two plain MLPs side by side, the paper's own strong baseline.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input vector e.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
+vector e.
 """
 
 from torch import Tensor
 
-from recsys.layers import MLP, ModelInputs, xavier_linear
 from recsys.models.base import Dropout, HiddenWidths, InputVector, Model
+from recsys.models.layers import MLP, ModelInputs, xavier_linear
 
 
 class DualMLP(Model):

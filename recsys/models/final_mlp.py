@@ -2,7 +2,7 @@
 
 Mao et al., "FinalMLP: An Enhanced Two-Stream MLP Model for CTR Prediction", AAAI 2023, arXiv 2304.00902.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, D width of one numeric
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, D width of one numeric
 embedding, E width of the input vector e, C width of a gate's context.
 """
 
@@ -10,9 +10,9 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from recsys.layers import BilinearFusion, FeatureGate, ModelInputs, NumericEmbedding
 from recsys.models.base import InputVector, Model
 from recsys.models.dual_mlp import DualMLP, two_streams
+from recsys.models.layers import BilinearFusion, FeatureGate, ModelInputs, NumericEmbedding
 
 
 class FinalMLP(Model):

@@ -3,7 +3,8 @@
 Zhu et al., "FINAL: Factorized Interaction Layer for CTR Prediction", SIGIR 2023. "Reference" is the authors' code in
 FuxiCTR.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input vector e;
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
+vector e;
 F fields (token and numeric features together) of D columns each, where a field gate asks for equal widths.
 """
 
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.errors import InputError
-from recsys.layers import Dropout as DropoutLayer
-from recsys.layers import ModelInputs, xavier_linear
 from recsys.models.base import Dropout, HiddenWidths, InputVector, Model, field_shape
+from recsys.models.layers import Dropout as DropoutLayer
+from recsys.models.layers import ModelInputs, xavier_linear
 
 Interaction = Literal["concat", "sum"]
 

@@ -2,7 +2,8 @@
 
 Rendle, "Factorization Machines", ICDM 2010.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input vector e;
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
+vector e;
 F fields (token and numeric features together) of D columns each, E = F * D.
 """
 
@@ -10,8 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from recsys.layers import ModelInputs
 from recsys.models.base import InputVector, Model, field_shape
+from recsys.models.layers import ModelInputs
 from recsys.models.logistic_regression import LogisticRegression
 
 

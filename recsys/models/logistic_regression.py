@@ -1,6 +1,6 @@
 """Logistic regression: the floor that every other model has to clear.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features.
 """
 
 from typing import ClassVar
@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from recsys.layers import ModelInputs, NumericEmbedding
 from recsys.models.base import Model, view_columns
+from recsys.models.layers import ModelInputs, NumericEmbedding
 
 
 class LogisticRegression(Model):

@@ -1,12 +1,12 @@
 """The plain deep network ("DNN" in BARS): one MLP over all embeddings.
 
-Shapes as in ``recsys.layers``: B batch, W columns of ``embedded``, N numeric features.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features.
 """
 
 from torch import Tensor
 
-from recsys.layers import MLP, ModelInputs, xavier_linear
 from recsys.models.base import Dropout, HiddenWidths, InputVector, Model
+from recsys.models.layers import MLP, ModelInputs, xavier_linear
 
 
 class SingleMLP(Model):

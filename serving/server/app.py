@@ -22,7 +22,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from features.errors import InputError
-from serving.manifest import installed_version
+from serving.bundle.manifest import installed_version
 from serving.server.access import check_content, check_framing, check_token, is_loopback
 from serving.server.binary import HEADER
 from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form, Reply

@@ -15,7 +15,7 @@ import polars as pl
 from pydantic_core import from_json, to_json
 
 from features.errors import InputError
-from features.readers import columns_of, read_chunks
+from features.io.readers import columns_of, read_chunks
 from features.registry import FeatureRegistry
 from serving.server.limits import Limits, too_many_columns, too_many_rows
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature, Categorical, CategoricalList, Numeric
-from serving.profile import DISTRIBUTIONS
+from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
 from serving.server.protocol import metadata_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from features.errors import InputError
-from serving.bundle import PROBABILITY, Bundle
+from serving.bundle.bundle import PROBABILITY, Bundle
 from serving.scorer import Scorer
 from serving.server.limits import RefusedError
 from serving.server.unlike import Window

@@ -5,7 +5,7 @@ from typing import Any
 
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature, CategoricalList, Numeric
-from serving.manifest import installed_version
+from serving.bundle.manifest import installed_version
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
 from serving.server.examples import Example, Row, example_rows, examples_of

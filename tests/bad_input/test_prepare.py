@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-import features.prepare
-from features.dataset_info import read_dataset
+import features.dataset.prepare
+from features.dataset.info import read_dataset
+from features.dataset.prepare import prepare
 from features.errors import InputError
 from features.hashing import MISSING_TOKEN, hash_text
-from features.prepare import prepare
 from features.registry import FeatureRegistry
 
 NAN = float("nan")
@@ -214,8 +214,8 @@ def test_a_bad_group(raw: Callable[..., Path]):
 
 
 def test_the_row_is_counted_in_the_file_and_not_in_the_chunk(raw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
-    original = features.prepare.read_chunks
-    monkeypatch.setattr(features.prepare, "read_chunks", lambda *a, **k: original(*a, **k, chunk_rows=8))
+    original = features.dataset.prepare.read_chunks
+    monkeypatch.setattr(features.dataset.prepare, "read_chunks", lambda *a, **k: original(*a, **k, chunk_rows=8))
     good = raw()
     bad = good.with_name("second.parquet")
     labels = pl.Series([1, 0] * 50 + [3] + [0] * 99)

@@ -10,7 +10,7 @@ import pytest
 from data import avazu
 from data.avazu import COLUMNS, HOUR_PARTS, PUBLISHED, hour_parts, write_raw
 from data.common import Split
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from features.registry import FeatureRegistry
 

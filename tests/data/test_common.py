@@ -26,7 +26,7 @@ from data.common import (
     split_rule,
     write_raw_dataset,
 )
-from features.dataset_info import DatasetSource, read_dataset
+from features.dataset.info import DatasetSource, read_dataset
 from features.errors import InputError
 from features.registry import FeatureRegistry
 

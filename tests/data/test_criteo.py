@@ -10,7 +10,7 @@ import pytest
 from data import criteo
 from data.common import Split
 from data.criteo import CATEGORICAL, COLUMNS, NUMERIC, Protocol, write_raw
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.encode import encode_frame
 from features.errors import InputError
 from features.hashing import token_of_text

@@ -8,7 +8,7 @@ import pytest
 
 from data import frappe
 from data.frappe import COLUMNS, libfm_rows, write_raw
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from features.registry import FeatureRegistry
 

@@ -11,7 +11,7 @@ import pytest
 
 from data import movielens
 from data.movielens import Features, Variant, write_raw
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from features.registry import FeatureRegistry
 

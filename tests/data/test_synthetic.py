@@ -20,7 +20,7 @@ from data.synthetic import (
     power_law,
     write_raw,
 )
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from features.registry import FeatureRegistry
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from experiments.cli import run_command
-from experiments.config import read_experiment
-from experiments.model_uri import resolve_bundle
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from features.files import cache_directory, cannot_write, made_in_cache, system_fault, write_text
-from features.readers import columns_of
+from features.io.readers import columns_of
 from features.registry import FeatureRegistry
-from recsys import kernels
 from recsys.checkpoint import load_state
-from serving.bundle import Bundle
-from serving.manifest import read_json
+from recsys.cli.app import run_command
+from recsys.config import read_experiment
+from recsys.embedding import kernels
+from recsys.tracking.model_uri import resolve_bundle
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import read_json
 
 NOBODY = 65534
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features.dataset.fit import fit_registry
 from features.encode import EncodedBatch, encode, encode_values
-from features.fit import fit_registry
-from features.frames import frame_of
-from features.readers import read_chunks
+from features.io.frames import frame_of
+from features.io.readers import read_chunks
 from features.registry import FeatureRegistry
 
 TRANSFORMS = ["standardize", "log1p", "none", "bucketize", "log_square"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.synthetic import planted_frame
-from experiments.config import Experiment, with_overrides
-from experiments.evaluate import export_run
-from experiments.train import train_run
-from features.prepare import prepare
+from features.dataset.prepare import prepare
 from features.registry import FeatureRegistry
+from recsys.config import Experiment, with_overrides
+from recsys.runs.evaluate import export_run
+from recsys.runs.train import train_run
 
 REGISTRY = FeatureRegistry.of(
     label="label",

@@ -16,9 +16,9 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys import trainer as trainer_module
 from recsys.dataset import Split
-from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
+from recsys.embedding.optimizers import TableOptimizer
+from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.ranker import Ranker, build_ranker, model_config
-from recsys.table_optim import TableOptimizer
 from recsys.trainer import Trainer, TrainerConfig
 from tests.planted import planted_dataset
 from tests.rows import row

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recsys.layers import ModelInputs
 from recsys.models import MODELS, Model
+from recsys.models.layers import ModelInputs
 
 EQUAL_WIDTHS = ("final_net", "deep_fm", "fm")
 """Models that ask for features of equal width, unless their settings say otherwise."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from features.errors import InputError
-from recsys.optim import clip_global_norm
+from recsys.trainer import clip_global_norm
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 7.0, 1e3])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from features import prepare as prepare_module
+from features.dataset import prepare as prepare_module
 from features.encode import EncodedBatch, encode_frame
 from features.errors import InputError
 from features.registry import FeatureRegistry

@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from features.dataset_info import read_dataset
+from features.dataset.info import read_dataset
 from features.encode import encode
 from features.errors import InputError
 from features.golden import ODD_TEXTS, golden_frame
 from features.registry import FeatureRegistry
 from recsys import export
-from recsys.collisions import collision_report, distinct_tokens
 from recsys.dataset import Split, batch_of
-from recsys.embedding import EmbeddingConfig
+from recsys.embedding.table import EmbeddingConfig
+from recsys.evaluation.collisions import collision_report, distinct_tokens
 from recsys.export import export_bundle, probabilities
 from recsys.models import MODELS
 from recsys.ranker import Ranker, build_ranker, model_config

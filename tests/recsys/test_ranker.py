@@ -13,7 +13,7 @@ from features.encode import encode
 from features.errors import InputError
 from features.registry import FeatureRegistry
 from recsys.dataset import batch_of
-from recsys.embedding import EmbeddingConfig
+from recsys.embedding.table import EmbeddingConfig
 from recsys.models import MODELS
 from recsys.ranker import Ranker, build_ranker, layout_of, model_config
 

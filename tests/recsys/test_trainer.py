@@ -18,8 +18,8 @@ from features.registry import FeatureRegistry
 from recsys import trainer as trainer_module
 from recsys.checkpoint import load_state
 from recsys.dataset import Split
-from recsys.evaluate import predict
-from recsys.metrics import evaluate
+from recsys.evaluation.metrics import evaluate
+from recsys.evaluation.predict import predict
 from recsys.models import MODELS
 from recsys.trainer import TrainerConfig
 from tests.planted import planted_dataset, write_dataset

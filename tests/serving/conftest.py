@@ -14,18 +14,18 @@ import polars as pl
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import serving.batch
+import serving.batch.job
 from features.addressing import Vocabulary
 from features.encode import encode, encode_frame
 from features.files import sha256_of
 from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
-from serving.batch import ScoringReport, score_files
-from serving.bundle import Bundle, PriorCorrection, served_rows, write_bundle
-from serving.manifest import manifest_bytes
+from serving.batch.job import ScoringReport, score_files
+from serving.bundle.bundle import Bundle, PriorCorrection, served_rows, write_bundle
+from serving.bundle.manifest import manifest_bytes
 from tests.rows import row
-from tests.serving.process import Server
+from tests.serving.server.process import Server
 
 REGISTRY = FeatureRegistry.of(
     label="click",
@@ -222,8 +222,8 @@ def names(inputs: Path) -> list[str]:
 @pytest.fixture
 def run(bundle: Bundle, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Score the inputs into OUT, 16 rows at a time."""
-    monkeypatch.setattr(serving.batch, "BATCH_ROWS", 16)
-    monkeypatch.setattr(serving.batch, "ROW_GROUP_ROWS", 32)
+    monkeypatch.setattr(serving.batch.job, "BATCH_ROWS", 16)
+    monkeypatch.setattr(serving.batch.job, "ROW_GROUP_ROWS", 32)
 
     def score(**changes: Any) -> ScoringReport:
         settings = {"bundle": bundle, "inputs": [inputs], "out": tmp_path / "out", "keep": ["row"], "progress": False}

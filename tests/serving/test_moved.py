@@ -10,8 +10,8 @@ from features.encode import encode
 from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
 from features.spec import Numeric, NumericFit
+from serving.bundle.profile import ProfileBuilder, TokenBins, bucket_of, float_bins
 from serving.moved import BucketNames, Moved, moved_floats, moved_tokens, raw_edges
-from serving.profile import ProfileBuilder, TokenBins, bucket_of, float_bins
 
 
 def bins_of(tokens: list[int]) -> TokenBins:

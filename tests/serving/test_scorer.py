@@ -18,7 +18,7 @@ from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving import scorer as scoring
-from serving.bundle import Bundle, served_rows
+from serving.bundle.bundle import Bundle, served_rows
 from serving.scorer import Scorer
 from tests.floats import floats
 from tests.serving.conftest import (
@@ -335,7 +335,7 @@ def test_any_rows_score_as_the_contract_says(scorer: Scorer, rows: list[dict[str
 SCORE = """
 import sys
 {prelude}
-from serving.batch import score_files
+from serving.batch.job import score_files
 from serving.scorer import Scorer
 scores = Scorer({bundle!r}).score([{{"user": 7}}, {{"words": ["a", None]}}])
 assert scores.shape == (2,)

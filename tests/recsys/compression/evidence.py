@@ -8,8 +8,8 @@ import torch
 
 from features.layout import TableLayout
 from recsys.compression import Budget, Evidence, SlotReads
-from recsys.mask import Mask
-from serving.table import table_bytes
+from recsys.embedding.mask import Mask
+from serving.bundle.table import table_bytes
 
 WIDTH = 16
 

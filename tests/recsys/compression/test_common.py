@@ -12,17 +12,18 @@ import torch
 import yaml
 
 from data.synthetic import planted_frame
-from experiments.config import Experiment
-from experiments.evaluate import export_run, parity_of
-from experiments.prune import prune_run
-from experiments.run_directory import RunDirectory
-from experiments.train import train_run
 from features.registry import FeatureRegistry
 from recsys.compression import COMPRESSORS
+from recsys.config import Experiment
 from recsys.dataset import Split
-from recsys.evaluate import predict
-from recsys.mask import Mask, MaskGate
-from serving.bundle import Bundle
+from recsys.embedding.mask import Mask, MaskGate
+from recsys.evaluation.predict import predict
+from recsys.runs.evaluate import export_run
+from recsys.runs.parity import parity_of
+from recsys.runs.prune import prune_run
+from recsys.runs.run_directory import RunDirectory
+from recsys.runs.train import train_run
+from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
 from tests.planted import write_dataset
 

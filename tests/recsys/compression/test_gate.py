@@ -10,7 +10,7 @@ import torch
 
 from features.layout import TableLayout
 from recsys.compression.gate import OptEmbedGate, Step, Steps, ThresholdSGD, row_norms
-from recsys.mask import Reads
+from recsys.embedding.mask import Reads
 
 
 def layout(probes: int = 1, width: int = 4, num_rows: int = 20) -> TableLayout:

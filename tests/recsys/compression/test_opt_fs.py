@@ -13,9 +13,9 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.compression import COMPRESSORS, Budget
 from recsys.compression.opt_fs import GatedTable, OptFS, RowGate
-from recsys.embedding import EmbeddingConfig, UnifiedEmbedding
-from recsys.mask import Reads
-from recsys.table_optim import build_table
+from recsys.embedding.mask import Reads
+from recsys.embedding.optimizers import build_table
+from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from tests.recsys.compression.evidence import evidence_of
 from tests.recsys.conftest import jagged
 

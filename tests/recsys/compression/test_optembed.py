@@ -16,10 +16,10 @@ from recsys.compression.gate import OptEmbedGate
 from recsys.compression.importance import least_error_mask
 from recsys.compression.optembed import OptEmbed, row_margins
 from recsys.dataset import jagged
-from recsys.embedding import EmbeddingConfig
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
+from recsys.embedding.optimizers import TableOptimizer
+from recsys.embedding.table import EmbeddingConfig
 from recsys.ranker import Ranker, build_ranker, model_config
-from recsys.table_optim import TableOptimizer
 
 REGISTRY = FeatureRegistry.of(features={"a": "categorical", "b": "categorical"})
 CONFIG = model_config("final_mlp", {"mlp1_hidden": [8], "mlp2_hidden": [4], "num_heads": 2})

@@ -11,7 +11,7 @@ from features.errors import InputError
 from recsys.compression import COMPRESSORS, Budget
 from recsys.compression.mixed_dimensions import power_law_widths
 from recsys.compression.rows import read_counts
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
 from tests.floats import floats
 from tests.recsys.compression.evidence import WIDTH, evidence_of
 

@@ -8,7 +8,7 @@ import torch
 from features.errors import InputError
 from recsys.compression.base import Budget, SlotReads
 from recsys.compression.rows import keep_best_cells, keep_best_rows, read_counts, row_caps
-from recsys.mask import Mask
+from recsys.embedding.mask import Mask
 from tests.recsys.compression.evidence import evidence_of
 
 

@@ -11,8 +11,8 @@ from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.compression import COMPRESSORS, Budget, Facts, Values
-from recsys.embedding import EmbeddingConfig
-from serving.table import pack_bits, write_table
+from recsys.embedding.table import EmbeddingConfig
+from serving.bundle.table import pack_bits, write_table
 
 SHAPES = ("smaller", "hashed", "quotient_remainder", "robe")
 FEATURES = {"user": 900, "item": 300, "day": 7}

@@ -1,1 +1,0 @@
-"""What a run says of itself: figures, tables and the model card, as files that MLflow shows too."""

@@ -1,0 +1,1 @@
+"""Studies: which runs answer which question, and the pages that show it."""

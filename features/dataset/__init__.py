@@ -1,0 +1,1 @@
+"""Turn raw rows into a dataset directory."""

@@ -1,0 +1,183 @@
+"""What a sample says of one raw column: its kind, its values, and how well it alone tells the label."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from features.infer.column_names import TIME_WORDS, words_of
+from features.infer.moments import SURE_DIGITS, digits_of_moment, is_epoch, is_short_hour, is_written_moment
+from features.infer.number_texts import NumberStyle, as_integers, read_texts
+from features.spec import TEXT_TYPES
+
+Kind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
+Labels = npt.NDArray[np.bool_]
+
+MIN_LABELS_A_CLASS = 10
+MIN_MOMENTS = 0.95
+MIN_DISTINCT_DATES = 8
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """A raw column's sample [N]; text of a delimited file counts as numbers where all of it is.
+
+    >>> facts = ColumnFacts.of(pl.Series("price", ["3", "4.5", None]), is_delimited=True)
+    >>> facts.kind, facts.num_values, round(facts.missing, 2)
+    ('number', 2, 0.33)
+    """
+
+    column: pl.Series
+    """The sample [N]: numbers as numbers, flags as booleans, floats that all are integers as integers."""
+    kind: Kind
+    style: NumberStyle | None = None
+    """How numbers that are text are written, where that is not plain."""
+    almost_numbers: str | None = None
+    """The commonest text that keeps a column of numbers from being one."""
+    is_delimited: bool = False
+    """True where the file has no types."""
+
+    @staticmethod
+    def of(column: pl.Series, *, is_delimited: bool) -> "ColumnFacts":
+        """Facts of a raw column as a reader returns it."""
+        style = almost = None
+        if column.dtype.is_float():
+            column = as_integers(column.fill_nan(None))
+        elif isinstance(column.dtype, pl.Decimal):
+            column = column.cast(pl.Float64) if column.dtype.scale else column.cast(pl.Int128)
+        elif column.dtype in TEXT_TYPES:
+            column, style, almost = read_texts(column.cast(pl.String), is_delimited=is_delimited)
+        return ColumnFacts(column, _kind(column), style, almost, is_delimited)
+
+    @property
+    def name(self) -> str:
+        """Name of the column."""
+        return self.column.name
+
+    @cached_property
+    def values(self) -> pl.Series:
+        """Values that are there [n <= N]."""
+        return self.column.drop_nulls()
+
+    @property
+    def missing(self) -> float:
+        """Share of rows without a value."""
+        return self.column.null_count() / len(self.column)
+
+    @cached_property
+    def num_values(self) -> int:
+        """Distinct values."""
+        return self.values.n_unique() if self.kind not in ("list", "other") else 0
+
+    @property
+    def uniqueness(self) -> float:
+        """Distinct values a value, from 0 to 1."""
+        return self.num_values / len(self.values) if len(self.values) else 0.0
+
+    @cached_property
+    def low(self) -> float:
+        """Smallest number."""
+        return self._number(self.values.min())
+
+    @cached_property
+    def high(self) -> float:
+        """Largest number."""
+        return self._number(self.values.max())
+
+    @cached_property
+    def skew(self) -> float:
+        """Third standardised moment; 0 for equal numbers."""
+        return self._number(self.values.cast(pl.Float64).skew()) if self.high > self.low else 0.0
+
+    @cached_property
+    def mode(self) -> float:
+        """Commonest number, the smallest of them on a tie."""
+        return self._number(self.values.mode().min())
+
+    @property
+    def is_integral(self) -> bool:
+        """True for integers, and for floats that all are."""
+        return self.kind == "integer"
+
+    @cached_property
+    def is_moment(self) -> bool:
+        """True for dates and times, however written."""
+        if self.kind == "time":
+            return True
+        if self.kind not in ("text", "integer", "number") or self.style is not None:
+            return False
+        numbers = self.values.cast(pl.Float64, strict=False)
+        is_named = self._has_time_name and not numbers.null_count()
+        if is_named and is_epoch(self._number(numbers.min()), self._number(numbers.max())):
+            return True
+        forms = [is_written_moment, self._is_digit_moment] + [is_short_hour] * is_named
+        return any(self._mostly(form) for form in forms)
+
+    def _is_digit_moment(self, text: str) -> bool:
+        is_sure = self._has_time_name or self.num_values >= MIN_DISTINCT_DATES
+        return digits_of_moment(text) >= (8 if is_sure else SURE_DIGITS)
+
+    @property
+    def _has_time_name(self) -> bool:
+        return bool(TIME_WORDS & words_of(self.name))
+
+    def _mostly(self, matches: Callable[[str], bool]) -> bool:
+        texts = self.values.unique(maintain_order=True).head(200).cast(pl.String)
+        return len(texts) > 0 and sum(map(matches, texts)) >= MIN_MOMENTS * len(texts)
+
+    @staticmethod
+    def _number(value: object) -> float:
+        return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _kind(column: pl.Series) -> Kind:
+    dtype = column.dtype
+    if column.null_count() == len(column):
+        return "empty"
+    if isinstance(dtype, pl.List | pl.Array):
+        inner: Any = dtype.inner
+        is_plain = inner in (*TEXT_TYPES, pl.Boolean, pl.Null) or inner.is_integer() or inner.is_float()
+        return "list" if is_plain else "other"
+    if dtype == pl.Boolean:
+        return "boolean"
+    if dtype.is_integer():
+        return "integer"
+    if dtype.is_float():
+        return "number"
+    if dtype in (pl.Date, pl.Datetime):
+        return "time"
+    return "text" if dtype == pl.String else "other"
+
+
+def label_auc(column: pl.Series, labels: Labels) -> float:
+    """AUC [0.5, 1] of the label from this column [N] alone: by its values' label rates, or by its order for numbers.
+
+    The rates come from a random half of the rows and are judged on the other, so that rare values prove nothing.
+
+    >>> label_auc(pl.Series([1, 5] * 200), np.array([False, True] * 200))
+    1.0
+    """
+    codes = column.rank("dense").fill_null(0).to_numpy().astype(np.int64)
+    is_learned = np.random.default_rng(0).random(len(codes)) < 0.5
+    counts = np.bincount(codes[is_learned], minlength=codes.max() + 1)
+    positives = np.bincount(codes[is_learned & labels], minlength=codes.max() + 1)
+    rates = (positives + labels.mean()) / (counts + 1)
+    best = _auc(rates[codes[~is_learned]], labels[~is_learned])
+    if column.dtype.is_numeric():
+        present = column.is_not_null().to_numpy()
+        by_order = _auc(column.drop_nulls().cast(pl.Float64).to_numpy(), labels[present])
+        best = max(best, by_order, 1 - by_order)
+    return best
+
+
+def _auc(scores: npt.NDArray[np.float64], labels: Labels) -> float:
+    """Probability that a positive is scored above a negative; ties count half."""
+    num_positive, num_negative = int(labels.sum()), int((~labels).sum())
+    if min(num_positive, num_negative) < MIN_LABELS_A_CLASS:
+        return 0.5
+    ranks = pl.Series(scores).rank("average").to_numpy()
+    return float((ranks[labels].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))

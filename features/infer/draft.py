@@ -1,0 +1,172 @@
+"""A registry drafted from a file: a guess a column, each with its reason, for a person to read and correct."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from features.errors import InputError, missing_column
+from features.infer.column_facts import ColumnFacts, Labels, label_auc
+from features.infer.label import find_label, inline, scalar
+from features.infer.rules import ROW_ID_UNIQUENESS, Guess, guess_feature
+from features.io.csv_format import CsvFormat
+from features.io.frames import frame_of, is_frame
+from features.io.readers import columns_of, expand, is_text, read_chunks
+from features.registry import FeatureRegistry
+
+GROUP_NAMES = ("user_id", "userid", "user", "uid", "visitor_id", "customer_id", "member_id", "account_id", "msno")
+LEAK_AUC, SUSPICIOUS_AUC = 0.99, 0.95
+MOSTLY_MISSING = 0.5
+MAX_ALIGNED_WIDTH = 64
+MAX_FILES = 64
+SEPARATORS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # as they are written on the command line
+
+
+class _Line(NamedTuple):
+    text: str
+    reason: str
+
+
+def draft_registry(
+    rows: Any, *, sample_rows: int = 200_000, label: str | None = None, csv: CsvFormat | None = None
+) -> str:
+    """A registry file drafted from the first `sample_rows` rows, the reason of each guess beside it.
+
+    `rows`: the path of a file, a polars or pandas frame, or anything with an Arrow C stream. `csv` is how delimited
+    text is written, where not with commas; the draft says so then.
+
+    Columns that should not be learned from are there as comments: row identifiers, constants, targets in disguise,
+    moments in time, types without a feature type. Where no label is found a comment says so; `label:` then names a
+    column that is yet to be made. Raises `InputError` for a file that cannot be read or has no rows, for a `label`
+    that it has not, and where no column can be a feature.
+    """
+    if sample_rows < 1:
+        raise InputError("sample_rows must be positive", found=str(sample_rows))
+    files = [] if is_frame(rows) else expand(rows)
+    where = "the frame" if not files else str(files[0] if len(files) == 1 else rows)
+    if files:
+        sample = _sample_of_files(files, sample_rows, csv, where)
+    else:
+        sample = frame_of(rows.head(sample_rows) if hasattr(rows, "head") else rows, (), None).head(sample_rows)
+    if sample.is_empty():
+        raise InputError(f"{where}: expected rows", found="none", remedy="draft the registry from another file")
+    if label is not None and label not in sample.columns:
+        raise missing_column(label, sample.columns).located(where)
+    is_delimited = any(map(is_text, files))
+    facts = {name: ColumnFacts.of(sample[name], is_delimited=is_delimited) for name in sample.columns}
+    found = find_label(facts, label)
+    labels = None if found.outcome is None else _labels(found.outcome.is_one)
+    guesses = {name: _guess(facts[name], labels) for name in facts if name != found.name}
+    if not any(guess.is_used for guess in guesses.values()):
+        reasons = ", ".join(f"{name!r}: {guess.reason.split(':')[0]}" for name, guess in list(guesses.items())[:6])
+        remedy = "add columns that are known before the label is"
+        raise InputError(f"{where}: expected a column to learn from", found=reasons or "the label alone", remedy=remedy)
+    lines = [_Line(f"label: {found.setting}", found.reason), *_csv_lines(csv), _group_line(facts, found.name)]
+    lines.append(_Line("features:", ""))
+    lines += [_feature_line(name, guess) for name, guess in guesses.items()]
+    title = f"Drafted from the first {len(sample):,} rows of {files[0].name if files else 'a frame'}"
+    if len(files) > 1:
+        read = min(len(files), MAX_FILES)
+        title = f"Drafted from {len(sample):,} rows, the first ones of {read:,} of {len(files):,} files"
+    return _rendered(f"{title}. Read every line before use.", lines)
+
+
+def _sample_of_files(files: list[Path], num_rows: int, csv: CsvFormat | None, where: str) -> pl.DataFrame:
+    """The first rows of each of the files, or of some that are spread over them: a partition column varies by file."""
+    some = [files[k * len(files) // MAX_FILES] for k in range(MAX_FILES)] if len(files) > MAX_FILES else files
+    frames = [_typed(frame) for file in some if len(frame := _sample(file, -(-num_rows // len(some)), csv))]
+    try:
+        return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+    except pl.exceptions.PolarsError as error:
+        found, remedy = " ".join(str(error).split())[:160], "draft the registry from one of them"
+        raise InputError(f"{where}: expected files of the same columns", found=found, remedy=remedy) from None
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame, columns without a value of no type: pandas writes a list column of none as floats."""
+    return frame.with_columns(
+        pl.lit(None).alias(column.name)
+        for column in frame
+        if (column.is_nan().fill_null(True) if column.dtype.is_float() else column.is_null()).all()
+    )
+
+
+def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
+    names = columns_of(file, csv=csv)
+    if is_text(file) and len(names) == 1:
+        counts = {separator: names[0].count(separator) for separator in SEPARATORS}
+        if any(counts.values()):
+            separator = max(counts, key=lambda separator: counts[separator])
+            renamed = "rename it to .csv and " if ".tsv" in file.name.lower() else ""
+            remedy = f"{renamed}pass `--separator {SEPARATORS[separator]}`"
+            raise InputError(f"{file}: expected several columns", found=f"one, {names[0][:60]!r}", remedy=remedy)
+    frames: list[pl.DataFrame] = []
+    for chunk in read_chunks(file, chunk_rows=min(num_rows, 65_536), csv=csv):
+        frames.append(chunk)
+        if sum(map(len, frames)) >= num_rows:
+            break
+    return pl.concat(frames).head(num_rows) if frames else pl.DataFrame()
+
+
+def _csv_lines(csv: CsvFormat | None) -> list[_Line]:
+    settings: dict[str, object] = {}
+    if csv is not None and csv.separator not in (None, ","):
+        settings["separator"] = csv.separator
+    if csv is not None and csv.null_values:
+        settings["null_values"] = [*csv.null_values]
+    return [_Line(f"csv: {inline(settings)}", "as asked for; of every delimited file")] if settings else []
+
+
+def _labels(is_one: pl.Series) -> tuple[pl.Series, Labels]:
+    """(which rows have a label [N], the labels they have)."""
+    return is_one.is_not_null(), is_one.drop_nulls().to_numpy()
+
+
+def _group_line(facts: Mapping[str, ColumnFacts], label: str | None) -> _Line:
+    by_name = {name.lower(): name for name in facts if name != label}
+    for name in (by_name[name] for name in GROUP_NAMES if name in by_name):
+        column = facts[name]
+        if (column.kind == "text" or column.is_integral) and column.uniqueness < ROW_ID_UNIQUENESS:
+            rows = len(column.values) / column.num_values
+            return _Line(
+                f"group: {scalar(name)}", f"by its name; {rows:.1f} rows a value, ranked among themselves (gAUC)"
+            )
+    return _Line("# group: COLUMN", "optional, for gAUC; no column is named like a user")
+
+
+def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Labels] | None) -> Guess:
+    guess = guess_feature(facts)
+    reason = guess.reason
+    if guess.is_used and labels is not None and facts.kind != "list":
+        has_label, outcomes = labels
+        auc = label_auc(facts.column.filter(has_label), outcomes)
+        if auc >= LEAK_AUC:
+            return guess._replace(reason=f"target in disguise: alone it tells the label, AUC {auc:.3f}", is_used=False)
+        if auc >= SUSPICIOUS_AUC:
+            reason += f"; SUSPICIOUS: alone it reaches AUC {auc:.3f}, is it known before the label?"
+    if facts.missing >= MOSTLY_MISSING:
+        reason += f"; MOSTLY MISSING: {facts.missing:.1%}"
+    elif facts.missing:
+        reason += f"; {facts.missing:.1%} missing"
+    return guess._replace(reason=reason)
+
+
+def _feature_line(name: str, guess: Guess) -> _Line:
+    return _Line(f"{'  ' if guess.is_used else '  # '}{scalar(name)}: {guess.setting}", guess.reason)
+
+
+def _rendered(title: str, lines: list[_Line]) -> str:
+    width = max(len(line.text) for line in lines if len(line.text) <= MAX_ALIGNED_WIDTH)
+    rows = [f"# {title}"] + [f"{text:<{width}}  # {reason}" if reason else text for text, reason in lines]
+    # Names and values of the file are in comments, where YAML allows no control character.
+    return "".join("".join(c if c.isprintable() else "?" for c in row) + "\n" for row in rows)
+
+
+def infer_registry(rows: Any, *, label: str | None = None) -> FeatureRegistry:
+    """The registry that `draft_registry` drafts from a file or a frame, without the reasons.
+
+    >>> infer_registry(pl.DataFrame({"click": [0, 1, 1] * 9, "user": ["a", "b", "a"] * 9})).label
+    'click'
+    """
+    return FeatureRegistry.from_text(draft_registry(rows, label=label), "the draft")

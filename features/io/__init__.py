@@ -1,0 +1,1 @@
+"""Read raw rows: parquet, delimited text, JSON lines, and frames in memory."""

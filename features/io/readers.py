@@ -1,0 +1,304 @@
+"""Raw files to frames, a chunk at a time: parquet, delimited text and JSON; every fault names the file.
+
+Delimited text has no types: its columns are read as text, which features parse. Columns in a file's path are read too.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from features.errors import InputError, missing_column
+from features.files import check_readable
+from features.io.csv_check import check_fields, num_blank_lines
+from features.io.csv_format import CsvFormat
+from features.io.json_lines import open_packed, scan_json
+from features.io.partitions import partitions_of, with_partitions
+
+CHUNK_ROWS = 262_144
+Kind = Literal["parquet", "csv", "tsv", "ndjson"]
+KINDS: dict[str, Kind] = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".json": "ndjson",
+}
+"""Format by suffix, in any case; all but parquet may be followed by `.gz`."""
+NOT_DATA = (".md", ".rst", ".html", ".pdf", ".png", ".svg", ".yaml", ".yml", ".py", ".sh", ".sql", ".crc", ".log")
+NOT_DATA += (".md5", ".sha256")
+BOM = b"\xef\xbb\xbf"
+_SUFFIX = re.compile(r"(\.[a-z]+)(\.gz)?$")
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Format of a file by its name; None where it has none that can be read.
+
+    >>> kind_of(Path("log.CSV.gz")), kind_of(Path("log.xlsx"))
+    ('csv', None)
+    """
+    suffix = _SUFFIX.search(path.name.lower())
+    kind = KINDS.get(suffix[1]) if suffix else None
+    return None if suffix is None or (kind == "parquet" and suffix[2]) else kind
+
+
+def suffix_of(path: Path) -> str:
+    """The end of a file's name that says its format; empty where none does."""
+    found = _SUFFIX.search(path.name.lower())
+    return path.name[found.start() :] if found and kind_of(path) else ""
+
+
+def is_text(path: Path) -> bool:
+    """True for files whose columns have no types."""
+    return kind_of(path) in ("csv", "tsv")
+
+
+def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files that the patterns name, sorted within each pattern; a directory stands for the files below it.
+
+    Names that start with `_` or `.` are left out of a directory and of a glob, as batch jobs write their marks there.
+    Raises `InputError` when a pattern names no file, and for a file in a directory that may be data but is in no
+    format that can be read.
+    """
+    files: dict[Path, Path] = {}
+    for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = _files_below(path)
+        elif path.is_file():
+            found = [path]
+        else:
+            matches = (Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207 (absolute ones too)
+            found = _files_of([match for match in matches if not match.name.startswith(("_", "."))])
+        if not found:
+            remedy = f"name a file, directory or glob of {_suffixes()}"
+            raise InputError(f"no file matches {str(pattern)!r}", remedy=remedy)
+        for file in found:  # a link to a file that is there as well is the same rows
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
+    """Raise `InputError` where a later run would read what this one writes to the directory `out`."""
+    # Below `out`, parts mirror the partition directories of their inputs.
+    target = out.resolve()
+    written = [target.joinpath(*["key=value"] * depth, "part-0.parquet") for depth in range(4)]
+    places = {place for file in written for place in (file, *file.parents)}
+    for pattern in map(str, patterns):
+        folders = [Path(pattern)] if not glob.has_magic(pattern) else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
+        is_read = any(_holds(folder, target) for folder in folders if folder.is_dir())
+        if not is_read and glob.has_magic(pattern):
+            parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100 (links among the wildcards stay as they are)
+            fixed = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+            rooted = (*Path(*parts[:fixed]).resolve().parts, *parts[fixed:])
+            is_read = any(_is_found(place.parts, rooted) for place in places)
+        if is_read:
+            found, remedy = f"{pattern!r}, which names it", "choose an output that no input names"
+            raise InputError(f"{out}: expected an output that is no input", found=found, remedy=remedy)
+
+
+def _holds(folder: Path, target: Path) -> bool:
+    """Whether reading the folder would read what the target directory holds."""
+    root = folder.resolve()
+    return target.is_relative_to(root) and not any(name[0] in "_." for name in target.parts[len(root.parts) :])
+
+
+def _is_found(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a glob of these parts finds the path of these parts."""
+    if not patterns or not names:
+        return not patterns and not names
+    if patterns[0] == "**":
+        return _is_found(names, patterns[1:]) or _is_found(names[1:], patterns)
+    return fnmatchcase(names[0], patterns[0]) and _is_found(names[1:], patterns[1:])
+
+
+def _files_of(matches: Iterable[Path]) -> list[Path]:
+    return sorted({file for match in matches for file in (_files_below(match) if match.is_dir() else [match])})
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Files of data below a directory, links followed once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if name[0] not in "_."]
+        folders[:] = [name for name in folders if os.path.realpath(Path(folder) / name) not in seen]
+        found += [Path(folder) / name for name in names if name[0] not in "_."]
+    others = sorted(file for file in found if kind_of(file) is None and not _is_about_data(file))
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        remedy = "convert or move it, rename it to begin with `_`, or give a glob of what to read"
+        expected = f"{root}: expected files of {_suffixes()} alone"
+        raise InputError(expected, found=f"{others[0].relative_to(root)}{more}", remedy=remedy)
+    return sorted(file for file in found if kind_of(file) is not None)
+
+
+def _is_about_data(file: Path) -> bool:
+    return file.name.lower().endswith(NOT_DATA) or file.name.upper().startswith(("README", "LICENSE", "COPYING"))
+
+
+def _suffixes() -> str:
+    return ", ".join(KINDS)
+
+
+def schema_of(path: Path, csv: CsvFormat | None = None) -> dict[str, pl.DataType]:
+    """Names and types of a file's columns, then of those in its path alone; empty for a file without a byte.
+
+    Raises `InputError` for a file that cannot be read or names a column twice.
+    """
+    _, schema = _open(path, csv)
+    return schema | {name: pl.String() for name in partitions_of(path.parent.parts) if schema and name not in schema}
+
+
+def columns_of(path: Path, csv: CsvFormat | None = None) -> list[str]:
+    """Names of `schema_of`."""
+    return [*schema_of(path, csv)]
+
+
+def _open(path: Path, csv: CsvFormat | None) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
+    """Lazy frame of a file, and the schema in it; once for both, as JSON has to be read for its schema."""
+    if _is_empty(path):
+        return pl.LazyFrame(), {}
+    with _faults(path):
+        frame = _scan(path, csv)
+        schema = dict(frame.collect_schema())
+    if not schema and kind_of(path) == "ndjson":
+        found, remedy = "objects without a key", "write the names of the columns as keys"
+        raise InputError(f"{path}: expected columns", found=found, remedy=remedy)
+    for name in schema:
+        # polars renames the second column of a name instead of refusing it.
+        original = re.fullmatch(r"(.*)_duplicated_\d+", name)
+        if original and original[1] in schema:
+            raise InputError(
+                f"{path}: column names must be unique", found=f"{original[1]!r} twice", remedy="rename one of them"
+            )
+    return frame, schema
+
+
+def read_chunks(
+    path: Path, columns: Sequence[str] | None = None, *, csv: CsvFormat | None = None, chunk_rows: int = CHUNK_ROWS
+) -> Iterator[pl.DataFrame]:
+    """Frames of `chunk_rows` rows (the last one: the rest) in file order, with the named columns alone where given.
+
+    `csv` says how delimited text is written. Raises `InputError` for a file that is not there, not readable, truncated
+    or ragged, for a column that it has not, and for one that differs from what the path says.
+    """
+    frame, schema = _open(path, csv)
+    in_file = [*schema]
+    if not in_file:
+        return
+    in_path = partitions_of(path.parent.parts)
+    wanted = list(dict.fromkeys([*in_file, *in_path]) if columns is None else columns)
+    absent = [name for name in wanted if name not in in_file and name not in in_path]
+    if absent:
+        raise missing_column(absent[0], [*dict.fromkeys([*in_file, *in_path])]).located(str(path))
+    partitions = {name: value for name, value in in_path.items() if name in wanted}
+    # A frame of no columns would not know how many rows it has.
+    to_read = [name for name in wanted if name in in_file] or in_file[:1]
+    with _faults(path):
+        for chunk in _chunks(frame, path, csv, in_file, to_read, chunk_rows):
+            yield with_partitions(chunk, partitions, path)[wanted]
+
+
+def _chunks(
+    frame: pl.LazyFrame,
+    path: Path,
+    csv: CsvFormat | None,
+    in_file: Sequence[str],
+    wanted: Sequence[str],
+    chunk_rows: int,
+) -> Iterator[pl.DataFrame]:
+    if not is_text(path):
+        if wanted != in_file:
+            frame = frame.select(wanted)
+        yield from frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
+        return
+    # polars sees a csv row that is too long only when it reads all columns, and fills a short one with nulls.
+    is_checked = False
+    chunks = frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
+    # In a file of one column a blank line is a missing value.
+    for chunk in chunks if len(in_file) == 1 else _without_blank_lines(chunks, path):
+        if not is_checked and chunk[in_file[-1]].null_count():
+            check_fields(path, len(in_file), _format(path, csv).separator)
+            is_checked = True
+        yield chunk
+
+
+def _without_blank_lines(chunks: Iterable[pl.DataFrame], path: Path) -> Iterator[pl.DataFrame]:
+    """The chunks without the rows that polars makes of blank lines at the end of a file."""
+    held: pl.DataFrame | None = None  # rows without any value, which may turn out to be the last ones
+    for chunk in chunks:
+        whole = chunk if held is None else pl.concat([held, chunk])
+        is_blank = whole.select(pl.all_horizontal(pl.all().is_null())).to_series()
+        num_kept = 0 if is_blank.all() else len(whole) - int(is_blank.reverse().arg_min() or 0)
+        held = whole[num_kept:] if num_kept < len(whole) else None
+        if num_kept:
+            yield whole[:num_kept]
+    if held is not None and (num_kept := len(held) - num_blank_lines(path)) > 0:
+        yield held[:num_kept]
+
+
+def _is_empty(path: Path) -> bool:
+    """True for a file without a byte, or of blank lines alone; its format must be known and it must be there."""
+    if kind_of(path) is None:
+        raise InputError(f"{path}: expected a file that ends in {_suffixes()}", remedy="convert or rename it")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", remedy="check the path")
+    if path.stat().st_size == 0:
+        return True
+    if kind_of(path) == "parquet":
+        return False
+    with _faults(path), open_packed(path) as file:
+        while block := file.read(65_536):
+            if block.removeprefix(BOM).strip():
+                return False
+    return True
+
+
+def _format(path: Path, csv: CsvFormat | None) -> CsvFormat:
+    csv = csv or CsvFormat()
+    return csv.model_copy(update={"separator": "\t"}) if kind_of(path) == "tsv" else csv
+
+
+def _scan(path: Path, csv: CsvFormat | None) -> pl.LazyFrame:
+    if kind_of(path) == "parquet":
+        return pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    if not is_text(path):
+        return scan_json(path)
+    written = _format(path, csv)
+    nulls = [*written.null_values] or None
+    return pl.scan_csv(path, glob=False, infer_schema=False, separator=written.separator, null_values=nulls)
+
+
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Turn what a reader raises over a bad file into one line that names the file."""
+    try:
+        yield
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,  # polars gives up on some bytes
+        OSError,
+        EOFError,
+        UnicodeDecodeError,
+    ) as error:
+        kind = suffix_of(path)[1:]
+        check_readable(path)
+        if is_text(path):
+            check_fields(path)  # says where, which polars does not
+        remedy = "the file is damaged or of another format: write it again"
+        if kind_of(path) == "ndjson":
+            remedy = "write one object per line, with values of one type under each name"
+        found = " ".join(str(error).split())[:160]
+        if "utf-8" in found.lower():
+            remedy = "save it as UTF-8"
+        raise InputError(f"{path}: expected a readable {kind} file", found=found, remedy=remedy) from None

@@ -1,0 +1,1 @@
+"""The verbs of the `muxrec` command, one file per verb."""

@@ -1,0 +1,35 @@
+"""`muxrec export`: a trained run as a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import TABLE_DTYPES, Json, Overwrite, RunPath, require_training, show
+
+
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Bundle directory to write.")],
+    table_dtype: Annotated[
+        str | None, typer.Option(help=f"{TABLE_DTYPES}; else the pruned run's own, or fp32.")
+    ] = None,
+    negative_rate: Annotated[
+        float | None, typer.Option(help="Share of the negatives that the data kept; else the run's negative_rate.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a trained run as a bundle that is scored without torch."""
+    require_training()
+    from recsys.runs.evaluate import export_run
+
+    bundle = export_run(run, out, table_dtype=table_dtype, negative_rate=negative_rate, overwrite=overwrite)
+    correction = bundle.manifest.prior_correction
+    values = {
+        "bundle": str(out),
+        "model_id": bundle.model_id,
+        "bytes": bundle.num_bytes,
+        "table": bundle.manifest.table_dtype,
+    }
+    show(as_json, {**values, "negative_rate": correction.negative_rate if correction else 1.0})

@@ -1,0 +1,25 @@
+"""`muxrec parity`: trainer against scorer, from raw rows."""
+
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import BundlePath, Json, RunPath, require_training, show, warn
+
+
+def parity(
+    run: RunPath,
+    bundle: BundlePath,
+    inputs: Annotated[list[str], typer.Option("--input", help="Raw files: path, directory or glob.")],
+    tolerance: Annotated[float, typer.Option(help="Largest difference of two probabilities.")] = 1e-6,
+    as_json: Json = False,
+) -> None:
+    """Compare trainer and scorer from raw rows: ids bit for bit, probabilities within a tolerance; exit 1 if not."""
+    require_training()
+    from recsys.runs.parity import parity_of
+
+    result = parity_of(run, bundle, inputs, tolerance=tolerance)
+    warn(result["warnings"])
+    show(as_json, result if as_json else {name: value for name, value in result.items() if name != "warnings"})
+    if not result["ok"]:
+        raise typer.Exit(1)

@@ -1,0 +1,67 @@
+"""Verbs about many runs: sweep, compare."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recsys.cli.options import Data, Json, NamedRuns, console, require_training, show, wide
+
+
+def sweep(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A named run; every model is one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of all trials.")
+    ] = None,
+    data: Data = ...,  # pyright: ignore[reportArgumentType]
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier calls included.")] = 20,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at a time; they share the cores.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Sweep directory; one that was cut off is resumed. Else work/sweeps/NAME.")
+    ] = None,
+    space: Annotated[Path | None, typer.Option(help="Search space (YAML), instead of the run's own.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of the trials.")] = 0,
+    track: Annotated[bool, typer.Option(help="Log the trials to MLflow, below a run of the sweep.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Search the settings of a named run; `muxrec sweep final_mlp --data D --trials 20 trainer.epochs=5`."""
+    require_training()
+    from recsys.config import with_overrides
+    from recsys.sweep.report import best_of, sweep_table
+    from recsys.sweep.search_space import read_space
+    from recsys.sweep.sweep import run_sweep
+    from recsys.tracking.store import place_of
+
+    named: NamedRuns = context.obj()
+    experiment = with_overrides(named.experiment(name), overrides or [])
+    fixed = {text.partition("=")[0] for text in overrides or []}
+    varied = read_space(space) if space else named.space(name)
+    varied = {key: values for key, values in varied.items() if key not in fixed}
+    out = out or Path("work/sweeps") / name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the tracked run does not stay RUNNING
+    outcomes = run_sweep(
+        *(experiment, varied, data, out),
+        trials=trials,
+        workers=workers,
+        seed=seed,
+        track=track,
+        progress=not as_json,
+    )
+    best = best_of(outcomes, experiment)
+    place = place_of(json.loads((out / "sweep.json").read_text(encoding="utf-8"))) if track else {}
+    if as_json:
+        shown = best._asdict() if best else None
+        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in outcomes]}, place)
+    else:
+        wide(console).print(sweep_table(outcomes, experiment))
+        for one in outcomes:
+            if one.error:
+                console.print(f"trial {one.number} failed: {one.error}")
+        if best:
+            console.print(f"best: muxrec train --config {out / 'report' / 'best.yaml'} --data {data} --out RUN")
+        show(False, {}, place)
+    if best is None:
+        raise typer.Exit(1)

@@ -1,0 +1,28 @@
+"""`muxrec verify`: a bundle's files and golden rows."""
+
+import typer
+
+from recsys.cli.options import BundleUri, Json, show
+
+
+def verify(bundle: BundleUri, as_json: Json = False) -> None:
+    """Check a bundle's files and re-score its golden rows; exit 1 where the scores differ."""
+    from recsys.tracking.model_uri import resolve_bundle
+    from serving.scorer import Scorer
+
+    scorer = Scorer(resolve_bundle(bundle))
+    difference = scorer.verify()
+    tolerance = scorer.bundle.golden_tolerance
+    ok = difference <= tolerance
+    show(
+        as_json,
+        {
+            "bundle": bundle,
+            "model_id": scorer.bundle.model_id,
+            "max_abs_diff": difference,
+            "tolerance": tolerance,
+            "ok": ok,
+        },
+    )
+    if not ok:
+        raise typer.Exit(1)

@@ -1,0 +1,36 @@
+"""What a mask leaves of each feature."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from features.addressing import Vocabulary, rows_of
+from features.layout import TableLayout
+from recsys.embedding.mask import Mask
+from recsys.evaluation.collisions import Distinct
+
+
+class Kept(NamedTuple):
+    """What a pruned table stores of one feature."""
+
+    feature: str
+    rows: int
+    """Rows that its training values read and of which anything is stored."""
+    of_rows: int
+    """Rows that its training values read."""
+    columns: int
+    """Columns that its slots hand on, over all views and probes."""
+    of_columns: int
+    """Columns of its slots."""
+
+
+def kept_by_feature(layout: TableLayout, mask: Mask, distinct: Distinct, vocabulary: Vocabulary | None) -> list[Kept]:
+    """What a mask leaves of each token feature: of the rows that its training values read, and of its columns."""
+    widths, of_slots = mask.row_widths.numpy(), mask.slot_widths.numpy()
+    found = []
+    for name, (tokens, _) in distinct.items():
+        rows = np.unique(rows_of(layout, vocabulary, name, tokens))
+        slots = of_slots[layout.positions_of(name)]
+        kept_rows, columns = int((widths[rows] > 0).sum()), int(slots.sum())
+        found.append(Kept(name, kept_rows, len(rows), columns, len(slots) * layout.width))
+    return found

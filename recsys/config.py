@@ -1,0 +1,289 @@
+"""Experiment: everything that a run is made of, resolved, validated, and writable as YAML."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from features.errors import InputError
+from features.files import check_readable
+from features.registry import describe_validation_error
+from recsys.compression import COMPRESSORS, Budget, Compressor, Start
+from recsys.embedding.table import EmbeddingConfig
+from recsys.models.base import Model
+from recsys.ranker import model_config
+from recsys.trainer import TrainerConfig
+from serving.bundle.table import TableDtype
+
+
+class Compression(BaseModel):
+    """How `muxrec prune` made a table smaller.
+
+    >>> Compression.model_validate({"method": "magnitude", "target_bytes": 1000}).settings["rows_a_value"]
+    32.0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    """One of COMPRESSORS."""
+    target_bytes: int = Field(ge=1)
+    """Most bytes of the bundle's embedding files, table and vocabulary."""
+    table_dtype: TableDtype = "int4"
+    """Of the stored rows; also what the run is judged by."""
+    start: Start
+    """Weights that the last training begins with; the method's own choice where not given."""
+    learning_rate_share: float = Field(default=0.1, gt=0)
+    """Of the run's learning rates, what `finetune` begins with."""
+    settings: dict[str, Any] = {}
+    """The method's own, all of them once resolved."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_settings(cls, values: Any) -> Any:
+        """Fill in the method's defaults."""
+        method = values.get("method") if isinstance(values, dict) else None
+        if method not in COMPRESSORS:
+            known = ", ".join(COMPRESSORS)
+            raise InputError("unknown method of compression", found=repr(method), remedy=f"use one of {known}")
+        settings = method_settings(method, values.get("settings") or {})
+        kind = COMPRESSORS[method]
+        start = kind.start
+        if (kind.is_shape_only or kind.has_one_start) and values.get("start", start) != start:
+            found, remedy = f"compression.start={values['start']}", "leave compression.start out"
+            raise InputError(f"{method} begins its last training in one way alone", found=found, remedy=remedy)
+        return {"start": start, **values, "settings": settings.model_dump(mode="json")}
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the last training begins with weights that have learned already."""
+        return self.start == "finetune" and not self.compressor().is_shape_only
+
+    @property
+    def rate_factor(self) -> float:
+        """What the last training multiplies the run's learning rates by."""
+        return self.learning_rate_share if self.is_tuned else 1.0
+
+    def compressor(self) -> Compressor:
+        """The method, with its budget."""
+        settings = method_settings(self.method, self.settings)
+        return COMPRESSORS[self.method](settings, Budget(self.target_bytes, self.table_dtype))
+
+
+def method_settings(method: str, settings: Mapping[str, Any]) -> Compressor.Config:
+    """The validated settings of a method of compression; raises `InputError` for an unknown key."""
+    config = COMPRESSORS[method].Config
+    try:
+        return config.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"compression {method}: {describe_validation_error(error, config)}") from None
+
+
+class Experiment(BaseModel):
+    """One combination of model, embedding and training; a named run is a function that returns one.
+
+    >>> Experiment(name="small", model={"name": "mlp", "hidden": [8]}).model["hidden"]
+    [8]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Name of the run; also the MLflow run's."""
+    seed: int = Field(default=1, ge=0, lt=2**63)
+    """Of the initial weights, the order of the examples and the dropout."""
+    model: dict[str, Any]
+    """`name`, one of MODELS, beside that model's own settings, all of them once resolved."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    """The one table."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The loop."""
+    negative_rate: float = Field(default=1.0, gt=0, le=1)
+    """Share of the negatives that the data kept; below 1 the bundle gives probabilities at their original share."""
+    compression: Compression | None = None
+    """Of a run that `muxrec prune` made of another."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_model(cls, values: Any) -> Any:
+        """Fill in the model's defaults, so that what is written down repeats the run even if a default changes."""
+        model = values.get("model") if isinstance(values, dict) else None
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise InputError(
+                "an experiment needs `model:` with a `name:`", found=repr(model), remedy="see docs/guide.md"
+            )
+        settings = model_settings(model).model_dump(mode="json")
+        return {**values, "model": {"name": model["name"], **settings}}
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `compression` where there is none: what was written before it existed stays what it is."""
+        document = write(self)
+        if self.compression is None:
+            del document["compression"]
+        return document
+
+    @property
+    def model_name(self) -> str:
+        """Key into MODELS."""
+        return self.model["name"]
+
+    def network_config(self) -> Model.Config:
+        """The model's own settings, validated."""
+        return model_settings(self.model)
+
+    def params(self) -> dict[str, Any]:
+        """Every setting, as MLflow has them; of those of a method of compression, one text with what is no default.
+
+        A page that compares runs has room for few, and experiment.yaml beside them has all.
+        """
+        document = self.model_dump(mode="json")
+        if self.compression is not None:
+            defaults = method_settings(self.compression.method, {}).model_dump(mode="json")
+            own = {key: value for key, value in self.compression.settings.items() if value != defaults[key]}
+            document["compression"]["settings"] = json.dumps(own)
+        return document
+
+    def to_yaml(self) -> str:
+        """Every setting, resolved; `read_experiment` reads it back to an equal experiment."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def model_settings(model: Mapping[str, Any]) -> Model.Config:
+    """The validated settings of `{"name": ..., ...}`; raises `InputError`."""
+    return model_config(model["name"], {key: value for key, value in model.items() if key != "name"})
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read an experiment file; raises `InputError` that names the file and the key."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        check_readable(path)
+        raise InputError(
+            f"{path}: expected an experiment file", found=getattr(error, "strerror", None) or str(error)
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
+    return validated(document, str(path))
+
+
+def validated(document: Any, where: str) -> Experiment:
+    """An experiment from plain values; raises `InputError`, which names the closest key for an unknown one."""
+    if not isinstance(document, dict):
+        raise InputError(f"{where}: expected a mapping", found=type(document).__name__)
+    try:
+        known = list(Experiment.model_fields)
+        for key in document:
+            if key not in known:
+                raise unknown_key(key, known)
+        return Experiment.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_describe(error)}") from None
+
+
+def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """The experiment with `key.sub=value` settings changed; values are YAML.
+
+    >>> experiment = Experiment(name="x", model={"name": "mlp"})
+    >>> with_overrides(experiment, ["embedding.num_rows=100", "model.hidden=[8, 4]"]).embedding.num_rows
+    100
+    """
+    document = experiment.model_dump(mode="json")
+    known = list(flatten(document))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError("a setting is changed by key=value", found=repr(override), remedy="write trainer.epochs=3")
+        if key not in known:
+            raise unknown_key(key, known)
+        *parents, last = key.split(".")
+        place = document
+        for parent in parents:
+            place = place[parent]
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{key}: expected a YAML value", found=repr(text)) from None
+    return validated(document, "experiment")
+
+
+def variant(parent: Experiment, name: str, **sections: Mapping[str, Any]) -> Experiment:
+    """The parent under another name, with some settings changed; a `model` that gives its `name` replaces the whole.
+
+    >>> parent = Experiment(name="x", model={"name": "mlp", "hidden": [8]})
+    >>> variant(parent, "y", model={"dropout": 0.5}, trainer={"epochs": 3}).model["hidden"]
+    [8]
+    """
+    document = parent.model_dump(mode="json")
+    for section, changes in sections.items():
+        is_another_model = section == "model" and "name" in changes
+        document[section] = dict(changes) if is_another_model else {**document[section], **changes}
+    return Experiment.model_validate({**document, "name": name})
+
+
+def unknown_key(key: str, known: Sequence[str]) -> InputError:
+    """The error that names the closest known key."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return InputError("unknown setting", found=repr(key), remedy=f"did you mean {close[0]!r}?" if close else None)
+
+
+def _describe(error: ValidationError) -> str:
+    sections = {"embedding": EmbeddingConfig, "trainer": TrainerConfig, "compression": Compression}
+    section = sections.get(str(error.errors()[0]["loc"][:1] and error.errors()[0]["loc"][0]))
+    return describe_validation_error(error, section or Experiment)
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots.
+
+    >>> flatten({"a": {"b": 1}, "c": [1, 2]})
+    {'a.b': 1, 'c': [1, 2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+SHALLOW = {
+    # One weight a value, and as many floats as the other models' tables.
+    "logistic_regression": {"num_rows": 131_072, "width": 1, "probes": 1},
+    "fm": {},
+}
+"""Models whose logit is a sum of what the table holds, and the shape of their table."""
+
+
+def default_run(model: str) -> Experiment:
+    """General settings of a model, for any dataset directory.
+
+    >>> default_run("final_mlp").model_name
+    'final_mlp'
+    """
+    if model in SHALLOW:
+        # What the table holds has to grow to the size of a logit, which the decay that suits the embeddings of a
+        # network would not let it do.
+        return Experiment.model_validate(
+            {
+                "name": model,
+                "model": {"name": model},
+                "embedding": {**SHALLOW[model], "l2": 1e-5},
+                "trainer": {"learning_rate": 0.01},
+            }
+        )
+    return Experiment(name=model, model={"name": model})

@@ -1,0 +1,1 @@
+"""The one table: its rows, its addressing, its optimisers."""

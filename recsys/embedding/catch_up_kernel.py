@@ -1,0 +1,280 @@
+"""The steps that rows of a table missed, as a compiled kernel: what `recsys.embedding.catch_up` does in torch, on a
+CPU.
+
+U rows, w row width. `recsys.embedding.catch_up` has the mathematics and its words: exact steps, strides, pull, push,
+coupling.
+"""
+
+# pyright: reportMissingParameterType=false
+# Inside the kernels types are numba's: arrays of float32, and integers.
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from recsys.embedding.catch_up import EXACT_STEPS, GROWTH
+from recsys.embedding.kernels import AHEAD, Kernel, compiled, copy, prefetch
+
+_LANES = 64
+"""Values that are caught up side by side: rows in groups, so that one does not wait for its own square roots."""
+_AHEAD = 24
+"""As `AHEAD`, for rows that are not read in their order."""
+
+# Into the kernel, so that places are constants there: only then are the loops vectorised. A kernel that closed over
+# other compiled functions would be compiled anew in every process.
+_inlined = numba.njit(inline="always", nogil=True, error_model="numpy")
+
+
+class Memory(NamedTuple):
+    """What Adam's averages have forgotten after t steps: entry 2 t, and the last entry for all later."""
+
+    forgotten2: npt.NDArray[np.float32]
+    """1 - b2^t."""
+    root: npt.NDArray[np.float32]
+    """sqrt(1 - b2^t)."""
+    ratio: npt.NDArray[np.float32]
+    """sqrt(1 - b2^t) / (1 - b1^t)."""
+    forgotten1: npt.NDArray[np.float32]
+    """1 - b1^t."""
+
+
+def memory_of(beta1: float, beta2: float) -> Memory:
+    """Tables of two betas, as long as it takes until float32 sees no difference.
+
+    >>> [round(float(value), 4) for value in memory_of(0.9, 0.999).forgotten1[:5]]
+    [0.0, 0.0513, 0.1, 0.1462, 0.19]
+    """
+    longest = max(2, *(math.ceil(math.log(1e-9) / math.log(beta)) for beta in (beta1, beta2) if beta > 0))
+    steps = np.arange(2 * longest + 1) / 2
+    forgotten1, forgotten2 = (
+        -np.expm1(steps * math.log(beta)) if beta else (steps > 0).astype(float) for beta in (beta1, beta2)
+    )
+    ratio = np.sqrt(forgotten2) / np.maximum(forgotten1, 1e-300)
+    tables = (forgotten2, np.sqrt(forgotten2), ratio, forgotten1)
+    return Memory(*(table.astype(np.float32) for table in tables))
+
+
+class _Places(NamedTuple):
+    """Where the values of a group stand in its scratch; `push` is also how many there are of each."""
+
+    width: int
+    pull: int
+    push: int
+    second: int
+    drift: int
+    coupling: int
+    gain: int
+    loss: int
+    rates: int
+    floors: int
+    to_middle: int
+    to_end: int
+    steps: int
+
+
+@_inlined
+def _between(entries, position):
+    before = min(np.int64(position), len(entries) - 2)
+    part = np.float32(min(position - before, 1.0))
+    return entries[before] + part * (entries[before + 1] - entries[before])
+
+
+@_inlined
+def _spread(s, place, width, r, value):
+    for j in range(r * width, (r + 1) * width):
+        s[place + j] = value
+
+
+@_inlined
+def _exact(s, at, decay, take1, take2):
+    for j in range(at.push):
+        g = decay * s[at.pull + j]
+        s[at.push + j] += take1 * (g - s[at.push + j])
+        s[at.second + j] = (np.float32(1) - take2) * s[at.second + j] + take2 * (g * g)
+        s[at.pull + j] -= s[at.rates + j] * s[at.push + j] / (math.sqrt(s[at.second + j]) + s[at.floors + j])
+
+
+@_inlined
+def _power(s, lengths, at, share):
+    one, two, half = np.float32(1), np.float32(2), np.float32(0.5)
+    longest = np.int32(0)
+    for j in range(0, at.push, at.width):
+        longest = max(longest, lengths[j])
+    level = np.int32(0)
+    while longest >> (level + np.int32(1)) > 0:
+        level += np.int32(1)
+    for j in range(at.push):
+        s[at.gain + j] = np.float32((lengths[j] >> level) & np.int32(1))
+        s[at.loss + j] = np.float32(0)
+    while level > 0:
+        level -= np.int32(1)
+        for j in range(at.push):
+            c, p, q = s[at.coupling + j], s[at.gain + j], s[at.loss + j]
+            square = p * p
+            p = two * (p + p * q) - (c + share) * square
+            q = two * (q + half * q * q) - c * square
+            odd = np.float32((lengths[j] >> level) & np.int32(1))
+            q -= odd * (c * p)
+            s[at.gain + j] = p + odd * (q - share * p + one)
+            s[at.loss + j] = q
+
+
+@_inlined
+def _stride(s, lengths, at, share, beta1):
+    zero, one, third, half = np.float32(0), np.float32(1), np.float32(1 / 3), np.float32(0.5)
+    most = (one + math.sqrt(beta1)) * (one + math.sqrt(beta1))
+    for j in range(at.push):
+        x = s[at.pull + j]
+        halfway = min(max(x + half * (s[at.steps + j] + one) * s[at.drift + j], min(x, zero)), max(x, zero))
+        gathered = third * (x * x + halfway * (x + halfway))
+        v_middle = s[at.second + j] + s[at.to_middle + j] * (gathered - s[at.second + j])
+        s[at.coupling + j] = min(most, s[at.rates + j] / (math.sqrt(v_middle) + s[at.floors + j]))
+    _power(s, lengths, at, share)
+    for j in range(at.push):
+        x, y, p, q, n = s[at.pull + j], s[at.push + j], s[at.gain + j], s[at.loss + j], s[at.steps + j]
+        pushed = x + beta1 * y
+        shift = q * x - s[at.coupling + j] * p * pushed
+        s[at.push + j] = y + q * y + p * (pushed - y)
+        linear = (n - one) / n
+        quadratic = linear * (n - half) / (np.float32(3) * n)
+        square = x * x + (x * linear + shift * quadratic) * shift
+        s[at.second + j] += s[at.to_end + j] * (square - s[at.second + j])
+        s[at.pull + j] = x + shift
+        s[at.drift + j] = shift / n
+
+
+@_inlined
+def _coast(s, at, beta1):
+    one = np.float32(1)
+    for j in range(at.push):  # here `gain` is the share of the momentum that is spent
+        root = math.sqrt(s[at.second + j] * (one - s[at.to_middle + j])) + s[at.floors + j]
+        s[at.pull + j] -= s[at.rates + j] * s[at.gain + j] * beta1 * s[at.push + j] / root
+        s[at.push + j] *= one - s[at.gain + j]
+        s[at.second + j] *= one - s[at.to_end + j]
+
+
+@_inlined
+def _walk(s, lengths, at, missed, now, memory, learning_rate, decay, beta1, take1, take2, eps):
+    forgotten2, root, ratio, forgotten1 = memory
+    last, one, share = len(root) - 1, np.float32(1), take1
+    for j in range(at.push):
+        s[at.drift + j] = -s[at.pull + j]
+    for k in range(1, min(EXACT_STEPS, missed[0]) + 1):
+        for r in range(len(missed)):
+            when = min(2 * (now - missed[r] + k), last)
+            _spread(s, at.rates, at.width, r, learning_rate * ratio[when])
+            _spread(s, at.floors, at.width, r, eps * root[when])
+        _exact(s, at, decay, take1, take2)
+    if missed[0] <= EXACT_STEPS:
+        return
+    # Strides take decay gradients and scaled momenta: then the coupling is the only coefficient between the two.
+    scale = decay if decay > 0 else one
+    for j in range(at.push):
+        s[at.drift + j] = (s[at.drift + j] + s[at.pull + j]) * (scale / np.float32(EXACT_STEPS))
+        s[at.pull + j] *= scale
+        s[at.push + j] /= share
+    walked = EXACT_STEPS
+    while walked < missed[0]:
+        for r in range(len(missed)):
+            length = min(walked * (GROWTH - 1), missed[r] - walked)
+            begun = 2 * (now - missed[r] + walked)
+            _spread(lengths, 0, at.width, r, np.int32(length))
+            _spread(s, at.steps, at.width, r, np.float32(length))
+            _spread(s, at.to_end, at.width, r, forgotten2[min(2 * length, last)])
+            if decay > 0:
+                when = min(begun + length + 1, last)
+                _spread(s, at.to_middle, at.width, r, forgotten2[min(length + 1, last)])
+                _spread(s, at.rates, at.width, r, learning_rate * ratio[when] * (share * decay))
+                _spread(s, at.floors, at.width, r, eps * root[when])
+            else:  # the middle of what is left of the momentum, rather than that of the way
+                spent = forgotten1[min(2 * length, last)]
+                middle = 2 * (1 / share - length * (1 - spent) / spent)
+                _spread(s, at.gain, at.width, r, spent)
+                _spread(s, at.to_middle, at.width, r, _between(forgotten2, middle))
+                _spread(s, at.rates, at.width, r, learning_rate * _between(ratio, begun + middle))
+                _spread(s, at.floors, at.width, r, eps * _between(root, begun + middle))
+        if decay > 0:
+            _stride(s, lengths, at, share, beta1)
+        else:
+            _coast(s, at, beta1)
+        walked *= GROWTH
+    for j in range(at.push):
+        s[at.pull + j] /= scale
+        s[at.push + j] *= share
+
+
+@_inlined
+def _sort_by_strides(start, stop, rows, last_step, now, is_idle_without_reads):
+    """Order of the rows by the number of exact steps and strides that they missed; where each number ends."""
+    numbers, missed = np.empty(stop - start, np.uint8), np.empty(stop - start, np.int64)
+    ends = np.zeros(64, np.int64)
+    for u in range(start, stop):
+        if u + AHEAD < stop:
+            prefetch(last_step, rows[u + AHEAD])
+        fell_asleep = last_step[rows[u]]
+        slept = 0 if is_idle_without_reads and fell_asleep == 0 else now - fell_asleep
+        number, way = min(slept, EXACT_STEPS), EXACT_STEPS
+        while way < slept:
+            way *= GROWTH
+            number += 1
+        missed[u - start], numbers[u - start] = slept, number
+        ends[number] += 1
+    total = 0
+    for number in range(len(ends)):
+        total, ends[number] = total + ends[number], total
+    order = np.empty(stop - start, np.int64)
+    for u in range(start, stop):
+        number = numbers[u - start]
+        order[ends[number]] = u
+        ends[number] += 1
+    return order, missed, ends
+
+
+@cache
+def take_out(width: int) -> Kernel:
+    """Kernel that reads rows [U] into `w_out, m_out, v_out` [U, w], and applies the steps that each one missed there.
+
+    `recsys.embedding.catch_up` says what the steps and strides are. Rows that need the same number of them are taken
+    in groups,
+    side by side in a scratch of `lanes` values: a row alone would wait for its own square roots. Within a group rows
+    differ in when they fell asleep, and in the length of their last stride alone.
+    """
+    group = max(1, _LANES // width)
+    lanes = group * width
+    at = _Places(width, *(k * lanes for k in range(12)))
+
+    @compiled
+    def kernel(start, stop, rows, table, m, v, last_step, now, w_out, m_out, v_out, memory, rate, decay, betas, eps):
+        beta1, take1, take2 = betas
+        order, slept, ends = _sort_by_strides(start, stop, rows, last_step, now, decay == 0)
+        s, lengths = np.ones(12 * at.push, np.float32), np.zeros(at.push, np.int32)
+        missed, begin = np.zeros(group, np.int64), 0
+        for number in range(len(ends)):
+            for first in range(begin, ends[number], group):
+                for r in range(group):
+                    # The last group of a number is filled up with its last row.
+                    u = order[min(first + r, ends[number] - 1)]
+                    if first + r + _AHEAD < len(order):
+                        ahead = rows[order[first + r + _AHEAD]]
+                        prefetch(table, ahead)
+                        prefetch(m, ahead)
+                        prefetch(v, ahead)
+                    row = rows[u]
+                    missed[r] = slept[u - start]
+                    copy(s, at.pull + r * width, table, row * width, width)
+                    copy(s, at.push + r * width, m, row * width, width)
+                    copy(s, at.second + r * width, v, row * width, width)
+                if number > 0:
+                    _walk(s, lengths, at, missed, now, memory, rate, decay, beta1, take1, take2, eps)
+                for r in range(min(group, ends[number] - first)):
+                    u = order[first + r]
+                    copy(w_out, u * width, s, at.pull + r * width, width)
+                    copy(m_out, u * width, s, at.push + r * width, width)
+                    copy(v_out, u * width, s, at.second + r * width, width)
+            begin = ends[number]
+
+    return kernel

@@ -1,0 +1,260 @@
+"""How the one table is trained: three optimisers behind one small interface.
+
+M table rows, w row width. `adam` is ours and needs no kernel library; `rowwise_adagrad` is torchrec's fused one, the
+one that also runs sharded over processes.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from features.addressing import Vocabulary
+from features.errors import InputError
+from features.layout import TableLayout
+from recsys.checkpoint import load_optimizer_tensors, optimizer_tensors
+from recsys.embedding.row_sparse_adam import Loan, RowSparseAdam
+from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
+
+
+class TableOptimizer(Protocol):
+    """What the trainer asks of a table optimiser."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come."""
+        ...
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None: ...
+
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the table that a global norm may scale in place; none where the update is fused."""
+        ...
+
+    def step(self) -> None:
+        """Apply the update of the last backward pass."""
+        ...
+
+    def flush(self) -> None:
+        """Bring every row up to date: before evaluation and export."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that continuing bit for bit needs, the table itself excepted."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        ...
+
+
+class AdamTable:
+    """Row-sparse Adam over the rows that the embedding touched; dense quality at O(batch) a step."""
+
+    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
+        self.embedding = embedding
+        self.adam = RowSparseAdam(embedding.table.detach(), learning_rate=learning_rate, weight_decay=l2)
+        self._loan: Loan | None = None
+        embedding.fetch = self._fetch
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come; setting it first brings every row up to date at the old rate."""
+        return self.adam.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.adam.learning_rate = value
+
+    def gradients(self) -> list[Tensor]:
+        """The gradient of the touched rows [U, w]; none where the batch had no token."""
+        return _gradients(self.embedding)
+
+    def step(self) -> None:
+        """One step on the touched rows."""
+        touched = self.embedding.touched
+        if touched is not None and self._loan is not None:
+            # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
+            gradient = touched.block.grad
+            self.adam.step(self._loan, torch.zeros_like(touched.block) if gradient is None else gradient)
+        self.embedding.touched = self._loan = None
+
+    def _fetch(self, rows: Tensor) -> Tensor:
+        self._loan = self.adam.borrow(rows)
+        return self._loan.w
+
+    def flush(self) -> None:
+        """Apply the missed steps of all rows."""
+        self.adam.catch_up_all()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and last steps."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        self.adam.load_state_dict(state)
+
+
+class DenseAdam:
+    """torch's Adam with L2 over the whole table at every step, O(M): what `AdamTable` is measured against."""
+
+    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
+        self.embedding = embedding
+        self.table = embedding.table.detach().requires_grad_()
+        self.adam = torch.optim.Adam([self.table], lr=learning_rate, weight_decay=l2, fused=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come."""
+        return self.adam.param_groups[0]["lr"]
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.adam.param_groups[0]["lr"] = value
+
+    def gradients(self) -> list[Tensor]:
+        """The gradient of the touched rows [U, w]: all others are zero."""
+        return _gradients(self.embedding)
+
+    def step(self) -> None:
+        """One step on every row."""
+        touched = self.embedding.touched
+        if touched is not None:
+            self.table.grad = torch.zeros_like(self.table)
+            if touched.block.grad is not None:
+                self.table.grad.index_copy_(0, touched.rows, touched.block.grad)
+            self.adam.step()
+        self.embedding.touched = None
+
+    def flush(self) -> None:
+        """Every row is up to date at all times."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and the number of steps."""
+        return optimizer_tensors(self.adam)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        load_optimizer_tensors(self.adam, state)
+
+
+class FusedRowWiseAdagrad:
+    """torchrec's fused row-wise Adagrad: the update happens inside backward, on touched rows alone."""
+
+    def __init__(self, embedding: UnifiedEmbedding) -> None:
+        self.optimizer = embedding.collection.fused_optimizer()  # pyright: ignore[reportCallIssue]
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the steps to come."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+        self.optimizer.zero_grad()  # this is how torchrec hands the rate to the kernel
+
+    def gradients(self) -> list[Tensor]:
+        """None: the gradient never leaves the kernel, so that a global norm cannot count it."""
+        return []
+
+    def step(self) -> None:
+        """Nothing left to do after backward."""
+
+    def flush(self) -> None:
+        """Every row is up to date at all times."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running sums of squares, one a row."""
+        return {"momentum": self._momentum()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore them."""
+        self._momentum().copy_(state["momentum"])
+
+    def _momentum(self) -> Tensor:
+        (state,) = self.optimizer.state_dict()["state"].values()
+        (momentum,) = state.values()
+        return momentum
+
+
+class BesideTable:
+    """A table's optimiser that something else is stepped beside: a subclass adds to what this hands on.
+
+    The rate and the gradients are the table's alone: what is beside it keeps a rate of its own, and does not count
+    towards the global norm.
+    """
+
+    def __init__(self, table: TableOptimizer) -> None:
+        self.table = table
+
+    @property
+    def learning_rate(self) -> float:
+        """The table's."""
+        return self.table.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.table.learning_rate = value
+
+    def gradients(self) -> list[Tensor]:
+        """The table's."""
+        return self.table.gradients()
+
+    def step(self) -> None:
+        """Apply the table's update."""
+        self.table.step()
+
+    def flush(self) -> None:
+        """Bring every row up to date."""
+        self.table.flush()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table's."""
+        return self.table.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore it."""
+        self.table.load_state_dict(state)
+
+
+def _gradients(embedding: UnifiedEmbedding) -> list[Tensor]:
+    touched = embedding.touched
+    return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+
+
+def build_table(
+    layout: TableLayout, config: EmbeddingConfig, learning_rate: float, vocabulary: Vocabulary | None = None
+) -> tuple[UnifiedEmbedding, TableOptimizer]:
+    """The embedding of a layout and the optimiser that its config names; `learning_rate` where it sets none.
+
+    Raises `InputError` for a width that the fused kernel cannot take.
+    """
+    rate = config.learning_rate or learning_rate
+    try:
+        return _build(layout, config, rate, vocabulary)
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error) and "memory" not in str(error):
+            raise
+        found = f"{layout.num_rows:,} rows of {layout.width}"
+        raise InputError(
+            "the table must fit in memory", found=found, remedy="lower embedding.num_rows or embedding.width"
+        ) from None
+
+
+def _build(
+    layout: TableLayout, config: EmbeddingConfig, rate: float, vocabulary: Vocabulary | None
+) -> tuple[UnifiedEmbedding, TableOptimizer]:
+    if config.optimizer != "rowwise_adagrad":
+        embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
+        optimizer = AdamTable if config.optimizer == "adam" else DenseAdam
+        return embedding, optimizer(embedding, rate, config.l2)
+    if layout.width % 4:
+        remedy = "set embedding.width to a multiple of 4, or embedding.optimizer=adam"
+        raise InputError("rowwise_adagrad needs a width divisible by 4", found=str(layout.width), remedy=remedy)
+    fused = {"learning_rate": rate, "eps": 1e-8, "weight_decay": config.l2}
+    embedding = UnifiedEmbedding(layout, config.init, fused=fused, vocabulary=vocabulary)
+    return embedding, FusedRowWiseAdagrad(embedding)

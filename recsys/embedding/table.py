@@ -1,0 +1,156 @@
+"""UnifiedEmbedding: every categorical feature in one torchrec table, read through per-feature salts.
+
+Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023,
+arXiv 2305.12102, section "feature multiplexing": one table of M rows of width w, an independent hash a (feature,
+probe), probes concatenated.
+
+B examples, M table rows, w row width, S slots (one per view, feature and probe), W = S * w output columns, U rows
+that a batch touches, L list tokens of a feature in a batch.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from features.addressing import Vocabulary
+from features.hashing import check_num_rows
+from features.layout import Kind, TableLayout
+from recsys.embedding.active_rows import Fetch, Touched, gather
+from recsys.embedding.addressing import TABLE, Slots, table_config
+from recsys.embedding.mask import Gate, Mask, MaskGate, Reads
+
+
+class EmbeddingConfig(BaseModel):
+    """Size of the table, how it starts, and how it is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind = "unified"
+    """`unified`: every feature and view reads all rows by hash; `hashed`: each a range of its own, in proportion to its
+    distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe;
+    `quotient_remainder`: two probes, of one hash's quotient and remainder, each with a range of its own; `robe`: every
+    feature and view reads all rows, `block` probes in succession from a hashed row on."""
+    num_rows: int = Field(default=32_768, ge=1, le=2**31)
+    """M: rows of the table; under `collisionless` they follow from the data, and this is not read."""
+    width: int = Field(default=4, ge=1, le=4096)
+    """w: floats a row."""
+    probes: int = Field(default=4, ge=1, le=64)
+    """Rows that are read and concatenated per value, where a feature does not set its own number."""
+    block: int = Field(default=1, ge=1, le=4096)
+    """Z: probes that read rows in succession, under `robe` alone; with a width of 1 the table is an array of floats."""
+    init: Literal["uniform", "normal"] = "uniform"
+    """`uniform`: U(-0.05, 0.05), as for multiplexed tables; `normal`: N(0, 1e-4), as BARS."""
+    optimizer: Literal["adam", "rowwise_adagrad", "dense_adam"] = "adam"
+    """`adam`: dense Adam with L2 at the cost of the rows touched; `rowwise_adagrad`: torchrec's fused one;
+    `dense_adam`: torch's own over the whole table at every step, to compare with."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Of the table alone; the trainer's where not set."""
+    l2: float = Field(default=0.05, ge=0)
+    """Coupled weight decay: under both Adams of every row at every step, under `rowwise_adagrad` of the rows that a
+    step reads; of numeric embeddings at every step."""
+
+
+class UnifiedEmbedding(nn.Module):
+    """One embedding table that all token features share.
+
+    The weights live in a torchrec collection of one table with one torchrec feature a slot. In training, `forward`
+    gathers the distinct rows of the batch into a small leaf, so that a step costs O(rows touched), and leaves it in
+    `touched` for the row optimiser. With `fused`, the settings of torchrec's row-wise Adagrad, the collection updates
+    itself inside backward instead. Where a `gate` is set, it has the last word on the gathered values.
+
+    >>> from features.registry import FeatureRegistry
+    >>> registry = FeatureRegistry.of(features={"user": "categorical", "item": "categorical"})
+    >>> layout = TableLayout.of(registry, num_rows=100, width=4, probes=2, views={"main": ("user", "item")})
+    >>> tokens = KeyedJaggedTensor(
+    ...     keys=["user", "item"], values=torch.tensor([1, 2, 3, 1, 1, 1]), lengths=torch.ones(6, dtype=torch.int64)
+    ... )
+    >>> UnifiedEmbedding(layout)(tokens).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        layout: TableLayout,
+        init: str = "uniform",
+        *,
+        fused: dict[str, Any] | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        super().__init__()
+        check_num_rows(layout.num_rows)
+        self.layout = layout
+        self.vocabulary = vocabulary
+        self.is_fused = fused is not None
+        # torchrec fills the table by rules of its own; so that a seed gives one start under either optimiser, the
+        # numbers that this draws are given back.
+        with torch.random.fork_rng(devices=[]):
+            self.collection: Any = _collection(layout, fused)
+        self.table.requires_grad_(False)  # its gradient is that of `touched.block`, or stays inside the fused kernel
+        initialise(self.table, init)
+        self.touched: Touched | None = None
+        self.fetch: Fetch = lambda rows: self.table.detach().index_select(0, rows)
+        """Values of distinct rows, up to date, when training reads them; the row optimiser sets its own."""
+        self.gate: Gate | None = None
+        """What masks values between the table and the network; not under `fused`, which never shows them."""
+        self._slots = Slots(layout, vocabulary)
+
+    @property
+    def table(self) -> Tensor:
+        """The weights [M, w]."""
+        return self.collection.embedding_bags[TABLE].weight
+
+    @property
+    def mask(self) -> Mask | None:
+        """What the table is held to; None where all of it counts."""
+        return self.gate.mask if isinstance(self.gate, MaskGate) else None
+
+    def hold_to(self, mask: Mask) -> None:
+        """Remove what a mask removes, now and in training to come; raises `InputError` for another table's mask."""
+        mask.check(self.layout).apply(self.table)
+        self.gate = MaskGate(mask)
+
+    def forward(self, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """Embeddings [B, W] of tokens: slots in layout order, list features pooled (no token: zeros)."""
+        num_examples = sparse_features.stride()
+        if not self.layout.slots:
+            return torch.zeros(num_examples, 0, device=self.table.device)
+        lookups = self._slots.lookups(sparse_features)
+        is_training = self.training and torch.is_grad_enabled()
+        if is_training and self.is_fused:
+            assert self.gate is None
+            return self._slots.scale(self.collection(self._slots.jagged_rows(lookups)).values(), lookups)
+        rows = lookups.in_reading_order()
+        if is_training:
+            self.touched, values = gather(rows, self.layout.num_rows, self.fetch)
+        else:
+            values = F.embedding(rows, self.table)
+        if self.gate is not None:
+            values = self.gate(values, Reads(rows, *self._slots.readers(lookups)))
+        return self._slots.scale(self._slots.sum(values, lookups), lookups)
+
+
+def _collection(layout: TableLayout, fused: dict[str, Any] | None) -> nn.Module:
+    if fused is None:
+        return EmbeddingBagCollection(tables=[table_config(layout)])
+    # Only this branch loads the fbgemm kernels, so that the default optimiser runs where they do not load.
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+    from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+    from torchrec.optim import RowWiseAdagrad
+
+    settings = {**fused, "weight_decay_mode": WeightDecayMode.L2}
+    # Where the network and the batches are: on the CPU, also beside a GPU.
+    return FusedEmbeddingBagCollection([table_config(layout)], RowWiseAdagrad, settings, device=torch.device("cpu"))
+
+
+def initialise(table: Tensor, init: str) -> None:
+    """Fill a table [M, w] in place: U(-0.05, 0.05) or N(0, 1e-4)."""
+    with torch.no_grad():
+        if init == "uniform":
+            nn.init.uniform_(table, -0.05, 0.05)
+        else:
+            nn.init.normal_(table, std=1e-4)

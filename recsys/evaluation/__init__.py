@@ -1,0 +1,1 @@
+"""Measure predictions: metrics, curves, segments, collisions, and differences between models."""

@@ -1,0 +1,262 @@
+"""`muxrec promote`: a run's bundle becomes a model version, and an alias moves to it if it passes the gate.
+
+The gate: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
+worse than the champion's on the same test rows by more than a margin. It asks for proof: the bad end of a 95 % interval
+must lie inside the margin, so that a small test set lets nothing through by luck.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from features.errors import InputError
+from features.files import made_in_cache, take_lock
+from recsys.evaluation.paired_difference import Difference
+from recsys.promotion.compare_models import Comparison, TestSet, compare_scorers
+from recsys.runs.parity import parity_of
+from recsys.runs.run_directory import RunDirectory
+from recsys.tracking.logged_model import log_model
+from recsys.tracking.model_registry import ModelRegistry, Version
+from recsys.tracking.tracker import Tracker
+from serving.bundle.bundle import Bundle
+from serving.scorer import Scorer
+
+MAX_ROUNDS = 5
+"""How often the champion may change under a promotion before it gives up."""
+
+
+class Margins(BaseModel):
+    """How much worse than the champion's a challenger's figures may be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    auc: float = Field(default=0.001, ge=0)
+    """In AUC; .001 is what papers of the field call a difference that matters."""
+    calibration: float = Field(default=0.01, ge=0)
+    """In clicks promised at the wrong place, as a share of all clicks."""
+
+
+class Check(NamedTuple):
+    """One line of the gate."""
+
+    name: str
+    outcome: str
+    """passed or failed."""
+    note: str
+    """What was found, beside what was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """What a promotion did."""
+
+    store: str
+    """Address of the MLflow store, without a password."""
+    version: Version
+    alias: str
+    champion: Version | None
+    """Who held the alias before; None for nobody."""
+    checks: list[Check]
+    comparison: Comparison | None
+
+    @property
+    def passed(self) -> bool:
+        """True where every check passed."""
+        return all(check.outcome == "passed" for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "store": self.store,
+            "name": self.version.name,
+            "version": self.version.number,
+            "alias": self.alias,
+            "champion": self.champion.number if self.champion else None,
+            "passed": self.passed,
+            "checks": [check._asdict() for check in self.checks],
+            "comparison": self.comparison.as_json() if self.comparison else None,
+        }
+
+
+def promote(
+    path: Path,
+    *,
+    alias: str,
+    name: str | None = None,
+    bundle: Path | None = None,
+    test: Sequence[str] = (),
+    negative_rate: float | None = None,
+    inputs: Sequence[str] = (),
+    margins: Margins | None = None,
+) -> Promotion:
+    """Register a finished run's bundle (or another export of it), judge it, and move the alias to it if it passes.
+
+    `name` of the registered model is by default the dataset's; `test` the dataset of the run; `negative_rate` the share
+    of the negatives that the test rows kept, by default as `TestSet.of` has it; `inputs` are raw rows for the parity
+    check, by default the golden ones. Called again it changes nothing. Raises `InputError` for what cannot be judged.
+    """
+    run, margins = RunDirectory(path), margins or Margins()
+    run.metrics()
+    scorer = Scorer(bundle or run.bundle)
+    name = name or str(scorer.bundle.profile.get("dataset") or run.experiment().name)
+    checks = [_verified(scorer)]
+    if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        remedy = "use letters, digits, _ and -; `latest`, `v1` and so on are MLflow's own"
+        raise InputError("--to: expected a name that an alias may have", found=repr(alias), remedy=remedy)
+    registry, version = _registered(run, scorer.bundle, name)
+    checks.append(_parity(path, scorer.bundle.path, inputs))
+    rows = TestSet.of(tuple(test) or (run.facts()["dataset"],), scorer, negative_rate)
+    for _ in range(MAX_ROUNDS):
+        champion = registry.holder(name, alias)
+        judged, comparison = _judged(registry, champion, version, scorer, rows, margins)
+        found = Promotion(
+            store=registry.store,
+            version=version,
+            alias=alias,
+            champion=champion,
+            checks=[*checks, *judged],
+            comparison=comparison,
+        )
+        with _alone(name):
+            # Another promotion may have moved the alias meanwhile: then there is another champion to be compared with.
+            if _number(registry.holder(name, alias)) == _number(champion):
+                if _number(champion) != version.number:  # else its tags say how it became the champion
+                    registry.tag(version, _tags(found))
+                    if found.passed:
+                        registry.point(alias, version)
+                return found
+    remedy = "wait for the other promotions to end"
+    raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
+
+
+def _number(version: Version | None) -> str | None:
+    return version.number if version else None
+
+
+def _verified(scorer: Scorer) -> Check:
+    difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
+    return _check("verify", difference <= tolerance, f"golden rows differ by {difference:.1e}, {tolerance:.1e} allowed")
+
+
+def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
+    found = parity_of(path, bundle, inputs, as_served=True)
+    rows = f"{found['rows']:,} {'raw' if inputs else 'golden'} rows"
+    ids = "ids equal" if found["ids_equal"] else "ids differ"
+    return _check("parity", found["ok"], f"{rows}: {ids}, probabilities differ by {found['max_abs_diff']:.1e}")
+
+
+def _judged(
+    registry: ModelRegistry,
+    champion: Version | None,
+    version: Version,
+    scorer: Scorer,
+    test: TestSet,
+    margins: Margins,
+) -> tuple[list[Check], Comparison | None]:
+    """The checks against the champion on the test rows."""
+    if champion is None or champion.number == version.number:
+        note = "no champion yet" if champion is None else "is the champion"
+        return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
+    fetched = registry.fetch(champion.name, champion.number, cache=made_in_cache("models"))
+    comparison = compare_scorers(Scorer(fetched), scorer, test)
+    by_name = {one.metric: one for one in comparison.differences}
+    rows = comparison.test["rows"]
+    return [
+        _not_worse("auc", by_name["auc"], margins.auc, rows),
+        _not_worse("calibration", by_name["calibration_error"], margins.calibration, rows),
+    ], comparison
+
+
+def _not_worse(name: str, one: Difference, margin: float, rows: int) -> Check:
+    """Passed where the challenger is surely not worse by more than the margin."""
+    note = (
+        f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
+    )
+    note += f", may lose {margin:g}"
+    room = margin - (one.loss + one.loss_at_least) / 2
+    if one.loss > margin and room > 0:  # where the loss itself is too large, more rows would not help
+        # The interval shrinks with the root of the rows.
+        enough = rows * ((one.loss - one.loss_at_least) / 2 / room) ** 2
+        note += f"; {rows:,} rows cannot tell: some {enough:,.0f} rows or a wider margin"
+    return _check(name, one.loss <= margin, note)
+
+
+def _check(name: str, passed: bool, note: str) -> Check:
+    return Check(name, "passed" if passed else "failed", note)
+
+
+def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, Version]:
+    """The version that a bundle is, logged and registered where it was not."""
+    with _alone(name):
+        if run.facts()["mlflow_run_id"] is None:
+            _track(run)
+        tracker = Tracker.of(run.facts(), run.path / "run.json")
+        registry, run_id = ModelRegistry.open(tracker.uri), tracker.run_id
+        logged = registry.logged_model(run_id, bundle)
+        if logged is None:
+            is_own = bundle.path.resolve() == run.bundle.resolve()
+            label = "bundle" if is_own else f"bundle-{bundle.manifest.table_dtype}-{bundle.model_id[:8]}"
+            log_model(tracker, bundle, name=label)
+            logged = registry.logged_model(run_id, bundle)
+        assert logged is not None, "what was logged is there"
+        made_of = f"{run.experiment().name}, {bundle.manifest.table_dtype}, {bundle.num_bytes:,} bytes"
+        about = f"{made_of}, from {run.path.absolute()}"
+        return registry, registry.register(name, logged, run_id, {"muxrec.model_id": bundle.model_id}, about)
+
+
+def _track(run: RunDirectory) -> None:
+    """Give a run that was trained without tracking its MLflow run, with its settings and metrics."""
+    experiment, facts = run.experiment(), run.facts()
+    dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
+    tags = {"dataset.digest": facts["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
+    tags["mlflow.note.content"] = f"{experiment.name} on {dataset}, in {run.path.absolute()}"
+    tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=facts["key"])
+    tracker.log_settings(experiment.params(), run.info(), Path(facts["dataset"]))
+    for split, values in run.metrics().items():
+        prefix = {"valid": "val"}.get(split, split)
+        tracker.log_metrics(
+            {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
+        )
+    tracker.finish()
+    run.write_facts({**facts, **tracker.facts()})
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Wait for this machine's other promotions of the model: MLflow cannot move an alias on a condition."""
+    descriptor = take_lock(made_in_cache("locks") / (re.sub(r"[^\w-]", "_", name) + ".lock"))
+    assert descriptor is not None, "it waits for ever"
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _tags(found: Promotion) -> dict[str, str]:
+    tags = {f"gate.{check.name}": f"{check.outcome}: {check.note}" for check in found.checks}
+    tags |= {"validation_status": "passed" if found.passed else "failed", "gate.alias": found.alias}
+    tags["gate.champion"] = found.champion.number if found.champion else "none"
+    if found.comparison:
+        test = found.comparison.test
+        tags["gate.test"] = f"{test['rows']} rows of {test['name']}, digest {test['digest']}"
+    return tags
+
+
+def promotion_table(found: Promotion) -> Table:
+    """The gate for a terminal."""
+    before = f"champion so far: version {found.champion.number}" if found.champion else "no champion so far"
+    title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}\nstore: {found.store}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("check", "outcome", "found"):
+        table.add_column(heading)
+    for check in found.checks:
+        table.add_row(*check)
+    return table

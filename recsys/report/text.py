@@ -1,0 +1,82 @@
+"""Results as text: for a terminal, as Markdown, and as csv."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+NAMES = {
+    "max_abs_diff": "largest difference",
+    "tolerance": "difference allowed",
+    "rows_in": "rows read",
+    "skipped_parts": "parts made earlier",
+    "table": "table stored as",
+    "unused": "columns not used",
+}
+"""What results are called for people, where their name in --json does not say it; of others, blanks are enough."""
+
+
+def result_table(values: Mapping[str, Any]) -> Table:
+    """Two columns, name and value; a nested mapping becomes one line a key, whose name may be a column's and stays.
+
+    >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
+    2
+    """
+    table = Table.grid(padding=(0, 2))
+    for key, value in values.items():
+        name = NAMES.get(key, key.replace("_", " "))
+        if isinstance(value, Mapping):
+            for inner, one in value.items():
+                table.add_row(f"{name} {inner}", text_of(one))
+        else:
+            table.add_row(name, text_of(value))
+    return table
+
+
+def text_of(value: Any) -> str:
+    """A number with the digits that matter, anything else as it is.
+
+    >>> text_of(0.123456789), text_of(1234567), text_of(52345.6)
+    ('0.123457', '1,234,567', '52,346')
+    """
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.6g}"
+    return ", ".join(str(part) for part in value) if isinstance(value, list | tuple) else str(value)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; columns in which no row has anything are left out.
+
+    >>> print(markdown_table(["a", "b"], [["1", ""], ["2", ""]]))
+    | a |
+    |---|
+    | 1 |
+    | 2 |
+    """
+    rows = list(rows)
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    lines = [[header[column] for column in kept], *([row[column] for column in kept] for row in rows)]
+    texts = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([texts[0], "|" + "---|" * len(kept), *texts[1:]])
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """A csv with headings: `columns`, or all that any line has in order of their first use; what a line lacks is empty.
+
+    >>> print(csv_text([{"a": 1}, {"b": "x, y"}]), end="")
+    a,b
+    1,
+    ,"x, y"
+    """
+    text = io.StringIO()
+    names = columns or list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,67 @@
+"""The report directory of a run: every figure and table, written in one go.
+
+n examples, M table rows.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.files import write_text
+from recsys.compression.kept import Kept
+from recsys.evaluation.collisions import CollisionReport
+from recsys.evaluation.metrics import Predictions
+from recsys.evaluation.permutation_importance import Importance
+from recsys.evaluation.segments import Segment
+from recsys.report.text import csv_text
+
+
+class Judged(NamedTuple):
+    """The split that the report is about: the test split, or the validation split where there is no other."""
+
+    split: str
+    predictions: Predictions
+    metrics: Mapping[str, float]
+    segments: Sequence[Segment]
+    importance: Sequence[Importance]
+
+
+def write_report(
+    directory: Path,
+    history: Sequence[Mapping[str, Any]],
+    best_epoch: int,
+    judged: Judged,
+    collisions: CollisionReport,
+    usage: np.ndarray,
+    kept: Sequence[Kept] = (),
+) -> None:
+    """Write all figures and tables of a run; `usage` holds the entries that read each row [M]."""
+    from recsys.report import figures  # matplotlib takes a third of a second to import
+
+    directory.mkdir(parents=True, exist_ok=True)
+    labels, probabilities, _, weights = judged.predictions
+    figures.save(directory / "curves.png", lambda axes: figures.curves(axes, history, best_epoch), 2)
+    figures.save(directory / "roc.png", lambda axes: figures.roc(axes[0], judged.predictions, judged.metrics))
+    figures.save(
+        directory / "reliability.png", lambda axes: figures.reliability(axes[0], judged.predictions, judged.metrics)
+    )
+    figures.save(directory / "scores.png", lambda axes: figures.scores(axes[0], labels, probabilities, weights))
+    figures.save(directory / "gain_lift.png", lambda axes: figures.gain_lift(axes, judged.predictions), 2)
+    names = figures.NAMES
+    figures.save(directory / "importance.png", lambda axes: figures.importance(axes[0], judged.importance), left=names)
+    figures.save(directory / "row_usage.png", lambda axes: figures.row_usage(axes[0], usage, collisions))
+    figures.save(directory / "collisions.png", lambda axes: figures.collisions(axes[0], collisions), left=names)
+    if kept:
+        figures.save(directory / "kept.png", lambda axes: figures.kept(axes, kept), 2, left=names)
+        _write_records(directory / "kept.csv", Kept._fields, kept)
+    _write_records(directory / "segments.csv", Segment._fields, judged.segments)
+    _write_records(directory / "importance.csv", Importance._fields, judged.importance)
+    write_text(directory / "collisions.json", json.dumps(collisions.model_dump(), indent=1))
+    write_text(directory / "collisions.csv", csv_text(collisions.rows()))
+
+
+def _write_records(path: Path, columns: Sequence[str], records: Iterable[NamedTuple]) -> None:
+    write_text(path, csv_text([one._asdict() for one in records], columns))

@@ -1,0 +1,128 @@
+"""What is done with a trained run: metrics, export, and the parity of trainer and scorer from raw rows."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+
+import numpy as np
+
+from features.errors import InputError
+from features.registry import FeatureRegistry
+from recsys.dataset import Split
+from recsys.evaluation.collisions import collision_report, distinct_tokens
+from recsys.evaluation.metrics import CORRECTED, Predictions, calibration_ratio, evaluate
+from recsys.evaluation.predict import predict
+from recsys.evaluation.segments import Segment, segment_report, token_counts
+from recsys.export import correction_of, export_bundle
+from recsys.runs.compression_facts import compression_facts
+from recsys.runs.run_directory import RunDirectory, check_registry
+from recsys.trainer import EVALUATION_BATCH_SIZE
+from serving.bundle.bundle import Bundle
+from serving.bundle.table import TableDtype
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate_run` finds."""
+
+    metrics: dict[str, float]
+    collisions: dict[str, Any]
+    """The collision report of the training data, as plain values."""
+    segments: list[Segment]
+    """By how often training saw the value of the feature that was asked for; else none."""
+
+
+def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | None = None) -> Evaluation:
+    """Metrics of a run on a split, and for the feature `by` also by segment.
+
+    Raises `InputError` for an unfinished run, an unknown split or feature, or a dataset of another registry.
+    """
+    run = RunDirectory(path)
+    ranker = run.ranker()
+    facts = run.facts()
+    examples = Split(data or facts["dataset"], split)
+    check_registry(run.registry(), examples.registry, str(path))
+    if data is None and examples.info.digest != facts["dataset_digest"]:
+        remedy = "bring it back, or name the data to evaluate on with --data"
+        raise InputError(
+            f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
+        )
+    features = [] if by is None else [_token_feature(run.registry(), by)]
+    counts = token_counts(_training_split(facts, examples).tokens(), features) if features else {}
+    predictions = predict(ranker, examples.batches(EVALUATION_BATCH_SIZE))
+    segments = segment_report(predictions, examples.tokens(), counts) if counts else []
+    metrics = metrics_of(predictions, run.experiment().negative_rate)
+    distinct = distinct_tokens(Split(examples.directory, "train").tokens())
+    report, _ = collision_report(ranker.embedding.layout, distinct, ranker.embedding.vocabulary)
+    return Evaluation(metrics, report.model_dump(), segments)
+
+
+def _token_feature(registry: FeatureRegistry, name: str) -> str:
+    known = [feature.name for feature in registry.token_features]
+    if name not in known:
+        raise InputError("unknown categorical feature", found=repr(name), remedy=f"use one of {', '.join(known)}")
+    return name
+
+
+def _training_split(facts: Mapping[str, Any], examples: Split) -> Split:
+    """The rows that the run was trained on, whichever ones it is evaluated on."""
+    train = Split(examples.directory, "train")
+    if train.info.digest != facts["dataset_digest"]:
+        train = Split(facts["dataset"], "train")
+    if train.info.digest != facts["dataset_digest"]:
+        remedy = "bring it back, or evaluate without --by"
+        raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
+    return train
+
+
+def metrics_of(predictions: Predictions, negative_rate: float) -> dict[str, float]:
+    """Every metric of a split as it is, so before the prior correction, and `calibration_ratio_corrected` where one is.
+
+    The latter takes the split's negatives for a share `negative_rate` of all, like the training data's: after the
+    correction, each of them counts for 1 / negative_rate.
+    """
+    metrics = evaluate(*predictions)
+    correction = correction_of(negative_rate)
+    if correction is not None:
+        labels, probabilities, _, weights = predictions
+        amounts = np.where(labels == 1, 1.0, 1.0 / negative_rate) * (1.0 if weights is None else weights)
+        metrics[CORRECTED] = calibration_ratio(labels, correction.apply(probabilities), weights=amounts)
+    return metrics
+
+
+def export_run(
+    path: Path,
+    out: Path,
+    *,
+    table_dtype: str | None = None,
+    negative_rate: float | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a finished run as a bundle; `table_dtype` and `negative_rate` None: those of the run (fp32 if not pruned).
+
+    Raises `InputError` for an unknown table type, an impossible rate, or an `out` that is taken.
+    """
+    if table_dtype not in (None, *get_args(TableDtype)):
+        known = ", ".join(get_args(TableDtype))
+        raise InputError("unknown table type", found=repr(table_dtype), remedy=f"use one of {known}")
+    run = RunDirectory(path)
+    facts, experiment = run.facts(), run.experiment()
+    metrics, compression = run.metrics(), experiment.compression
+    trained = run.ranker(as_served=False)
+    return export_bundle(
+        trained,
+        run.registry(),
+        out,
+        model=experiment.model_name,
+        table_dtype=cast(TableDtype, table_dtype or (compression.table_dtype if compression else "fp32")),
+        metrics={name: values for name, values in metrics.items() if name not in ("perf", "compression")},
+        info=run.info(),  # a run may outlive its dataset; the bundle then has no profile of it
+        distributions=run.distributions(),
+        trained_rows=run.trained_rows(),
+        run_id=facts["mlflow_run_id"],
+        negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
+        compression=compression_facts(trained, experiment, metrics["compression"]) if compression else None,
+        overwrite=overwrite,
+    )

@@ -1,0 +1,101 @@
+"""Trainer against scorer from raw rows: ids bit for bit, probabilities up to rounding."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from features.addressing import rows_of
+from features.encode import encode
+from features.errors import InputError
+from features.io.readers import expand, read_chunks
+from features.registry import FeatureRegistry
+from recsys.embedding.addressing import Slots
+from recsys.export import probabilities, served
+from recsys.runs.run_directory import RunDirectory, check_registry
+from recsys.tracking.store import shown_uri
+from recsys.tracking.tracker import Tracker
+from serving.bundle.bundle import Bundle
+from serving.coverage import Coverage, add_coverage, coverage_warnings
+from serving.scorer import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+# Two float32 programs that add in another order differ in their rounding, by a small factor and not more.
+ROUNDING_FACTOR = 4.0
+
+
+def parity_of(
+    path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6, as_served: bool = False
+) -> dict[str, Any]:
+    """Score raw rows by the trainer's model and by the bundle; logged to the run's MLflow run as `parity/`.
+
+    Without `inputs` the rows are the bundle's golden ones. `as_served`: the trainer's table is rounded to the bundle's
+    type first, so that a difference is none of the rounding.
+
+    Both correct for the bundle's share of negatives. The scorer passes when its ids are the trainer's bit for bit, and
+    its probabilities either lie within `tolerance` of the trainer's or come as close to the same network in float64 as
+    `ROUNDING_FACTOR` times the trainer does.
+
+    Raises `InputError` for files that cannot be read and for a bundle of another registry.
+    """
+    run, scorer = RunDirectory(path), Scorer(bundle)
+    registry = run.registry()
+    check_registry(registry, scorer.bundle.registry, str(bundle))
+    ranker = run.ranker(as_served=not as_served)
+    if as_served:
+        ranker = served(ranker, scorer.bundle.manifest.table_dtype).eval()
+    correction = scorer.bundle.manifest.prior_correction
+    slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
+    num_rows, ids_equal = 0, True
+    worst, rounding, error = 0.0, 0.0, 0.0
+    coverage: dict[str, Coverage] = {}
+    for chunk in _raw_chunks(registry, inputs) if inputs else [scorer.bundle.golden.select(_names(registry))]:
+        trained = probabilities(ranker, registry, chunk, correction=correction)
+        exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
+        encoded = scorer.encode(chunk)
+        scores = scorer.score_encoded(encoded)
+        coverage = add_coverage(coverage, scorer.coverage(encoded)) if inputs else coverage
+        # np.maximum keeps a NaN, which then passes no comparison.
+        worst = float(np.maximum(worst, np.abs(trained - scores).max(initial=0.0)))
+        rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
+        error = float(np.maximum(error, np.abs(scores - exact).max(initial=0.0)))
+        ids_equal &= _ids_equal(chunk, registry, slots, scorer.bundle)
+        num_rows += len(chunk)
+    result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
+    result |= {"trainer_rounding": rounding, "scorer_rounding": error}
+    result["warnings"] = coverage_warnings(coverage, scorer.bundle) if inputs else []
+    result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
+    facts = run.facts()
+    if facts["mlflow_run_id"] is not None:
+        figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
+        try:
+            tracker = Tracker.of(facts, run.path / "run.json")
+            tracker.log_metrics(figures)
+            result["store"] = shown_uri(tracker.uri)
+        except InputError as error:  # the result matters more than its record
+            logger.warning("parity was not logged to MLflow: %s", error)
+    return result
+
+
+def _names(registry: FeatureRegistry) -> list[str]:
+    return [feature.name for feature in registry.features]
+
+
+def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl.DataFrame]:
+    for file in expand(inputs):
+        yield from read_chunks(file, _names(registry), csv=registry.csv, chunk_rows=16_384)
+
+
+def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, served: Bundle) -> bool:
+    """Whether torch, under the trainer's layout, and numpy, under the bundle's, read the same rows."""
+    for name, tokens in encode(raw, registry).tokens.items():
+        ours = trained.rows(torch.from_numpy(tokens.view(np.int64).copy())[None], trained.layout.positions_of(name))
+        if not np.array_equal(ours.numpy(), rows_of(served.layout, served.vocabulary, name, tokens)):
+            return False
+    return True

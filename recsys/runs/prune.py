@@ -1,0 +1,296 @@
+"""`muxrec prune`: a finished run once more in fewer bytes: reshape, supernet, freeze, train under the mask.
+
+Every stage can be killed and goes on by the same command: the trainings have checkpoints, the search keeps what it has
+measured, and a mask that stands in the run directory is not looked for again.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.errors import InputError, differences
+from features.files import write_text
+from features.hashing import MISSING_TOKEN
+from recsys import checkpoint
+from recsys.compression import COMPRESSORS, Compressor, Evidence, Facts, SlotReads, Values
+from recsys.compression.quantized import stored_widths
+from recsys.config import Experiment, validated, with_overrides
+from recsys.dataset import Split
+from recsys.embedding.mask import Mask, load_mask, save_mask
+from recsys.embedding.table import EmbeddingConfig
+from recsys.evaluation.segments import token_counts
+from recsys.ranker import Ranker, layout_of
+from recsys.runs.run_directory import RunDirectory
+from recsys.runs.train import train_run
+from recsys.trainer import Trainer
+from serving.bundle.bundle import Bundle
+from serving.bundle.table import table_bytes
+
+DEFAULT_METHOD = "optembed"
+SHARE = 10
+"""Without a budget, one of so many bytes stays, or all where a method removes no row."""
+TIGHT = 2.5
+"""Bytes for each value of train below which a smaller table is better than a pruned one: docs/results."""
+
+MISSING = np.uint64(MISSING_TOKEN)
+
+Metrics = dict[str, dict[str, float]]
+
+
+def prune_run(
+    path: Path,
+    out: Path,
+    *,
+    method: str | None = None,
+    target_bytes: int | None = None,
+    table_dtype: str = "int4",
+    overrides: Sequence[str] = (),
+    track: bool = True,
+    progress: bool = False,
+) -> Metrics:
+    """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
+
+    `method` is a key into COMPRESSORS; None: `default_method`, or the one whose settings `overrides` change.
+    `target_bytes` is what the embedding files of the bundle may take; None: a tenth of the run's, or all of them for a
+    method that removes no row. `overrides` change settings of the run, or those of the method as
+    `compression.settings.KEY=VALUE`. Raises `InputError` for a run that has not ended or was compressed itself, data
+    that changed since, and budgets that cannot be met.
+    """
+    parent = RunDirectory(path)
+    before = _figures_before(parent)
+    train = _data_of(parent)
+    if target_bytes is None:
+        keeps_every_row = method in COMPRESSORS and COMPRESSORS[method].keeps_every_row
+        target_bytes = max(1, int(before["bytes_before"]) // (1 if keeps_every_row else SHARE))
+    experiment, facts = _planned(parent, train, method, target_bytes, table_dtype, overrides)
+    assert experiment.compression is not None
+    compressor = experiment.compression.compressor()
+    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, facts)})
+    stages = Stages(parent, compressor, facts, before, train, progress)
+    if not compressor.is_shape_only:
+        stages.check(experiment)
+        stages.check_reachable(experiment)
+    metrics = train_run(
+        experiment,
+        train.directory,
+        out,
+        track=track,
+        progress=progress,
+        tags={"stage": "prune", "muxrec.parent": parent.facts()["mlflow_run_id"] or str(path)},
+        prepare=stages.prepare,
+    )
+    assert metrics["compression"]["bytes_after"] <= compressor.budget.num_bytes
+    return metrics
+
+
+def _data_of(parent: RunDirectory) -> Split:
+    """The training split that the run was trained on, if it is still the same."""
+    train = Split(parent.facts()["dataset"], "train")
+    if train.info.digest != parent.facts()["dataset_digest"]:
+        remedy = "train the run on it first, or prepare it as it was"
+        raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
+    if not train.registry.token_features:
+        remedy = "there is nothing to prune"
+        raise InputError("expected features that read the table", found="numeric ones alone", remedy=remedy)
+    return train
+
+
+def _planned(
+    parent: RunDirectory,
+    train: Split,
+    method: str | None,
+    target_bytes: int,
+    table_dtype: str,
+    overrides: Sequence[str],
+) -> tuple[Experiment, Facts]:
+    """The run with its compression, whose method is the best at this budget where none is given."""
+    if any(override.startswith("compression.method=") for override in overrides):
+        raise InputError("expected settings", found="compression.method", remedy="give --method")
+    settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
+    experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
+    facts = _facts(train, experiment)  # all of train is read for it
+    has_settings = any(override.startswith("compression.settings.") for override in overrides)
+    if not method and not has_settings:  # settings are those of the default method, as was checked
+        assert experiment.compression is not None
+        settings["method"] = default_method(experiment.compression.target_bytes, facts)
+        experiment = _with_compression(parent.experiment(), settings, overrides)
+    return experiment, facts
+
+
+def _reshaped(compressor: Compressor, experiment: Experiment, facts: Facts) -> EmbeddingConfig:
+    """The table that the method trains."""
+    reshaped = compressor.reshape(experiment.embedding, facts)
+    if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
+        expected = "pruning trains with an optimiser that shows its gradients"
+        raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
+    return reshaped
+
+
+def _with_compression(experiment: Experiment, settings: dict[str, Any], overrides: Sequence[str]) -> Experiment:
+    if experiment.compression is not None:
+        found = f"one that {experiment.compression.method} made"
+        raise InputError("expected a run that was not compressed", found=found, remedy="name the run it was made of")
+    name = f"{experiment.name}_{settings['method']}"
+    document = experiment.model_dump(mode="json")
+    compressed = validated({**document, "name": name, "compression": settings}, "compression")
+    return with_overrides(compressed, overrides)
+
+
+def _figures_before(parent: RunDirectory) -> dict[str, float]:
+    metrics = parent.metrics()
+    figures = {"bytes_before": float(Bundle.open(parent.bundle, verify=False).manifest.table_bytes)}
+    for split in [name for name in ("valid", "test") if name in metrics]:
+        figures |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
+    return figures
+
+
+def default_method(target_bytes: int, facts: Facts) -> str:
+    """The method that did best at such a budget in docs/results.
+
+    Where few values would be left of a pruned table, a small shared one keeps a little of all.
+
+    >>> tokens = np.arange(1000, dtype=np.uint64)
+    >>> facts = Facts({"main": ("user",)}, {"user": Values(tokens, np.ones(1000, dtype=np.int64))})
+    >>> default_method(6000, facts), default_method(600, facts)
+    ('optembed', 'smaller')
+    """
+    return "smaller" if target_bytes < TIGHT * facts.num_entries else DEFAULT_METHOD
+
+
+def _facts(train: Split, experiment: Experiment) -> Facts:
+    names = [feature.name for feature in train.registry.token_features]
+    counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
+    values = {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
+    probes = {feature.name: feature.probes for feature in train.registry.token_features if feature.probes}
+    unified = experiment.embedding.model_copy(update={"kind": "unified"})
+    layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
+    return Facts({view: tuple(names) for view, names in layout.views.items()}, values, probes)
+
+
+class Stages(NamedTuple):
+    """What comes before the last training."""
+
+    parent: RunDirectory
+    compressor: Compressor
+    facts: Facts
+    before: dict[str, float]
+    train: Split
+    progress: bool
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise `InputError` where the run's own weights are to be used for another model, or under another seed."""
+        own = self.parent.experiment()
+        changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
+        if changed is not None and not self._trains(experiment):
+            asked, mine = ({changed: one.model_dump()[changed]} for one in (experiment, own))
+            found = differences(asked, mine)
+            remedy = "leave it as it is, or train a run of its own with it and prune that one"
+            raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
+
+    def check_reachable(self, experiment: Experiment) -> None:
+        """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.facts.values.items()}
+        layout = layout_of(
+            self.train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
+        )
+        budget = self.compressor.budget
+        counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind == "collisionless" else 0
+        keeps_every_row = self.compressor.keeps_every_row and not self._trains(experiment)
+        if keeps_every_row:
+            kept = stored_widths(self.parent.ranker().embedding.table.detach()).numpy()
+        else:
+            kept = np.zeros(layout.num_rows, np.int64)
+        size = counted + table_bytes(layout.num_rows, layout.width, budget.dtype, kept)
+        if size > budget.num_bytes:
+            found = f"{size:,} {'with every row' if keeps_every_row else 'without a single row'}"
+            other = "a method that removes rows" if keeps_every_row else "--method smaller"
+            raise budget.too_few(found, f"raise --target-bytes, or choose {other}")
+
+    def prepare(self, run: RunDirectory, ranker: Ranker) -> dict[str, float]:
+        """Hold a fresh ranker to the mask, which is found first where there is none; returns figures of the stages."""
+        if self.compressor.is_shape_only:
+            return self.before
+        experiment = run.experiment()
+        assert experiment.compression is not None
+        figures_path = run.path / "supernet" / "figures.json"
+        if not run.mask_path.is_file():
+            found, seconds = self._frozen(run, experiment)
+            write_text(figures_path, json.dumps(seconds))
+            save_mask(run.mask_path, found)
+            self._state_path(run).unlink(missing_ok=True)
+        start = experiment.compression.start
+        if start != "rewind":
+            tensors, _ = checkpoint.load_state(self._weights(run, experiment))
+            ranker.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("embedding.gate.")})
+        ranker.embedding.hold_to(load_mask(run.mask_path))
+        if start == "as_is":
+            checkpoint.save_state(run.path / "checkpoint" / "best.safetensors", ranker.state_dict(), {"epoch": 0})
+        return self.before | json.loads(figures_path.read_text(encoding="utf-8"))
+
+    def _frozen(self, run: RunDirectory, experiment: Experiment) -> tuple[Mask, dict[str, float]]:
+        began = time.perf_counter()
+        valid = Split(self.train.directory, "valid")
+        (run.path / "supernet").mkdir(exist_ok=True)
+        ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
+        trained = time.perf_counter()
+        reads = self.facts.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
+        evidence = Evidence(
+            ranker=ranker.eval(),
+            reads=reads,
+            train=self.train,
+            valid=valid,
+            num_bytes=self._num_bytes(run, ranker, reads),
+            budget=self.compressor.budget,
+            seed=experiment.seed,
+            directory=run.path / "supernet",
+            progress=self.progress,
+            trainer=experiment.trainer,
+            embedding=experiment.embedding,
+        )
+        mask = self.compressor.freeze(evidence).check(ranker.embedding.layout)
+        return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
+
+    def _trains(self, experiment: Experiment) -> bool:
+        """Whether anything is trained before the mask is found: a supernet, or the run's model on another table."""
+        return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
+
+    def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:
+        ranker, optimizer = run.fresh_ranker(experiment)
+        optimizer = self.compressor.wrap(ranker, optimizer)
+        trainer = Trainer(
+            ranker,
+            optimizer,
+            self.compressor.supernet_trainer(experiment.trainer),
+            run.path / "supernet",
+            seed=experiment.seed,
+            l2=experiment.embedding.l2,
+            progress=self.progress,
+            keep=self.compressor.supernet_keeps,
+        )
+        trainer.fit(self.train, valid)
+        return ranker
+
+    def _num_bytes(self, run: RunDirectory, ranker: Ranker, reads: list[SlotReads]) -> Callable[[Mask], int]:
+        layout, dtype = ranker.embedding.layout, self.compressor.budget.dtype
+        vocabulary = run.vocabulary_path.stat().st_size if layout.kind == "collisionless" else 0
+        is_unread = np.ones(layout.num_rows, dtype=np.bool_)
+        for slot in reads:
+            is_unread[slot.rows.numpy()] = False
+
+        def measured(mask: Mask) -> int:
+            widths = mask.row_widths.numpy()
+            has_unread = bool(widths[is_unread].any())  # then the file says which rows training read
+            return vocabulary + table_bytes(layout.num_rows, layout.width, dtype, widths, has_trained_rows=has_unread)
+
+        return measured
+
+    def _state_path(self, run: RunDirectory) -> Path:
+        return run.path / "supernet" / "checkpoint" / "state.safetensors"
+
+    def _weights(self, run: RunDirectory, experiment: Experiment) -> Path:
+        source = run.path / "supernet" if self._trains(experiment) else self.parent.path
+        return source / "checkpoint" / "best.safetensors"

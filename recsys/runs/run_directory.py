@@ -1,0 +1,212 @@
+"""RunDirectory: the files of one training run, and what is read back from them.
+
+experiment.yaml    resolved settings; `muxrec train --config experiment.yaml` repeats the run
+run.json           a key of its own, dataset, its digest, registry fingerprint, MLflow run
+registry.json      the registry with its fitted statistics
+vocabulary.safetensors  the distinct tokens of train, where the kind of table depends on them
+lock               held by the process that trains here
+log.jsonl          one line an epoch
+mask.safetensors   which cells of the table `muxrec prune` kept
+supernet/          what it learned that from: a log and checkpoints like those of the run; and search.jsonl
+profile.json       how features and scores were distributed (`serving.bundle.profile`), for the bundle
+checkpoint/        state.safetensors (to resume), best.safetensors, trained_rows.npy
+metrics.json       {"valid": {...}, "test": {...}, "perf": {...}}; written last: with it the run is finished
+report/            figures and tables, as logged to MLflow
+bundle/            the model as served
+"""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.addressing import Vocabulary
+from features.dataset.info import DatasetInfo, read_dataset
+from features.errors import InputError, differences
+from features.files import check_readable, temporary_directory_beside, write_text
+from features.layout import COUNTED
+from features.registry import FeatureRegistry
+from recsys import checkpoint
+from recsys.config import Experiment, read_experiment
+from recsys.embedding.mask import load_mask
+from recsys.embedding.optimizers import TableOptimizer
+from recsys.export import served
+from recsys.ranker import Ranker, build_ranker
+from serving.bundle.profile import Distributions
+from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
+
+
+class RunDirectory:
+    """Paths and contents of a run; nothing is read before it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.bundle = self.path / "bundle"
+        self.report = self.path / "report"
+        self.profile_path = self.path / "profile.json"
+        self.trained_rows_path = self.path / "checkpoint" / "trained_rows.npy"
+        self.vocabulary_path = self.path / "vocabulary.safetensors"
+        self.mask_path = self.path / "mask.safetensors"
+
+    @property
+    def is_finished(self) -> bool:
+        """True where the run came to its end."""
+        return (self.path / "metrics.json").is_file()
+
+    def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
+        """Raise `InputError`, saying how they differ, where the directory belongs to another run or to others."""
+        if (self.path / "run.json").is_file():
+            self._check_same(experiment, info, registry)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
+
+    def begin(
+        self,
+        experiment: Experiment,
+        info: DatasetInfo,
+        registry: FeatureRegistry,
+        data: Path,
+        vocabulary: Vocabulary | None = None,
+    ) -> dict[str, Any]:
+        """Make the (checked) directory unless it is there; returns run.json."""
+        if (self.path / "run.json").is_file():
+            return self.facts()
+        facts = {
+            "key": uuid.uuid4().hex,
+            "dataset": str(data.absolute()),
+            "dataset_digest": info.digest,
+            "registry_fingerprint": registry.fingerprint(),
+            "mlflow_run_id": None,
+            "mlflow_tracking_uri": None,
+            "mlflow_experiment_id": None,
+        }
+        # Made whole beside and renamed: a process that dies here leaves a directory that is free, or one to resume.
+        with temporary_directory_beside(self.path.absolute()) as temporary:
+            write_text(temporary / "experiment.yaml", experiment.to_yaml())
+            write_text(temporary / "registry.json", registry.to_json())
+            if vocabulary is not None:
+                write_vocabulary(temporary / self.vocabulary_path.name, vocabulary)
+            write_text(temporary / "run.json", json.dumps(facts, indent=1))
+            temporary.rename(self.path)
+        return facts
+
+    def clear(self) -> None:
+        """Remove what a killed process was about to write; everything has a hidden name until it is whole.
+
+        To be called by who holds the directory, as another process may be writing.
+        """
+        for path in self.path.glob(".*"):
+            if path.suffix in (".tmp", ".old"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
+        remedy = "choose another --out, or remove this one"
+        if self.experiment() != experiment:
+            found = differences(self.experiment().model_dump(), experiment.model_dump())
+            raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
+        check_registry(self.registry(), registry, str(self.path))
+        if self.facts()["dataset_digest"] != info.digest:
+            raise InputError(f"{self.path} was trained on other data", found=info.digest, remedy=remedy)
+
+    def facts(self) -> dict[str, Any]:
+        """run.json; raises `InputError` where there is no run."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            check_readable(self.path / "run.json")
+            remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
+            raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Replace run.json."""
+        write_text(self.path / "run.json", json.dumps(facts, indent=1))
+
+    def info(self) -> DatasetInfo | None:
+        """The dataset that the run was trained on; None where it is gone, or prepared again since."""
+        facts = self.facts()
+        try:
+            info, _ = read_dataset(facts["dataset"])
+        except InputError:
+            return None
+        return info if info.digest == facts["dataset_digest"] else None
+
+    def experiment(self) -> Experiment:
+        """The resolved settings."""
+        return read_experiment(self.path / "experiment.yaml")
+
+    def registry(self) -> FeatureRegistry:
+        """The registry that the run was trained with."""
+        self.facts()
+        return FeatureRegistry.from_json((self.path / "registry.json").read_text(encoding="utf-8"))
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """metrics.json; raises `InputError` for a run that has not ended."""
+        self.facts()
+        if not self.is_finished:
+            remedy = "give the same `muxrec train` command again: it resumes"
+            raise InputError(f"{self.path}: expected a finished run", found="no metrics.json", remedy=remedy)
+        return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
+
+    def trained_rows(self) -> npt.NDArray[np.bool_] | None:
+        """Flags [M] of the rows that training examples read; None where the run ended before they were counted."""
+        return np.load(self.trained_rows_path, allow_pickle=False) if self.trained_rows_path.is_file() else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl, an epoch each, as far as the run has come."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def distributions(self) -> Distributions | None:
+        """The training profile; None for a run of a version that kept none."""
+        if not self.profile_path.is_file():
+            return None
+        return Distributions.model_validate_json(self.profile_path.read_bytes())
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The distinct tokens of train; None for tables that do not depend on them."""
+        if self.experiment().embedding.kind not in COUNTED:
+            return None
+        try:
+            return read_vocabulary(self.vocabulary_path)
+        except InputError as error:
+            raise InputError(error.expected, found=error.found, remedy="bring the file back, or train again") from None
+
+    def ranker(self, *, as_served: bool = True) -> Ranker:
+        """The trained model at its best weights; those of a pruned run rounded to its stored type, if `as_served`."""
+        self.metrics()
+        experiment = self.experiment()
+        # The weights are the same under either optimiser, and adam needs no kernel library.
+        adam = experiment.embedding.model_copy(update={"optimizer": "adam"})
+        ranker, _ = self.fresh_ranker(experiment.model_copy(update={"embedding": adam}))
+        tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
+        ranker.load_state_dict(tensors)
+        if experiment.compression is None:
+            return ranker.eval()
+        if self.mask_path.is_file():
+            ranker.embedding.hold_to(load_mask(self.mask_path))
+        return served(ranker, experiment.compression.table_dtype).eval() if as_served else ranker.eval()
+
+    def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
+        """A model as it is before training, on the run's data, and its table's optimiser."""
+        return build_ranker(
+            self.registry(),
+            experiment.model_name,
+            experiment.network_config(),
+            experiment.embedding,
+            seed=experiment.seed,
+            learning_rate=experiment.trainer.learning_rate,
+            vocabulary=self.vocabulary(),
+        )
+
+
+def check_registry(expected: FeatureRegistry, found: FeatureRegistry, where: str) -> None:
+    """Raise `InputError` with the differences unless two registries make the same tokens and floats."""
+    if expected.fingerprint() != found.fingerprint():
+        lines = expected.diff(found) or ["fitted statistics"]
+        remedy = "use the dataset that belongs to it, or prepare and train again"
+        raise InputError(f"{where}: expected its own registry", found=", ".join(lines[:5]), remedy=remedy)

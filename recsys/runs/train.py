@@ -1,0 +1,183 @@
+"""A run from its settings to its end: `muxrec train`. What follows the training stands in `recsys.runs.finish`."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from features.errors import InputError
+from features.layout import COUNTED
+from recsys.config import Experiment
+from recsys.dataset import Split
+from recsys.embedding.optimizers import TableOptimizer
+from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
+from recsys.ranker import Ranker, build_ranker
+from recsys.runs.finish import Metrics, Trained, finish_run
+from recsys.runs.process import ResourceMeter, alone_in, modules_at_rest
+from recsys.runs.run_directory import RunDirectory
+from recsys.tracking.tracker import Tracker, git_commit
+from recsys.trainer import Trainer, new_state
+
+PATIENCE = 1.0
+"""Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
+
+
+class PrunedError(Exception):
+    """What an `on_epoch` raises to end a run that is not worth going on with."""
+
+
+def train_run(
+    experiment: Experiment,
+    data: Path,
+    out: Path,
+    *,
+    track: bool = True,
+    progress: bool = False,
+    tags: Mapping[str, str] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
+) -> Metrics:
+    """Train in a run directory and return its metrics; a finished run is returned as it is, a cut-off one resumed.
+
+    `prepare` may hold a fresh ranker to a mask before it is trained; what it returns stands in the section
+    `compression` of the metrics.
+    `tags` are added to the MLflow run; `on_epoch` takes each record of the history, twice where a run is cut off then.
+    Raises `InputError` for a directory of another run or with another process at work, a dataset without a validation
+    split, and settings that do not fit the data.
+    """
+    run, train = RunDirectory(out), Split(data, "train")
+    if "valid" not in train.info.splits:
+        raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
+    run.check(experiment, train.info, train.registry)
+    if run.is_finished:
+        return _metrics_of_finished(run, track=track)
+    # All of train is read for it: only where the table depends on it already, else when the run is reported.
+    distinct = distinct_tokens(train.tokens()) if experiment.embedding.kind in COUNTED else None
+    vocabulary = None if distinct is None else vocabulary_of(distinct)
+    # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
+    ranker, table_optimizer = build_ranker(
+        train.registry,
+        experiment.model_name,
+        experiment.network_config(),
+        experiment.embedding,
+        seed=experiment.seed,
+        learning_rate=experiment.trainer.learning_rate,
+        vocabulary=vocabulary,
+    )
+    run.begin(experiment, train.info, train.registry, data, vocabulary)
+    with ExitStack() as held:
+        held.enter_context(alone_in(out, patience=PATIENCE))
+        if run.is_finished:  # by the process that was waited for
+            return _metrics_of_finished(run, track=track)
+        run.clear()
+        tracker = _tracker(run, experiment, train, tags or {}) if track else None
+        held.enter_context(_ending(tracker))
+        if tracker:
+            # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
+            tracker.log_settings(experiment.params(), train.info, train.directory)
+            if progress:
+                sys.stderr.write(f"MLflow: {tracker.page}\n")
+        ended = _on_epoch(tracker, on_epoch)
+        valid = Split(data, "valid")
+        with modules_at_rest():
+            before = prepare(run, ranker) if prepare else {}
+            state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
+        return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
+
+
+def _metrics_of_finished(run: RunDirectory, *, track: bool) -> Metrics:
+    """Its metrics, once the store that will be named has been seen to hold it."""
+    facts = run.facts()
+    if track and facts["mlflow_run_id"] is not None:
+        Tracker.of(facts, run.path / "run.json")
+    return run.metrics()
+
+
+def _fit(
+    experiment: Experiment,
+    out: Path,
+    ranker: Ranker,
+    table_optimizer: TableOptimizer,
+    train: Split,
+    valid: Split,
+    *,
+    progress: bool,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """The trainer's last state; a new one where a compressed model is taken as it is."""
+    compression, settings = experiment.compression, experiment.trainer
+    if compression:
+        if compression.start == "as_is":
+            return new_state()
+        table_optimizer.learning_rate *= compression.rate_factor
+        settings = settings.model_copy(update={"learning_rate": settings.learning_rate * compression.rate_factor})
+    trainer = Trainer(
+        ranker,
+        table_optimizer,
+        settings,
+        out,
+        seed=experiment.seed,
+        l2=experiment.embedding.l2,
+        progress=progress,
+        on_epoch=on_epoch,
+        is_trained=compression is not None and compression.is_tuned,
+    )
+    return trainer.fit(train, valid)
+
+
+def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | None) -> Callable[..., None]:
+    """Log an epoch with what the process used in it, then hand it on."""
+    meter = ResourceMeter()
+
+    def ended(record: dict[str, Any]) -> None:
+        if tracker:
+            tracker.log_epoch({**record, **meter.used()})
+        if also:
+            also(record)
+
+    return ended
+
+
+def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
+    """The MLflow run of a run directory: the one it began with where it was cut off."""
+    facts = run.facts()
+    if facts["mlflow_run_id"] is not None:
+        tracker = Tracker.of(facts, run.path / "run.json").resume()
+        run.write_facts({**facts, **tracker.facts()})  # the store may have moved
+        return _with_history(tracker, run)
+    name = train.info.name
+    tags = {
+        "dataset.name": name,
+        "dataset.digest": train.info.digest,
+        "registry.fingerprint": train.registry.fingerprint(),
+        "seed": str(experiment.seed),
+        "stage": "train",
+        "mlflow.note.content": f"{experiment.name} on {name}, in {run.path.absolute()}",
+    }
+    commit = git_commit(Path(__file__).parent)
+    tags |= {"mlflow.source.git.commit": commit, **more_tags} if commit else more_tags
+    tracker = Tracker.start(experiment=name, name=experiment.name, tags=tags, key=facts["key"])
+    run.write_facts({**facts, **tracker.facts()})
+    return _with_history(tracker, run)
+
+
+def _with_history(tracker: Tracker, run: RunDirectory) -> Tracker:
+    """Log the epochs that a process which was cut off held back, or had in another store."""
+    for record in run.history():
+        tracker.log_epoch(record)
+    return tracker
+
+
+@contextmanager
+def _ending(tracker: Tracker | None) -> Iterator[None]:
+    """Leave no run as RUNNING in the store, however the block ends."""
+    try:
+        yield
+    except BaseException as error:
+        if tracker:
+            with suppress(InputError):  # where the store is what failed
+                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
+        raise
+    if tracker:
+        tracker.finish()

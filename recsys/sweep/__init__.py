@@ -1,0 +1,1 @@
+"""Search over settings: the study, its workers and its report."""

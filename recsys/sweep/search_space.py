@@ -1,0 +1,195 @@
+"""SearchSpace: the settings that a sweep varies, each with its range; declared beside the run that it belongs to.
+
+A space is a mapping of keys as `muxrec train` takes them (`embedding.l2`) to `Float`, `Int` or `Choice`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from features.errors import InputError
+from features.files import check_readable
+from recsys.config import Experiment, flatten, unknown_key, with_overrides
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+
+class _Range(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that stand for all: where each of them is valid, so is the rest."""
+        raise NotImplementedError
+
+    def suggest(self, trial: "Trial", key: str) -> Any:
+        """The trial's parameter of a key, which stays what it is once it was asked for."""
+        raise NotImplementedError
+
+    def setting(self, parameter: Any) -> Any:
+        """The value that a parameter of the study stands for."""
+        return parameter
+
+    def as_parameter(self, value: Any) -> Any:
+        """A value in the form that the study keeps; None where it is outside."""
+        raise NotImplementedError
+
+
+class _Numbers(_Range):
+    log: bool = False
+    """Whether to search by factors instead of by differences."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.ends
+        if not low < high or (self.log and low <= 0):
+            raise ValueError(f"expected low < high, and low above 0 with log; found {low} and {high}")
+        return self
+
+    def as_parameter(self, value: Any) -> Any:
+        """The number, or None outside the range."""
+        low, high = self.ends
+        return value if isinstance(value, int | float) and low <= value <= high else None
+
+    def __str__(self) -> str:
+        low, high = self.ends
+        return f"{low:g} to {high:g}{', log' if self.log else ''}"
+
+
+class Float(_Numbers):
+    """A number.
+
+    >>> str(Float(low=1e-4, high=0.1, log=True))
+    '0.0001 to 0.1, log'
+    """
+
+    type: Literal["float"] = "float"
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both bounds."""
+        return self.low, self.high
+
+    def suggest(self, trial: "Trial", key: str) -> float:
+        """A number within the bounds."""
+        return trial.suggest_float(key, self.low, self.high, log=self.log)
+
+    def setting(self, parameter: Any) -> float:
+        """The number to four digits: what people read and write again is what was trained."""
+        return float(f"{parameter:.4g}")
+
+
+class Int(_Numbers):
+    """A whole number."""
+
+    type: Literal["int"] = "int"
+    low: int
+    high: int
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Both bounds."""
+        return self.low, self.high
+
+    def suggest(self, trial: "Trial", key: str) -> int:
+        """A whole number within the bounds."""
+        return trial.suggest_int(key, self.low, self.high, log=self.log)
+
+
+class Choice(_Range):
+    """One of some values, which may be lists; what `model.hidden` takes, say.
+
+    >>> str(Choice(values=([400], [400, 400])))
+    '[400] | [400, 400]'
+    """
+
+    type: Literal["choice"] = "choice"
+    values: tuple[Any, ...] = Field(min_length=1)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
+
+    def suggest(self, trial: "Trial", key: str) -> Any:
+        """JSON of one of the values, as a list is no parameter of Optuna."""
+        return trial.suggest_categorical(key, [json.dumps(value) for value in self.values])
+
+    def setting(self, parameter: Any) -> Any:
+        """The value."""
+        return json.loads(parameter)
+
+    def as_parameter(self, value: Any) -> str | None:
+        """The value's JSON."""
+        text = json.dumps(list(value) if isinstance(value, tuple) else value)
+        return text if text in [json.dumps(one) for one in self.values] else None
+
+    def __str__(self) -> str:
+        return " | ".join(json.dumps(value) for value in self.values)
+
+
+SearchSpace = Mapping[str, Float | Int | Choice]
+_READER = TypeAdapter(dict[str, Annotated[Float | Int | Choice, Field(discriminator="type")]])
+
+
+def default_space(experiment: Experiment) -> dict[str, Float | Int | Choice]:
+    """What matters in any run: both rates, the table's decay, and the dropouts of its model.
+
+    >>> list(default_space(Experiment(name="x", model={"name": "mlp"})))
+    ['trainer.learning_rate', 'embedding.l2', 'model.dropout']
+    """
+    space: dict[str, Float | Int | Choice] = {
+        "trainer.learning_rate": Float(low=3e-4, high=1e-2, log=True),
+        "embedding.l2": Float(low=1e-6, high=0.3, log=True),
+    }
+    dropouts = [name for name in experiment.model if name.endswith("dropout")]
+    return space | {f"model.{name}": Float(low=0.0, high=0.5) for name in dropouts}
+
+
+def read_space(path: Path) -> dict[str, Float | Int | Choice]:
+    """A space from YAML, such as `embedding.l2: {type: float, low: 1.0e-5, high: 0.1, log: true}`.
+
+    Raises `InputError` that names the file and the key.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        check_readable(path)
+        raise InputError(
+            f"{path}: expected a search space", found=getattr(error, "strerror", None) or str(error)
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
+    try:
+        return _READER.validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1]) or "the file"
+        remedy = "write `key: {type: float|int, low: ..., high: ..., log: true}` or `{type: choice, values: [...]}`"
+        raise InputError(f"{path}: {where}", found=str(first["msg"]), remedy=remedy) from None
+
+
+def check_space(space: SearchSpace, experiment: Experiment) -> None:
+    """Raise `InputError` for an empty space, an unknown key, or a value that the run would refuse."""
+    if not space:
+        raise InputError("a sweep needs a setting to vary", found="none", remedy="leave one of them out of the command")
+    known = list(flatten(experiment.model_dump(mode="json")))
+    for key, values in space.items():
+        if key not in known:
+            raise unknown_key(key, known)
+        if key in ("name", "seed", "trainer.monitor"):
+            raise InputError(f"a sweep cannot vary {key}", remedy="leave it out of the space")
+        for value in values.ends:
+            with_settings(experiment, {key: value})
+
+
+def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment with a trial's values; raises `InputError` for values that do not go together."""
+    return with_overrides(experiment, [f"{key}={json.dumps(value)}" for key, value in settings.items()])

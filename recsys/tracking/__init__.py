@@ -1,0 +1,1 @@
+"""MLflow: tracking, the model registry and comparisons; no other package imports mlflow."""

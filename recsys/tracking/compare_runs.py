@@ -1,0 +1,259 @@
+"""`muxrec compare`: the finished runs of an MLflow experiment side by side; runs that differ in their seed are one row.
+
+Rows are ordered by validation AUC, which is what chooses: a model that was chosen by its test figures has test figures
+that flatter.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from features.errors import InputError
+from recsys.evaluation.significance import p_text, spread, welch
+from recsys.tracking.tracker import TrackedRun
+
+NOT_SETTINGS = ("name", "seed")
+"""Params that do not change what a run is."""
+MIN_NAME, WIDE = 18, 130
+"""Letters of a terminal's table: the least for a run's name, and from which on a mean and its spread share a line."""
+DATA = "dataset digest"
+"""What the digest's first letters are called among the settings."""
+NUM_SHOWN_SETTINGS = 4
+
+
+class Column(NamedTuple):
+    """A figure that runs are compared by."""
+
+    metric: str
+    """Its name in MLflow."""
+    title: str
+    digits: int
+    """Decimals, in units of `scale`."""
+    scale: float = 1.0
+    is_short: bool = False
+    """Whether it stands in the terminal's table too."""
+
+
+LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")
+"""What rows are chosen by: these come right after the name."""
+COLUMNS = (
+    Column("val/auc", "valid AUC", 4, is_short=True),
+    Column("test/auc", "test AUC", 4, is_short=True),
+    Column("test/logloss", "log loss", 4, is_short=True),
+    Column("perf/bundle_bytes", "bundle kB", 0, 1e3, is_short=True),
+    Column("test/gauc", "gAUC", 4),
+    Column("test/ece", "ECE", 4),
+    Column("perf/table_bytes", "table kB", 0, 1e3),
+    Column("perf/samples_per_s", "samples/s", 0, is_short=True),
+    Column("perf/score_ms", "row ms", 2, is_short=True),
+    Column("perf/score_100_ms", "100\u00a0rows ms", 2),
+)
+
+
+class Row(NamedTuple):
+    """Runs that differ in their seed alone."""
+
+    name: str
+    settings: Mapping[str, str]
+    """Params that are not the same in all rows."""
+    data: str
+    """Digest of the dataset."""
+    runs: tuple[TrackedRun, ...]
+    """By seed."""
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every run that has it."""
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over seeds; None where no run has the metric."""
+        values = self.values(metric)
+        return statistics.fmean(values) if values else None
+
+
+class Difference(NamedTuple):
+    """How a row's AUC differs from the baseline's."""
+
+    auc: float
+    p: float | None
+    """Of Welch's t-test; None with a single seed on either side."""
+
+
+class RunComparison(NamedTuple):
+    """The rows of an experiment."""
+
+    experiment: str
+    experiment_id: str
+    rows: tuple[Row, ...]
+    baseline: Row | None
+    num_unfinished: int
+    """Runs that are left out, as they have no figures at their end."""
+    shared: Mapping[str, str]
+    """Params that are the same in all rows."""
+
+    @property
+    def metric(self) -> str:
+        """What rows are tested by: test AUC, or validation AUC where a run has no test split."""
+        return "test/auc" if all(row.values("test/auc") for row in self.rows) else "val/auc"
+
+    def difference(self, row: Row) -> Difference | None:
+        """The row against the baseline; None for the baseline itself, for other data, and without one."""
+        if self.baseline is None or row is self.baseline or row.data != self.baseline.data:
+            return None
+        ours, theirs = row.values(self.metric), self.baseline.values(self.metric)
+        return Difference(statistics.fmean(ours) - statistics.fmean(theirs), welch(ours, theirs))
+
+    def columns(self) -> list[Column]:
+        """Those in which a row has a figure."""
+        return [column for column in COLUMNS if any(row.values(column.metric) for row in self.rows)]
+
+    def setting_keys(self) -> list[str]:
+        """Params that are not the same in all rows."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.settings))
+
+
+def compare_runs(
+    experiment: str, experiment_id: str, runs: Iterable[TrackedRun], baseline: str | None = None
+) -> RunComparison:
+    """Group runs into rows; `baseline` is a run's name, or its id or the beginning of that.
+
+    Raises `InputError` where no run has finished, and for a baseline that is none of the rows, or several.
+    """
+    trained = [run for run in runs if run.tags.get("stage") != "sweep"]
+    finished = [run for run in trained if run.status == "FINISHED" and "val/auc" in run.metrics]
+    if not finished:
+        found = f"{len(trained)} runs, none finished" if trained else "no runs"
+        expected, remedy = f"experiment {experiment!r}: expected finished runs", "train some with `muxrec train`"
+        raise InputError(expected, found=found, remedy=remedy)
+    groups: dict[Any, dict[str, TrackedRun]] = {}
+    for run in sorted(finished, key=lambda run: run.started):
+        own = tuple(sorted((key, value) for key, value in run.params.items() if key not in NOT_SETTINGS))
+        # Equal settings, data and seed are the same run once more: the last one counts.
+        groups.setdefault((run.tags.get("dataset.digest", ""), own), {})[run.params.get("seed", "")] = run
+    # Figures of other data are no others' equals, so what tells the data apart is shown as a setting is.
+    settings = [{**dict(own), DATA: data[:8]} for data, own in groups]
+    varying = _varying(settings)
+    rows = [
+        Row(
+            name=_name(list(members.values())),
+            settings={key: own.get(key, "") for key in varying},
+            data=data,
+            runs=tuple(sorted(members.values(), key=_seed_order)),
+        )
+        for own, ((data, _), members) in zip(settings, groups.items(), strict=True)
+    ]
+    shared = {key: value for key, value in settings[0].items() if key not in varying and value}
+    rows.sort(key=lambda row: -(row.mean("val/auc") or 0.0))
+    chosen = None if baseline is None else _baseline(rows, baseline)
+    return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished), shared)
+
+
+def _seed_order(run: TrackedRun) -> tuple[int, str]:
+    """By number; a run that somebody else logged may have no seed."""
+    seed = run.params.get("seed", "")
+    return len(seed), seed
+
+
+def _varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys whose value is not the same everywhere, in order."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({one.get(key) for one in settings}) > 1]
+
+
+def _name(runs: Sequence[TrackedRun]) -> str:
+    names = dict.fromkeys(run.name for run in runs)
+    return ", ".join(names) if len(names) < 3 else f"{next(iter(names))} and {len(names) - 1} more"
+
+
+def _baseline(rows: Sequence[Row], wanted: str) -> Row:
+    named = [row for row in rows if any(run.name == wanted for run in row.runs)]
+    # A short name may be the beginning of another run's id.
+    found = named or [row for row in rows if any(run.run_id.startswith(wanted) for run in row.runs)]
+    if len(found) != 1:
+        how_many = "none of the rows" if not found else f"{len(found)} rows of that name"
+        remedy = "give the name of a run, or its id"
+        raise InputError(f"expected one run {wanted!r} as the baseline", found=how_many, remedy=remedy)
+    return found[0]
+
+
+def figure_text(row: Row, column: Column) -> str:
+    """Mean and spread between seeds."""
+    mean = row.mean(column.metric)
+    if mean is None:
+        return ""
+    between = spread(row.values(column.metric))
+    shown = f"{mean / column.scale:,.{column.digits}f}"
+    is_quality = column.metric.startswith(("val/", "test/"))
+    return shown if between is None or not is_quality else f"{shown} ± {between / column.scale:.{column.digits}f}"
+
+
+def runs_table(comparison: RunComparison, width: int = 160) -> Table:
+    """The rows for a terminal of so many letters, which has no room for every figure; the page has all."""
+    table = Table(title=_title(comparison), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold", min_width=MIN_NAME)
+    columns = {"seeds": [str(len(row.runs)) for row in comparison.rows]}
+    short = [column for column in comparison.columns() if column.is_short]
+    for column in short:
+        texts = [figure_text(row, column) for row in comparison.rows]
+        # In a narrow terminal the spread is below its mean, and what does not fit at all is left to the page.
+        columns[column.title] = texts if width >= WIDE else [text.replace(" ±", "\n±") for text in texts]
+    if comparison.baseline:
+        differences = [difference_texts(comparison, row) for row in comparison.rows]
+        columns |= {"difference": [text for text, _ in differences], "p": [text for _, text in differences]}
+    for column in short[:1:-1]:
+        if MIN_NAME + 2 + sum(map(_width, columns, columns.values())) > width:
+            del columns[column.title]
+    for title in columns:
+        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row, *cells in zip(comparison.rows, *columns.values(), strict=True):
+        table.add_row("\n".join([row.name, *settings_of(row)]), *cells)
+    return table
+
+
+def _width(title: str, cells: Sequence[str]) -> int:
+    """Letters that a column takes."""
+    return 2 + max(len(line) for text in (title.replace(" ", "\n"), *cells) for line in text.split("\n"))
+
+
+def settings_of(row: Row) -> list[str]:
+    """The first settings that differ, by the last part of their keys."""
+    shown = [f"  {key.rpartition('.')[2]}={value}" for key, value in row.settings.items() if value]
+    more = [f"  {len(shown) - NUM_SHOWN_SETTINGS} more"] if len(shown) > NUM_SHOWN_SETTINGS else []
+    return [*shown[:NUM_SHOWN_SETTINGS], *more]
+
+
+def difference_texts(comparison: RunComparison, row: Row) -> tuple[str, str]:
+    """Difference and p for a table; of the baseline that it is the baseline."""
+    if row is comparison.baseline:
+        return "baseline", ""
+    difference = comparison.difference(row)
+    return (f"{difference.auc:+.4f}", p_text(difference.p)) if difference else ("other data", "")
+
+
+def _title(comparison: RunComparison) -> str:
+    title = f"{comparison.experiment}: {len(comparison.rows)} rows, by validation AUC; ± between seeds"
+    if comparison.baseline:
+        title += f"\ndifference of {comparison.metric} from {comparison.baseline.name}; p of Welch's t-test over seeds"
+    left_out = comparison.num_unfinished
+    return title + (f"\n{left_out} runs without an end are left out" if left_out else "")
+
+
+def as_plain(comparison: RunComparison) -> dict[str, Any]:
+    """Plain values: every figure of every row."""
+    rows = []
+    for row in comparison.rows:
+        figures = {
+            column.metric: {"mean": row.mean(column.metric), "spread": spread(row.values(column.metric))}
+            for column in comparison.columns()
+            if row.values(column.metric)
+        }
+        difference = comparison.difference(row)
+        runs = [run.run_id for run in row.runs]
+        own = {"name": row.name, "settings": dict(row.settings), "seeds": len(runs), "runs": runs, "figures": figures}
+        rows.append({**own, "difference": difference._asdict() if difference else None})
+    baseline = comparison.baseline.name if comparison.baseline else None
+    about = {"experiment": comparison.experiment, "metric": comparison.metric, "baseline": baseline}
+    return {**about, "shared_settings": dict(comparison.shared), "rows": rows}

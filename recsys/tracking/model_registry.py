@@ -1,0 +1,208 @@
+"""MLflow's model registry: versions of a registered model, the aliases that point to them, and their bundles.
+
+A version is a bundle that `Tracker.log_bundle` logged. This file and `recsys.tracking.tracker` may import mlflow, no
+other.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from mlflow import MlflowClient, get_tracking_uri
+from mlflow.artifacts import download_artifacts, list_artifacts
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from features.errors import InputError
+from features.files import sha256_of, temporary_directory_beside
+from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import MANIFEST, read_manifest
+
+KEPT_VERSIONS = 4
+"""Fetched versions of a model that stay on the disk: a service that follows an alias must not fill it."""
+ABOUT = "Models that `muxrec promote` registered; an alias says which one is served."
+STORE_REMEDY = "set MLFLOW_TRACKING_URI to the store that holds it"
+
+
+class Version(NamedTuple):
+    """A version of a registered model."""
+
+    name: str
+    number: str
+    logged_model: str | None
+    """Identifier of the LoggedModel that it is; None for one that was registered from plain files."""
+    tags: Mapping[str, str]
+
+
+class ModelRegistry:
+    """The registered models of a store; its errors are `InputError`s that do not show the store's address."""
+
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self.client = client
+        self.store = shown_uri(uri)
+
+    @staticmethod
+    def open(uri: str | None = None) -> "ModelRegistry":
+        """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
+        uri = uri or tracking_uri()
+        if not is_there(uri):  # MLflow would make an empty one
+            remedy = f"{STORE_REMEDY}; {shown_uri(uri)} was asked"
+            raise InputError("expected an MLflow store", found=f"no file {Path(uri).name}", remedy=remedy)
+        return ModelRegistry(connect(uri), uri)
+
+    def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:
+        """A version by its number or alias; raises `InputError` where there is none."""
+        what = f"{name}@{alias}" if alias else f"{name}/{number}"
+        with _clear(f"expected the registered model models:/{what}"):
+            if alias:
+                found = self.client.get_model_version_by_alias(name, alias)
+            else:
+                found = self.client.get_model_version(name, str(number))
+        return _version(found)
+
+    def holder(self, name: str, alias: str) -> Version | None:
+        """The version that an alias points to; None where there is no such model or alias yet."""
+        with _clear(f"cannot look up {name}@{alias}"):
+            try:
+                aliases = self.client.get_registered_model(name).aliases
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+            return self.version(name, str(aliases[alias])) if alias in aliases else None
+
+    def logged_model(self, run_id: str, bundle: Bundle) -> str | None:
+        """Identifier of a run's LoggedModel that is this model, whenever it was exported; None where there is none."""
+        with _clear(f"cannot list the models of run {run_id}"):
+            experiment = self.client.get_run(run_id).info.experiment_id
+            for model in self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+                with TemporaryDirectory() as temporary, suppress(InputError):
+                    inside = _bundle_inside(model.artifact_location, Path(temporary), model.model_id)
+                    if read_manifest(Path(temporary) / inside).model_id == bundle.model_id:
+                        return model.model_id
+        return None
+
+    def register(
+        self, name: str, logged_model: str, run_id: str, tags: Mapping[str, str], about: str | None = None
+    ) -> Version:
+        """The version that a LoggedModel is, made where it is none yet; so a second call changes nothing.
+
+        `about` is its description in MLflow's pages.
+        """
+        with _clear(f"cannot register a version of {name}"):
+            with suppress(MlflowException):  # it may be there, and another process may make it now
+                self.client.create_registered_model(name, description=ABOUT)
+            for found in self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+                if (version := _version(found)).logged_model == logged_model:
+                    return version
+            source = f"models:/{logged_model}"
+            made = self.client.create_model_version(
+                name, source, run_id, tags=dict(tags), description=about, model_id=logged_model
+            )
+            return _version(made)
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with _clear(f"cannot write tags of {version.name}/{version.number}"):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(version.name, version.number, key, value)
+
+    def point(self, alias: str, version: Version) -> None:
+        """Move an alias to a version."""
+        with _clear(f"cannot set the alias {alias!r}"):
+            self.client.set_registered_model_alias(version.name, alias, version.number)
+
+    def fetch(
+        self, name: str, number: str | None, *, alias: str | None = None, cache: Path, current: Path | None = None
+    ) -> Path:
+        """A version's bundle as a directory of `cache` that is named by version and content.
+
+        One that is there is verified again unless it is `current`, and fetched again where it is damaged.
+        """
+        version = self.version(name, number, alias=alias)
+        what = f"models:/{version.name}/{version.number}"
+        folder = cache / re.sub(r"[^\w.-]|^\.+", "_", version.name)
+        with _clear(f"cannot fetch {what}"):
+            source = self.client.get_model_version_download_uri(version.name, version.number)
+            with temporary_directory_beside(folder / version.number) as temporary:
+                inside = _bundle_inside(source, temporary, what)
+                target = folder / f"{version.number}-{sha256_of(temporary / inside / MANIFEST)[:16]}"
+                if current is not None and target == current.absolute() and target.is_dir():
+                    os.utime(target)  # who asks again still needs it: others that are fetched do not push it out
+                    return target
+                if not _is_whole(target):
+                    download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/"), dst_path=str(temporary / "all"))
+                    Bundle.open(temporary / "all" / Path(inside).name)
+                    _put(temporary / "all" / Path(inside).name, target)
+        os.utime(target)
+        _forget_old(folder)
+        return target
+
+
+def _bundle_inside(source: str, temporary: Path, what: str) -> str:
+    """Folder of a version's artifacts that holds a bundle; its manifest is left below `temporary`, at that place."""
+    # A model from `Tracker.log_bundle` has it below "artifacts", under the name that the directory had.
+    with _clear(f"cannot read {what}"):
+        below = [Path(one.path).name for one in list_artifacts(artifact_uri=f"{source}/artifacts") if one.is_dir]
+    for inside in (*(f"artifacts/{name}" for name in below), "bundle", ""):
+        place = temporary / inside
+        place.mkdir(parents=True, exist_ok=True)
+        with suppress(MlflowException, OSError):
+            download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/") + f"/{MANIFEST}", dst_path=str(place))
+            return inside
+    remedy = "register a model that `muxrec train` or `muxrec promote` logged"
+    raise InputError(f"{what}: expected a muxrec bundle", found="another model, or no file", remedy=remedy)
+
+
+def _is_whole(target: Path) -> bool:
+    try:
+        Bundle.open(target)
+    except InputError:
+        return False
+    return True
+
+
+def _put(made: Path, target: Path) -> None:
+    """Move a directory to its place, where a damaged one may stand, or another process may have put the same."""
+    old = made.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete the versions that were asked for longest ago."""
+    kept = sorted(
+        (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: -path.stat().st_mtime
+    )
+    for path in kept[KEPT_VERSIONS:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _version(found: ModelVersion) -> Version:
+    source = found.source or ""
+    logged = found.model_id or (source.removeprefix("models:/") if source.startswith("models:/") else None)
+    return Version(found.name, str(found.version), logged, dict(found.tags or {}))
+
+
+@contextmanager
+def _clear(expected: str) -> Iterator[None]:
+    """What MLflow raises, as one line that names the store without what may be a password."""
+    with store_errors(expected, "check the name, and MLFLOW_TRACKING_URI"):
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" and "not found" not in str(error.message):
+                raise
+            remedy = f"{STORE_REMEDY}; {shown_uri(get_tracking_uri())} was asked"
+            raise InputError(expected, found="no such model, version or alias", remedy=remedy) from None

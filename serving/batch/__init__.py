@@ -1,0 +1,1 @@
+"""Score files to files: a job that resumes where it stopped."""

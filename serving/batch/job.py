@@ -1,0 +1,273 @@
+"""Batch scoring: files to files, a part an input; what is visible is whole, and a second run goes on where one stopped.
+
+`serving.batch.output` has the layout of the directory. Nothing in it depends on the clock: a job that was cut off
+and taken
+up again ends in the same bytes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from features.errors import InputError
+from features.io.readers import check_out_of_inputs, read_chunks
+from features.progress import progress_bar
+from serving.batch.distribution import ScoreDistribution
+from serving.batch.inputs import Part, limit_parts, plan_parts
+from serving.batch.output import drop_part, locked, mark_success, open_output, write_manifest
+from serving.batch.parts import SCORE, SUCCESS, Job, Note, PartEntry, PartScorer, entry_of, lineage_of
+from serving.batch.rejects import REASON, ROW
+from serving.batch.workers import score_in_processes
+from serving.bundle.bundle import Bundle, installed_version
+from serving.coverage import Coverage, add_coverage, coverage_warnings, training_unseen_rates
+from serving.scorer import CHUNK_ROWS
+
+__all__ = ["Engine", "ScoringReport", "lineage_of", "score_files"]
+
+BATCH_ROWS = CHUNK_ROWS
+ROW_GROUP_ROWS = 262_144
+MAX_THREADS = 8  # a chunk of wide embeddings takes 64 MB
+
+Engine = Callable[[Job, Sequence[Part]], Iterator[tuple[str, bool]]]
+"""Makes the parts of a job, wherever its files can be seen; tells each one's name, and whether it was there before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringReport:
+    """What a scoring job did."""
+
+    path: Path
+    """Output directory."""
+    model_id: str
+    rows_in: int
+    """Rows of all inputs, those of skipped parts included, as in all counts and rates here."""
+    rows: int
+    """Rows that were scored."""
+    rows_rejected: int
+    """Rows that could not be; they stand in `_rejected`."""
+    parts: int
+    """Parts in the output."""
+    skipped_parts: int
+    """Parts that an earlier run had finished."""
+    seconds: float
+    rows_per_second: float
+    """Of the parts that were not skipped."""
+    score_mean: float | None
+    """None for no rows."""
+    score_quantiles: dict[str, float]
+    """`min`, `p01` ... `max` of all scores, to 1 part in 200 of the odds; empty for no rows."""
+    missing_rates: dict[str, float]
+    """Share of the rows without a value, by feature."""
+    training_missing_rates: dict[str, float]
+    """The same in the training data, as far as the bundle tells."""
+    unseen_rates: dict[str, float]
+    """Share of the values that certainly no training example had, by feature (`serving.coverage.Coverage`)."""
+    training_unseen_rates: dict[str, float]
+    """The same in the validation rows of the training, as far as the bundle tells."""
+    warnings: list[str]
+    """A line for each feature whose values are far from training's (`serving.coverage`)."""
+
+
+def score_files(
+    bundle: Bundle | str | Path,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    keep: Sequence[str] = (),
+    overwrite: bool = False,
+    limit: int | None = None,
+    allow_missing: bool = False,
+    max_rejected: float = 0.0,
+    workers: int = 1,
+    engine: Engine | None = None,
+    progress: bool = True,
+) -> ScoringReport:
+    """Score the rows of files into a directory, one part an input file; a file's rows keep their order.
+
+    `inputs`: files, directories or globs of parquet, delimited text or JSON lines. `keep`: columns to copy as they are.
+    `limit`: input rows in all. `workers`: processes, or `engine` in their place. Neither changes a byte of the output,
+    and memory does not grow with the files.
+
+    A row that cannot be scored is written to `_rejected` with the reason, and all others are scored; where more than
+    the share `max_rejected` is, the job ends without `_SUCCESS` and in an `InputError`.
+
+    Parts that an earlier run finished from the same bytes are skipped. Raises `InputError`, before anything is
+    written, for a column that is not there, and for a directory that another model or other settings scored (unless
+    `overwrite`, which deletes its parts first) or that another job is at work on; later, for a file that cannot be
+    read and for a full disk.
+    """
+    started = time.perf_counter()
+    _check_request(keep, limit, max_rejected, workers)
+    check_out_of_inputs(Path(out), inputs)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    planned = plan_parts(inputs, bundle.registry, keep=keep, allow_missing=allow_missing)
+    job = _job(bundle, Path(out), {"keep": [*keep], "limit": limit, "allow_missing": allow_missing}, workers)
+    _check_paths(job.out, planned)
+    parts = planned if limit is None else limit_parts(planned, limit, bundle.registry.csv)
+    with locked(job.out) as lock:
+        open_output(job, [part.name for part in planned], overwrite=overwrite)
+        for part in planned[len(parts) :]:  # an earlier input has grown since these were made
+            drop_part(job.out, part.name)
+        if engine is None and workers > 1:
+            engine = partial(score_in_processes, num_workers=workers, lock=lock)
+        was_there, scores = _bring(job, parts, bundle, engine, progress=progress)
+        entries = _entries(job.out, parts)
+        write_manifest(job, entries)
+        _check_rejected(job.out, entries, max_rejected)
+        mark_success(job.out)
+    return _report(job, entries, was_there, scores, bundle, time.perf_counter() - started)
+
+
+def _check_request(keep: Sequence[str], limit: int | None, max_rejected: float, workers: int) -> None:
+    if isinstance(keep, str):
+        raise InputError("keep: expected a list of columns", found=repr(keep), remedy=f"write [{keep!r}]")
+    for name in (SCORE, ROW, REASON):
+        if name in keep:
+            remedy = "rename that column in the input, or leave it out"
+            raise InputError(f"keep: the column {name!r} is the output's own", found=", ".join(keep), remedy=remedy)
+    if len(set(keep)) != len(keep):
+        raise InputError("keep: expected different columns", found=", ".join(keep), remedy="name each one once")
+    if limit is not None and limit < 1:
+        raise InputError("limit: expected at least 1 row", found=str(limit), remedy="leave it out to score all rows")
+    if not 0 <= max_rejected <= 1:
+        raise InputError("max_rejected: expected a share from 0 to 1", found=str(max_rejected), remedy="0.01 is 1 %")
+    if workers < 1:
+        raise InputError("workers: expected at least 1 process", found=str(workers), remedy="leave it out for one")
+
+
+def _check_paths(out: Path, parts: Sequence[Part]) -> None:
+    names: dict[str, Path] = {}
+    for part in parts:
+        if part.file.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out} holds an input", found=str(part.file), remedy="choose another output")
+        if names.setdefault(part.name, part.file) != part.file:
+            found, remedy = f"{names[part.name]} and {part.file}", "rename one of them, or score them apart"
+            raise InputError(f"{part.name}: expected one input", found=found, remedy=remedy)
+
+
+def _job(bundle: Bundle, out: Path, config: Mapping[str, Any], workers: int) -> Job:
+    about = bundle.manifest
+    text = json.dumps(config, sort_keys=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Job(
+        bundle=bundle.path,
+        out=out,
+        keep=tuple(config["keep"]),
+        allow_missing=config["allow_missing"],
+        lineage={
+            "model": about.model,
+            "model_id": about.model_id,
+            "run_id": about.run_id or "",
+            "version": installed_version(),
+            "config": text,
+            "config_hash": sha256(text.encode()).hexdigest()[:16],
+        },
+        num_threads=min(MAX_THREADS, max(1, cores // workers)),
+        chunk_rows=BATCH_ROWS,
+        row_group_rows=ROW_GROUP_ROWS,
+    )
+
+
+def _bring(
+    job: Job, parts: Sequence[Part], bundle: Bundle, engine: Engine | None, *, progress: bool
+) -> tuple[set[str], ScoreDistribution]:
+    """Bring the directory to the plan: the names that were there before, and all scores as they were written."""
+    was_there: set[str] = set()
+    scores = ScoreDistribution()
+    num_rows = 0
+    with progress_bar("scoring files", len(parts), enabled=progress) as advance:
+
+        def note(text: str) -> None:
+            advance(0, note=text)
+
+        results = _score_here(job, parts, bundle, note) if engine is None else engine(job, parts)
+        with closing(results):  # pyright: ignore[reportArgumentType]  (a generator; ends the processes of an engine)
+            for name, is_old in results:
+                was_there |= {name} if is_old else set()
+                num_rows += _add_scores(job.out / name, scores)
+                advance(1, note=f"{num_rows:,} rows")
+    return was_there, scores
+
+
+def _score_here(job: Job, parts: Sequence[Part], bundle: Bundle, note: Note) -> Iterator[tuple[str, bool]]:
+    scorer = PartScorer(job, bundle)
+    for part in parts:
+        yield part.name, scorer.bring(part, note)
+
+
+def _add_scores(part: Path, scores: ScoreDistribution) -> int:
+    """Count the scores of a part as any reader will see them, and how many there are."""
+    num_rows = 0
+    for frame in read_chunks(part, [SCORE]):
+        column = frame[SCORE]
+        if not column.is_between(0, 1).fill_null(False).all():
+            raise RuntimeError(f"{part}: a score is not a probability")
+        scores.add(column.to_numpy())
+        num_rows += len(frame)
+    return num_rows
+
+
+def _entries(out: Path, parts: Sequence[Part]) -> dict[str, PartEntry]:
+    entries: dict[str, PartEntry] = {}
+    for part in parts:
+        entry = entry_of(out / part.name)
+        if entry is None:
+            raise InputError(
+                f"{out / part.name}: expected a part", found="none", remedy="leave the output alone, and start again"
+            )
+        entries[part.name] = entry
+    return entries
+
+
+def _check_rejected(out: Path, entries: Mapping[str, PartEntry], max_rejected: float) -> None:
+    num_rejected = sum(entry.rows_rejected for entry in entries.values())
+    num_rows = sum(entry.rows_in for entry in entries.values())
+    if num_rejected <= max_rejected * num_rows:
+        return
+    (out / SUCCESS).unlink(missing_ok=True)  # of a run that allowed for more
+    first = next(entry for entry in entries.values() if entry.rows_rejected)
+    share = num_rejected / num_rows
+    raise InputError(
+        f"{out}: expected at most {max_rejected:.3%} rejected rows",
+        found=f"{num_rejected:,} of {num_rows:,} ({share:.3%}), first {first.input}: {first.first_rejected}",
+        remedy="the others are scored: look at `_rejected`, then mend the input, or allow for them by `max_rejected`",
+    )
+
+
+def _report(
+    job: Job,
+    entries: Mapping[str, PartEntry],
+    was_there: set[str],
+    scores: ScoreDistribution,
+    bundle: Bundle,
+    seconds: float,
+) -> ScoringReport:
+    totals: dict[str, Coverage] = {}
+    for entry in entries.values():
+        totals = add_coverage(totals, {name: Coverage(**counts) for name, counts in entry.coverage.items()})
+    fresh = sum(entry.rows_in for name, entry in entries.items() if name not in was_there)
+    return ScoringReport(
+        path=job.out,
+        model_id=job.lineage["model_id"],
+        rows_in=sum(entry.rows_in for entry in entries.values()),
+        rows=sum(entry.rows_out for entry in entries.values()),
+        rows_rejected=sum(entry.rows_rejected for entry in entries.values()),
+        parts=len(entries),
+        skipped_parts=len(was_there),
+        seconds=seconds,
+        rows_per_second=fresh / seconds,
+        score_mean=scores.mean,
+        score_quantiles=scores.quantiles(),
+        missing_rates={name: counts.missing_rate for name, counts in totals.items()},
+        training_missing_rates=dict(bundle.profile.get("missing_rates", {})),
+        unseen_rates={name: counts.unseen_rate for name, counts in totals.items()},
+        training_unseen_rates=training_unseen_rates(bundle),
+        warnings=coverage_warnings(totals, bundle),
+    )

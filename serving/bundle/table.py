@@ -1,0 +1,344 @@
+"""table.safetensors: how the embedding rows are stored, their writer, and a memory-mapped reader.
+
+A row may store a prefix of its columns only, or nothing; what is not stored reads as 0. So the columns are cut into
+blocks (`serving.bundle.table_plan`): the first holds the first columns of the rows that have any, the next one those
+that
+follow, of the rows among these that go on, and so forth. A row set (`serving.bundle.row_sets`) says which rows they
+are. A
+table that asks for none of this is one block of all columns.
+
+M table rows, K rows of a block, b columns of a block, w row width, N rows asked for.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from features.hashing import Rows
+from features.layout import TableLayout
+from serving.bundle.quantize import (
+    NUM_CODES,
+    ROTATED_BITS,
+    SAMPLE_GROUPS,
+    VALUES_PER_BYTE,
+    Floats,
+    SharedCodebook,
+    TableDtype,
+    check_values,
+    distinct,
+    groups_of,
+    learn_codebook,
+)
+from serving.bundle.rotated import MAX_WIDTH, RotatedCodebooks
+from serving.bundle.row_sets import (
+    Bitmap,
+    Flags,
+    RankedBitmap,
+    RowSet,
+    decode_positions,
+    encode_positions,
+    pack_bits,
+    row_set_of,
+)
+from serving.bundle.table_plan import (
+    BITMAP,
+    CODE_BITS,
+    POSITIONS,
+    STORED_DTYPES,
+    Block,
+    Plan,
+    numbered,
+    plan_table,
+    stored_columns,
+    table_bytes,
+)
+from serving.bundle.tensors import NUMPY_DTYPES, fault, header, map_tensors, take
+
+__all__ = ["Bitmap", "StoredTable", "TableDtype", "pack_bits", "served_rows", "table_bytes", "write_table"]
+
+RowWidths = npt.NDArray[np.integer]
+Coder = SharedCodebook | RotatedCodebooks
+_CHUNK_ROWS = 65_536
+
+
+def write_table(
+    path: Path,
+    table: npt.NDArray[Any],
+    dtype: TableDtype,
+    trained_rows: Bitmap | None = None,
+    row_widths: RowWidths | None = None,
+) -> None:
+    """Write rows [M, w] some at a time, so that a table near the size of memory needs no second copy.
+
+    `row_widths` [M]: columns of each row that are stored, the first ones, 0 to w. What is not stored reads as 0,
+    whatever the table holds there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
+    [ceil(M / 8)]: bitmap of the rows that training read; without widths fp32 and fp16 files hold it as it is, other
+    files only where it says more than which rows are stored. Raises `InputError` for values that the type cannot hold.
+    """
+    source = _Source.of(table, dtype, row_widths)
+    plan = source.plan
+    if trained_rows is not None and plan.is_compact:
+        is_trained = np.unpackbits(trained_rows, count=plan.num_rows, bitorder="little").astype(np.bool_)
+        if is_trained[source.is_stored(plan.blocks[0])].all():
+            trained_rows = None
+    shapes = plan.shapes(has_trained_rows=trained_rows is not None)
+    with path.open("wb") as file:
+        file.write(header(shapes))
+        if source.coder is not None:
+            for tensor in source.coder.tensors():
+                file.write(tensor.astype(tensor.dtype.newbyteorder("<")).tobytes())
+        for block in plan.blocks:
+            for _, values in source.values(block):
+                file.write(source.stored(values).tobytes())
+        if "columns" in shapes:
+            file.write(np.array([block.stop - block.start for block in plan.blocks], dtype="<u2").tobytes())
+        for block in plan.blocks:
+            file.write(source.row_set(block).tobytes())
+        file.write(b"" if trained_rows is None else trained_rows.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def served_rows(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None) -> Floats:
+    """Rows [M, w] as a reader of the written table will see them; raises `InputError` as `write_table` does.
+
+    >>> served_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
+    [[1.0, -0.5], [0.25, 0.0]]
+    """
+    source = _Source.of(table, dtype, row_widths)
+    served = np.zeros(table.shape, dtype=np.float32)
+    for block in source.plan.blocks:
+        for rows, values in source.values(block):
+            served[rows, block.start : block.stop] = _as_floats(source.stored(values), source.coder, values.shape[1])
+    return served
+
+
+class _Source(NamedTuple):
+    """A table, and all that is decided before it is written."""
+
+    table: npt.NDArray[Any]
+    widths: npt.NDArray[np.integer]
+    """Columns of each row that are stored [M]; 0 for a row of zeros."""
+    plan: Plan
+    coder: Coder | None
+    """For rows of codes."""
+
+    @staticmethod
+    def of(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None) -> "_Source":
+        widths = _stored_widths(table, row_widths)
+        is_compact = row_widths is not None or dtype in CODE_BITS
+        histogram = np.bincount(widths, minlength=table.shape[1] + 1)
+        source = _Source(table, widths, plan_table(histogram, table.shape[1], dtype, is_compact=is_compact), None)
+        return source._replace(coder=source.learned()) if dtype in CODE_BITS else source
+
+    def is_stored(self, block: Block) -> Flags:
+        """Which rows [M] a block holds."""
+        is_whole = block.start == 0 and block.num_rows == self.plan.num_rows
+        return np.ones(self.plan.num_rows, dtype=np.bool_) if is_whole else self.widths > block.start
+
+    def values(self, block: Block, only: Flags | None = None) -> Iterator[tuple[Rows, Floats]]:
+        """Some at a time, the rows [n] of a block (those flagged in `only` [M]) and their values [n, b].
+
+        Zeros where a row has ended. Raises `InputError` for values that the type cannot hold.
+        """
+        is_stored = self.is_stored(block) if only is None else self.is_stored(block) & only
+        for start in range(0, self.plan.num_rows, _CHUNK_ROWS):
+            rows = start + np.flatnonzero(is_stored[start : start + _CHUNK_ROWS])
+            values = self.table[rows, block.start : block.stop].astype(np.float32)
+            values[np.arange(block.start, block.stop) >= self.widths[rows, None]] = 0
+            check_values(values, self.plan.dtype)
+            yield rows, values
+
+    def stored(self, values: Floats) -> npt.NDArray[Any]:
+        """Values [n, b] as the file holds them."""
+        if self.coder is not None:
+            return self.coder.encode(values)
+        return values.astype(NUMPY_DTYPES[STORED_DTYPES[self.plan.dtype]], copy=False)
+
+    def row_set(self, block: Block) -> Bitmap:
+        """Which of its candidates a block holds, as the file says it; nothing where it holds all."""
+        if block.num_rows == block.num_candidates:
+            return np.zeros(0, dtype=np.uint8)
+        flags = self.is_stored(block)
+        for before in self.plan.blocks:
+            if before.stop == block.start:
+                flags = flags[self.is_stored(before)]
+        return encode_positions(flags) if self.plan.set_form(block)[0] else pack_bits(flags)
+
+    def learned(self) -> Coder:
+        """How to code the stored values, learned from some of the rows where they are many."""
+        block = self.plan.blocks[0]
+        if self.plan.dtype in ROTATED_BITS:
+            rows = np.concatenate([values for _, values in self.values(block, self._sample(block.num_rows))])
+            return RotatedCodebooks.learn(rows, stored_columns(self.plan.dtype, self.plan.width))
+        size = VALUES_PER_BYTE[self.plan.dtype]
+        num_groups = sum(block.num_rows * -(-(block.stop - block.start) // size) for block in self.plan.blocks)
+        sample = np.concatenate(list(self._groups(size, self._sample(num_groups))))
+        few = distinct(sample)
+        for groups in self._groups(size):  # a table that was rounded before: no entry of its codebook may be missed
+            if len(few) >= NUM_CODES:
+                break
+            few = distinct(np.concatenate([few, groups]))
+        return SharedCodebook(learn_codebook(few if len(few) < NUM_CODES else sample))
+
+    def _sample(self, num_groups: int) -> Flags:
+        """Rows [M] whose share of all groups is about as many as are learned from."""
+        if num_groups <= SAMPLE_GROUPS:
+            return np.ones(self.plan.num_rows, dtype=np.bool_)
+        stored = np.flatnonzero(self.is_stored(self.plan.blocks[0]))
+        count = max(1, len(stored) * SAMPLE_GROUPS // num_groups)
+        sampled = np.zeros(self.plan.num_rows, dtype=np.bool_)
+        sampled[np.random.default_rng(0).choice(stored, count, replace=False)] = True
+        return sampled
+
+    def _groups(self, size: int, only: Flags | None = None) -> Iterator[Floats]:
+        for block in self.plan.blocks:
+            for _, values in self.values(block, only):
+                yield groups_of(values, size).reshape(-1, size)
+
+
+def _stored_widths(table: npt.NDArray[Any], row_widths: RowWidths | None) -> npt.NDArray[np.integer]:
+    """Columns of each row that are to be stored [M]: as given, but 0 where they hold zeros alone."""
+    num_rows, width = table.shape
+    if row_widths is None:
+        return np.where(table.any(axis=1), width, 0)
+    assert row_widths.shape == (num_rows,)
+    assert row_widths.min(initial=0) >= 0
+    assert row_widths.max(initial=0) <= width
+    widths = row_widths.copy()
+    for start in range(0, num_rows, _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        has_values = ((table[chunk] != 0) & (np.arange(width) < widths[chunk, None])).any(axis=1)
+        widths[chunk][~has_values] = 0
+    return widths
+
+
+def _as_floats(stored: npt.NDArray[Any], coder: Coder | None, width: int) -> Floats:
+    """Values [n, b] of what the file holds."""
+    return stored.astype(np.float32, copy=False) if coder is None else coder.decode(stored, width)
+
+
+class _StoredBlock(NamedTuple):
+    """A block as it is read."""
+
+    start: int
+    stop: int
+    row_set: RowSet | None
+    """None: all candidates."""
+    rows: npt.NDArray[Any]
+    """[K, b] floats or int8, or codes [K, ceil(b / c)]; on the disk."""
+
+
+class StoredTable:
+    """The rows of a bundle, read from the disk as they are asked for; raises `InputError` for a damaged file."""
+
+    def __init__(self, path: Path, layout: TableLayout, dtype: TableDtype) -> None:
+        self.num_rows, self.width = layout.num_rows, layout.width
+        tensors = map_tensors(path)
+        found = ", ".join(sorted(tensors)) or "none"
+        stored_dtype, partners = STORED_DTYPES[dtype], _partners(dtype)
+        if dtype == "int8" and "scale" in tensors:  # as format version 1 had it: integers, and a scale for each row
+            stored_dtype, partners = "I8", {"scale"}
+        expected = fault(path, f"tensors {', '.join(sorted({'rows'} | partners))} for {dtype}", found)
+        if not {"rows"} | partners <= set(tensors):
+            raise expected
+        self._coder = _read_coder(path, tensors, dtype, self.width) if "codebook" in partners else None
+        self._blocks: list[_StoredBlock] = []
+        start, num_candidates = 0, self.num_rows
+        for number, columns in enumerate(_columns(path, tensors, self.width)):
+            if numbered("rows", number) not in tensors:
+                raise expected
+            row_set = _read_row_set(path, tensors, number, num_candidates)
+            num_candidates = num_candidates if row_set is None else row_set.count
+            shape = (num_candidates, stored_columns(dtype, columns))
+            rows = take(path, tensors, numbered("rows", number), shape, stored_dtype)
+            self._blocks.append(_StoredBlock(start, start + columns, row_set, rows))
+            start += columns
+        self.num_stored = len(self._blocks[0].rows)
+        """Rows that have any column stored."""
+        scale = take(path, tensors, "scale", (self.num_stored,), "F32", "F16") if "scale" in partners else None
+        self._scale = scale
+        self._trained_rows: Bitmap | None = None
+        if "trained_rows" in tensors:
+            self._trained_rows = take(path, tensors, "trained_rows", (-(-self.num_rows // 8),), "U8")
+        is_whole = [block.stop for block in self._blocks] == [self.width]
+        if tensors or (not is_whole and (scale is not None or dtype in ROTATED_BITS)):
+            raise expected
+
+    def gather(self, rows: Rows) -> Floats:
+        """Rows [N] of the table as float32 [N, w]; what is not stored is 0."""
+        first = self._blocks[0]
+        if first.row_set is None and first.stop == self.width:
+            return self._read(first, rows)
+        values = np.zeros((len(rows), self.width), dtype=np.float32)
+        places, ranks = np.arange(len(rows)), rows
+        for block in self._blocks:
+            if block.row_set is not None:
+                is_stored, ranks = block.row_set.rank(ranks)
+                places, ranks = places[is_stored], ranks[is_stored]
+            values[places, block.start : block.stop] = self._read(block, ranks)
+        return values
+
+    def is_trained(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether a training example read each of the rows [N].
+
+        Where the bundle has no bitmap of that, a row that is stored counts as read and one that is not, as not: it was
+        never read, or nothing is left of what it learned.
+        """
+        if self._trained_rows is not None:
+            return (self._trained_rows[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 1
+        row_set = self._blocks[0].row_set
+        return np.ones(len(rows), dtype=np.bool_) if row_set is None else row_set.rank(rows)[0]
+
+    def _read(self, block: _StoredBlock, ranks: Rows) -> Floats:
+        """Values [n, b] of the stored rows with these numbers [n]."""
+        values = _as_floats(block.rows.take(ranks, axis=0), self._coder, block.stop - block.start)
+        return values if self._scale is None else values * self._scale[ranks].astype(np.float32)[:, None]
+
+
+def _partners(dtype: TableDtype) -> set[str]:
+    """Names of the tensors that rows of a type need."""
+    return ({"codebook"} if dtype in CODE_BITS else set()) | (
+        {"rotation", "groups"} if dtype in ROTATED_BITS else set()
+    )
+
+
+def _read_coder(path: Path, tensors: dict[str, npt.NDArray[Any]], dtype: TableDtype, width: int) -> Coder:
+    """How the rows of codes are read."""
+    if dtype in VALUES_PER_BYTE:
+        return SharedCodebook(take(path, tensors, "codebook", (NUM_CODES, VALUES_PER_BYTE[dtype]), "F16"))
+    if width > MAX_WIDTH:
+        raise fault(path, f"{dtype} rows of up to {MAX_WIDTH} columns", str(width))
+    codebook = take(path, tensors, "codebook", (NUM_CODES, width), "F16")
+    rotation = take(path, tensors, "rotation", (width, width), "F16")
+    sizes = take(path, tensors, "groups", (stored_columns(dtype, width),), "U16").astype(np.int64)
+    if sizes.min() == 0 or sizes.sum() != width:
+        raise fault(path, f"groups that add up to {width}", f"{sizes.tolist()}"[:100])
+    return RotatedCodebooks(codebook, rotation, sizes.tolist())
+
+
+def _columns(path: Path, tensors: dict[str, npt.NDArray[Any]], width: int) -> list[int]:
+    """Columns of each block."""
+    if "columns" not in tensors:
+        return [width]
+    content = tensors["columns"]
+    columns = take(path, tensors, "columns", (min(len(content), width),), "U16").astype(np.int64)
+    if len(columns) == 0 or columns.min() == 0 or columns.sum() > width:
+        raise fault(path, f"columns of blocks that add up to {width} at most", f"{columns.tolist()}"[:100])
+    return columns.tolist()
+
+
+def _read_row_set(path: Path, tensors: dict[str, npt.NDArray[Any]], number: int, num_candidates: int) -> RowSet | None:
+    """Which of the candidates a block holds; None: all."""
+    positions, bitmap = numbered(POSITIONS, number), numbered(BITMAP, number)
+    if positions in tensors:
+        content = take(path, tensors, positions, (len(tensors[positions]),), "U8")
+        count = len(tensors[numbered("rows", number)])
+        return row_set_of(decode_positions(path, positions, content, count, num_candidates), num_candidates)
+    if bitmap in tensors:
+        return RankedBitmap(take(path, tensors, bitmap, (-(-num_candidates // 8),), "U8"))
+    return None

@@ -1,0 +1,170 @@
+"""Drift for people: a table in the terminal, and one HTML page with pictures that needs no network."""
+
+import html
+from datetime import UTC, datetime
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from serving import svg
+from serving.drift import MAJOR, MODERATE, SCORE, Drift, DriftReport
+from serving.moved import Moved
+from serving.svg import shortened
+
+SOURCE = (
+    f"Population stability index: up to {MODERATE:g} stable, above {MAJOR:g} major (Lewis 1994; Siddiqi 2006). "
+    "“by chance”: what it stays below in 95 of 100 samples of this size without drift (Yurdakul and Naranjo 2020). "
+    "“unseen” compares the share of values that training had not seen with that of the validation rows."
+)
+MOVED = (
+    "“moved most”: shares that are further from those of training than chance explains. The profile keeps hash buckets "
+    "of values in order of their share, so it often knows between which two shares a value was, and no value by name: "
+    "names are those of the rows compared."
+)
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 820, 270, 64, 30, 84
+"""A picture, in pixels, and its margins."""
+_COLOURS = {"stable": "#2e7d32", "moderate": "#b26a00", "major": "#b3261e"}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:64rem;padding:0 1rem}
+body{color:#1c1c1e;background:#fff}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
+th.text,td.text{text-align:left;overflow-wrap:anywhere}#all{width:100%}
+#about td{border:0;padding:.1rem .8rem .1rem 0;text-align:left}
+section{margin:2rem 0}h1{font-size:1.4rem}h2{font-size:1.05rem;margin:0 0 .3rem}svg{width:100%;height:auto}
+.note{color:#555}.expected{fill:#9aa5b1}.actual{fill:#1f5fa8}svg text{font:11px system-ui,sans-serif;fill:#333}
+.grid{stroke:#888;opacity:.3}a{color:#1f5fa8}
+@media(prefers-color-scheme:dark){body{background:#16181b;color:#e6e6e6}th,td{border-color:#333}.note{color:#aaa}
+svg text{fill:#ccc}.expected{fill:#6b7683}.actual,a{fill:#6aa7ee;color:#6aa7ee}}
+"""
+
+
+def drift_table(report: DriftReport) -> Table:
+    """The report for a terminal, the worst feature first."""
+    title = f"{report.model} {report.model_id}: {report.rows:,} rows beside the training profile"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("\nfeature", overflow="fold")
+    table.add_column("\nverdict", no_wrap=True)
+    for heading in ("\nPSI", "by\nchance", "% missing\ntrain, now", "% unseen\nvalid, now", "PSI of\nunseen"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in report.all:
+        table.add_row(one.name, one.verdict, *_figures(one))
+    return table
+
+
+def _figures(one: Drift) -> list[str]:
+    """PSI, chance, rates of missing and unseen values, PSI of the unseen."""
+    missing = "" if one.name == SCORE else _pair(one.missing)
+    unseen = ["", ""] if one.unseen is None else [_pair(one.unseen), f"{one.unseen_psi:.3f}"]
+    return [f"{one.psi:.3f}", f"{one.chance:.3f}", missing, *unseen]
+
+
+def _pair(rates: tuple[float, float]) -> str:
+    return f"{100 * rates[0]:.1f}, {100 * rates[1]:.1f}"
+
+
+def drift_page(report: DriftReport, written: datetime | None = None) -> str:
+    """The report as one HTML page; `written` is its date, by default now."""
+    headings = ("feature", "verdict", "PSI", "by chance", "% missing: train, now", "% unseen: valid, now")
+    head = "".join(f"<th{_text(k < 2)}>{name}</th>" for k, name in enumerate((*headings, "PSI of unseen")))
+    body = "".join(_row(one, number) for number, one in enumerate(report.all))
+    sections = "".join(_section(one, number) for number, one in enumerate(report.all))
+    title = f"Drift of {html.escape(report.model)} {html.escape(report.model_id)}"
+    facts = _facts(report, written or datetime.now(UTC))
+    about = "".join(f"<tr><td>{key}</td><td{_text()}>{html.escape(text)}</td></tr>" for key, text in facts.items())
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
+        f'<h1>{title}</h1><table id="about">{about}</table><p class="note">{html.escape(f"{SOURCE} {MOVED}")}</p>'
+        f'<table id="all"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{sections}</body></html>\n'
+    )
+
+
+def _text(is_text: bool = True) -> str:
+    return ' class="text"' if is_text else ""
+
+
+def _facts(report: DriftReport, written: datetime) -> dict[str, str]:
+    """What was compared with what, and when."""
+    facts = {
+        "report written": f"{written.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "rows compared": f"{report.rows:,}, of {', '.join(report.inputs)} (files: {report.files})",
+        "bundle written": report.created_at[:16].replace("T", " ") + " UTC",
+    }
+    if report.training_rows:
+        facts["trained on"] = f"{report.training_rows:,} rows" + (f" of {report.dataset}" if report.dataset else "")
+    return facts
+
+
+def _row(one: Drift, number: int) -> str:
+    cells = "".join(f"<td>{html.escape(text)}</td>" for text in _figures(one))
+    cells += "<td></td>" * (5 - len(_figures(one)))
+    name = f'<a href="#d{number}">{html.escape(one.name)}</a>'
+    return f"<tr><td{_text()}>{name}</td><td{_text()}>{_verdict(one)}</td>{cells}</tr>"
+
+
+def _verdict(one: Drift) -> str:
+    return f'<span style="color:{_COLOURS[one.verdict]}">{one.verdict}</span>'
+
+
+def _section(one: Drift, number: int) -> str:
+    heading = f"{html.escape(one.name)}: {_verdict(one)}, PSI {one.psi:.3f}"
+    return f'<section id="d{number}"><h2>{heading}</h2>{_picture(one)}{_moved(one)}</section>'
+
+
+def _moved(one: Drift) -> str:
+    """The values that moved most, with their names where rows of today have them."""
+    rows = "".join(
+        f"<tr><td{_text()}>{html.escape(shortened(value.value, 80))}</td><td>{_share(value)}</td>"
+        f"<td>{100 * value.now:.1f} %</td></tr>"
+        for value in one.moved
+    )
+    head = f"<tr><th{_text()}>moved most</th><th>{_expected_name(one)}</th><th>now</th></tr>"
+    return f"<table>{head}{rows}</table>" if rows else ""
+
+
+def _share(value: Moved) -> str:
+    """The share in training, or what it lay between."""
+    low, high = f"{100 * value.low:.1f}", f"{100 * value.high:.1f}"
+    return f"{low} %" if low == high else f"below {high} %" if value.low == 0 else f"{low} to {high} %"
+
+
+def _expected_name(one: Drift) -> str:
+    return "validation" if one.name == SCORE else "training"
+
+
+def _picture(one: Drift) -> str:
+    """Two bars a bin: its share in training and now."""
+    of_training, bins = _expected_name(one), zip(one.labels, one.expected, one.actual, strict=True)
+    pairs = [(label, shares) for label, *shares in bins if label != "missing" or any(shares)]
+    right, base = WIDTH - 10, HEIGHT - BOTTOM
+    step, top = (right - LEFT) / len(pairs), 100 * max(max(shares) for _, shares in pairs) or 1.0
+    up = svg.Scale(0.0, 1.05 * top, base, TOP)
+    marks = [svg.Tick(value, f"{text} %") for value, text in svg.ticks(0.0, up.high)]
+    parts = [svg.y_axis(up, marks, LEFT, right), svg.y_title("share of the values", 12, (TOP + base) / 2)]
+    for number, (label, shares) in enumerate(pairs):
+        left = LEFT + step * (number + 0.12)
+        for kind, share, when in zip(("expected", "actual"), shares, (f"in {of_training}", "now"), strict=True):
+            place = f'x="{left:.1f}" y="{up.at(100 * share):.1f}" width="{0.38 * step:.1f}"'
+            said = html.escape(f"{label}: {100 * share:.2f} % {when}")
+            parts.append(
+                f'<rect class="{kind}" {place} height="{base - up.at(100 * share):.1f}"><title>{said}</title></rect>'
+            )
+            left += 0.38 * step
+        turned = f'transform="rotate(-25 {left - 0.3 * step:.1f} {base + 14})"'
+        text = (
+            f'<text x="{left - 0.3 * step:.1f}" y="{base + 14}" text-anchor="end" {turned}>{html.escape(label)}</text>'
+        )
+        parts.append(text)
+    for x, kind, name in ((LEFT, "expected", of_training), (LEFT + 100, "actual", "now")):
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="6" width="12" height="12"/>{svg.text_at(x + 18, 16, name, "start")}'
+        )
+    axis = "values, by how common they were in training" if "rare or new" in one.labels else "value"
+    parts.append(svg.text_at((LEFT + right) / 2, HEIGHT - 6, "probability" if one.name == SCORE else axis))
+    frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(one.name)}"'
+    return f"<svg {frame}>{''.join(parts)}</svg>"

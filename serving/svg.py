@@ -1,0 +1,145 @@
+"""Axes of the pictures in HTML pages: round ticks, a grid, and labels that do not cover each other.
+
+The pages are read where neither a script nor a network may be, so their pictures are plain text, without a package.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import NamedTuple
+
+LETTER, LINE = 6.4, 13.0
+"""Pixels that a letter takes on average, and a line, in the pages' font of 11 pixels."""
+LOG_STEPS = ((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
+SIDES = (
+    *(("start", 8, 4), ("end", -8, 4), ("middle", 0, -9), ("middle", 0, 17)),
+    *(("start", 8, 15), ("start", 8, -7), ("end", -8, 15), ("end", -8, -7)),
+)
+"""Where a label may be: right of its point, left, above, below, and the corners; its anchor and the pixels to it."""
+
+
+class Tick(NamedTuple):
+    """A value on an axis, and what is written there."""
+
+    value: float
+    text: str
+
+
+class Scale:
+    """Values to pixels."""
+
+    def __init__(self, low: float, high: float, start: float, stop: float) -> None:
+        self.low, self.high = low, high
+        self._start, self._factor = start, (stop - start) / ((high - low) or 1.0)
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        return self._start + (value - self.low) * self._factor
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[Tick]:
+    """Round numbers between two: at most so many, at steps of 1, 2 or 5 times a power of ten.
+
+    >>> [tick.text for tick in ticks(0.7414, 0.7776)]
+    ['0.75', '0.76', '0.77']
+    >>> [tick.text for tick in ticks(0, 0.5)]
+    ['0.0', '0.1', '0.2', '0.3', '0.4', '0.5']
+    """
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(times * power for times in (1, 2, 5, 10) if (high - low) / (times * power) < most)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    return [Tick(number * step, f"{number * step:.{digits}f}") for number in numbers]
+
+
+def byte_ticks(low: float, high: float, most: int = 8) -> list[Tick]:
+    """Round numbers of bytes for a logarithmic axis: at most so many, as close as that allows.
+
+    >>> [tick.text for tick in byte_ticks(9e3, 2.1e6)]
+    ['10 kB', '20 kB', '50 kB', '100 kB', '200 kB', '500 kB', '1 MB', '2 MB']
+    >>> [tick.text for tick in byte_ticks(206_000, 214_000)]
+    ['206 kB', '208 kB', '210 kB', '212 kB', '214 kB']
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [[step * 10.0**decade for decade in decades for step in steps] for steps in LOG_STEPS]
+    inside = [[value for value in values if low <= value <= high] for values in choices]
+    found = next((values for values in inside if len(values) <= most), inside[-1])
+    if len(found) < 3:
+        found = [tick.value for tick in ticks(low, high)]
+    return [Tick(value, bytes_text(value)) for value in found]
+
+
+def bytes_text(value: float) -> str:
+    """A number of bytes for people.
+
+    >>> bytes_text(512), bytes_text(206_019), bytes_text(1.5e6)
+    ('512 B', '206 kB', '1.5 MB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return f"{value:.4g} B"
+
+
+def text_at(x: float, y: float, text: str, side: str = "middle") -> str:
+    """A text that is escaped; `side` is its anchor."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{side}">{escape(text)}</text>'
+
+
+def y_axis(scale: Scale, marks: Iterable[Tick], left: float, right: float) -> str:
+    """A grid line for each tick, and its text to the left of the lines."""
+    lines = [
+        f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        + text_at(left - 6, y + 4, tick.text, "end")
+        for tick in marks
+        for y in [scale.at(tick.value)]
+    ]
+    return "".join(lines)
+
+
+def x_axis(scale: Scale, marks: Iterable[Tick], top: float, bottom: float) -> str:
+    """A grid line for each tick, and its text below the lines."""
+    lines = [
+        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
+        + text_at(x, bottom + 15, tick.text)
+        for tick in marks
+        for x in [scale.at(tick.value)]
+    ]
+    return "".join(lines)
+
+
+def y_title(text: str, x: float, y: float) -> str:
+    """The title of the y axis, which is read from below."""
+    place = f'x="{x:.1f}" y="{y:.1f}" transform="rotate(-90 {x:.1f} {y:.1f})"'
+    return f'<text {place} text-anchor="middle">{escape(text)}</text>'
+
+
+def labels(
+    named: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]], left: float, right: float
+) -> str:
+    """Names beside their points, in order; one that would cover a point, another name or the frame is left out."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    shown: list[str] = []
+    for x, y, text in named:
+        width = LETTER * len(text)
+        for side, across, down in SIDES:
+            first = x + across - {"start": 0.0, "middle": width / 2, "end": width}[side]
+            box = (first, y + down - LINE + 2, first + width, y + down + 2)
+            if box[0] >= left and box[2] <= right and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                shown.append(text_at(x + across, y + down, text, side))
+                break
+    return "".join(shown)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def shortened(name: str, most: int = 32) -> str:
+    """A name of at most so many letters; names often differ at their ends, so the middle is left out.
+
+    >>> shortened("a film", 6), shortened("a longer film", 8)
+    ('a film', 'a l…film')
+    """
+    return name if len(name) <= most else f"{name[: most - 1 - most // 2]}…{name[-(most // 2) :]}"
