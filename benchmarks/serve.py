@@ -179,7 +179,7 @@ def _turns(workers: Mapping[str, Worker], question: str, num_rounds: int, case: 
 def _write_models(case: str, folder: Path) -> dict[str, str]:
     """The bundle, and what MLflow loads; made in a process of their own, as that takes much memory."""
     paths = {"bundle": str(folder / "bundle"), "model": str(folder / "model")}
-    code = MAKE.format(case=case, loader=str(ROOT / "experiments" / "bundle_pyfunc.py"), **paths)
+    code = MAKE.format(case=case, loader=str(ROOT / "recsys" / "tracking" / "bundle_pyfunc.py"), **paths)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise RuntimeError(done.stderr)

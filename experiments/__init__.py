@@ -1,3 +1,3 @@
-"""Which combination: named runs, the `muxrec` command and its reports."""
+"""Experiment scripts: named runs and studies."""
 
 import features as features  # before onnxruntime, mlflow and ray

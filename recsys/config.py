@@ -20,7 +20,7 @@ from pydantic import (
 from features.errors import InputError
 from features.files import check_readable
 from features.registry import describe_validation_error
-from recsys.compression import COMPRESSORS, Budget, Compressor, Start
+from recsys.compression import COMPRESSORS, Budget, Compressor, InitFrom
 from recsys.embedding.table import EmbeddingConfig
 from recsys.models.base import Model
 from recsys.ranker import model_config
@@ -43,7 +43,7 @@ class Compression(BaseModel):
     """Most bytes of the bundle's embedding files, table and vocabulary."""
     table_dtype: TableDtype = "int4"
     """Of the stored rows; also what the run is judged by."""
-    start: Start
+    start: InitFrom
     """Weights that the last training begins with; the method's own choice where not given."""
     learning_rate_share: float = Field(default=0.1, gt=0)
     """Of the run's learning rates, what `finetune` begins with."""
@@ -61,7 +61,7 @@ class Compression(BaseModel):
         settings = method_settings(method, values.get("settings") or {})
         kind = COMPRESSORS[method]
         start = kind.start
-        if (kind.is_shape_only or kind.has_one_start) and values.get("start", start) != start:
+        if (kind.replaces_table or kind.has_one_start) and values.get("start", start) != start:
             found, remedy = f"compression.start={values['start']}", "leave compression.start out"
             raise InputError(f"{method} begins its last training in one way alone", found=found, remedy=remedy)
         return {"start": start, **values, "settings": settings.model_dump(mode="json")}
@@ -69,7 +69,7 @@ class Compression(BaseModel):
     @property
     def is_tuned(self) -> bool:
         """Whether the last training begins with weights that have learned already."""
-        return self.start == "finetune" and not self.compressor().is_shape_only
+        return self.start == "finetune" and not self.compressor().replaces_table
 
     @property
     def rate_factor(self) -> float:

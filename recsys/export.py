@@ -54,9 +54,9 @@ def export_bundle(
     """
     correction = correction_of(negative_rate)
     golden = golden_frame(registry)
-    as_served, embedding = served(ranker, table_dtype), ranker.embedding
-    exact = probabilities(as_served, registry, golden, exact=True, correction=correction)
-    rounding = float(np.abs(probabilities(as_served, registry, golden, correction=correction) - exact).max())
+    quantized, embedding = quantized_copy(ranker, table_dtype), ranker.embedding
+    exact = probabilities(quantized, registry, golden, exact=True, correction=correction)
+    rounding = float(np.abs(probabilities(quantized, registry, golden, correction=correction) - exact).max())
     return write_bundle(
         out,
         model=model,
@@ -81,7 +81,7 @@ def export_bundle(
     )
 
 
-def served(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
+def quantized_copy(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
     """The ranker as it will be served, its table rounded to the stored type: golden rows and figures hold for that."""
     if table_dtype == "fp32":
         return ranker

@@ -65,10 +65,10 @@ class TrainerConfig(BaseModel):
     checkpoint_steps: int = Field(default=2000, ge=1)
     """Steps between checkpoints inside an epoch; there is one after each epoch anyway."""
 
-    def examples_a_step(self, num_rows: int) -> int:
+    def resolve_batch_size(self, num_rows: int) -> int:
         """`batch_size`, or one that takes about fifty steps an epoch on `num_rows` training rows.
 
-        >>> TrainerConfig().examples_a_step(8_000), TrainerConfig().examples_a_step(100_000_000)
+        >>> TrainerConfig().resolve_batch_size(8_000), TrainerConfig().resolve_batch_size(100_000_000)
         (256, 4096)
         """
         return self.batch_size or min(max(num_rows // 50, 256), 4096)
@@ -108,19 +108,19 @@ class Trainer:
         progress: bool = False,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         keep: Keep = "best",
-        is_trained: bool = False,
+        starts_trained: bool = False,
     ) -> None:
         """`ranker` is a module with a `loss(batch)`.
 
         `keep`: the weights of the best validation score; or the last ones, and then no epoch counts as a strike.
-        `is_trained`: the weights it is handed have learned before, and are kept where no epoch makes them better.
+        `starts_trained`: the weights it is handed have learned before, and are kept where no epoch makes them better.
         `on_epoch` takes each record of the history once, or twice where a run is cut off right after it did.
         """
         self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
         self.keep: Keep = keep
-        self.is_trained = is_trained
+        self.starts_trained = starts_trained
         self.optimizer = torch.optim.Adam(_parameter_groups(ranker, l2), lr=config.learning_rate, fused=True)
         self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.min_examples = 2 if any(isinstance(part, nn.BatchNorm1d) for part in ranker.modules()) else 1
@@ -131,15 +131,15 @@ class Trainer:
         torch.manual_seed(self.seed)
         self._restore()
         self._log()
-        if self.is_trained and not self._state_path.exists():
+        if self.starts_trained and not self._state_path.exists():
             self._save_start(valid)
-        steps = train.num_batches(self.config.examples_a_step(train.num_rows))
+        steps = train.num_batches(self.config.resolve_batch_size(train.num_rows))
         with progress_bar("train", steps * self.config.epochs, enabled=self.progress) as advance:
             advance(self.state["epoch"] * steps + self.state["step"])
             while not self.state["done"]:
                 self._epoch(train, advance)
                 self._finish_epoch(train, valid, advance)
-        self._keep_better_start()
+        self._restore_initial_if_better()
         self._load_best()
         return self.state
 
@@ -147,7 +147,7 @@ class Trainer:
         state, config = self.state, self.config
         self.ranker.train()
         began, seconds = time.perf_counter(), state["seconds"]
-        batch_size, epoch, start = config.examples_a_step(train.num_rows), state["epoch"], state["step"]
+        batch_size, epoch, start = config.resolve_batch_size(train.num_rows), state["epoch"], state["step"]
         batches = train.batches(batch_size, shuffle=True, seed=self.seed, epoch=epoch, start=start)
         losses = torch.tensor(state["loss_sum"], dtype=torch.float64)
         for batch in batches:
@@ -218,7 +218,7 @@ class Trainer:
         numbers = {"epoch": 0, "score": self._score(self._evaluated(valid))}
         checkpoint.save_state(self._start_path, self.ranker.state_dict(), numbers)
 
-    def _keep_better_start(self) -> None:
+    def _restore_initial_if_better(self) -> None:
         """Make the weights of the start the best ones where they are; the schedule never knew of them."""
         if not self._start_path.exists():
             return
@@ -233,13 +233,15 @@ class Trainer:
         """Keep the best weights, or any; cut the rate and count a strike otherwise."""
         state, config = self.state, self.config
         if self.keep == "last" or state["best_score"] is None or score > state["best_score"] + MIN_DELTA:
-            state.update(best_score=score, best_epoch=state["epoch"], strikes=0)
+            state.update(best_score=score, best_epoch=state["epoch"], num_bad_epochs=0)
             checkpoint.save_state(self._best_path, self.ranker.state_dict(), {"epoch": state["epoch"]})
         else:
             state["strikes"] += 1
             for group in self.optimizer.param_groups:
-                group["lr"] = _cut(group["lr"], config.learning_rate_factor)
-            self.table_optimizer.learning_rate = _cut(self.table_optimizer.learning_rate, config.learning_rate_factor)
+                group["lr"] = _reduce_lr(group["lr"], config.learning_rate_factor)
+            self.table_optimizer.learning_rate = _reduce_lr(
+                self.table_optimizer.learning_rate, config.learning_rate_factor
+            )
         state["done"] = state["strikes"] >= config.patience or state["epoch"] >= config.epochs
 
     def _log(self) -> None:
@@ -315,7 +317,7 @@ def new_state() -> dict[str, Any]:
     }
 
 
-def _cut(rate: float, factor: float) -> float:
+def _reduce_lr(rate: float, factor: float) -> float:
     return min(rate, max(rate * factor, MIN_LEARNING_RATE))
 
 

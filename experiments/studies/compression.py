@@ -24,13 +24,13 @@ import typer
 from experiments.studies.frontier_figures import TIME, keep_bundle, measured, time_scorers
 from experiments.studies.frontier_points import BUDGETS, DTYPES, METHODS, MODELS, REFERENCE, Choice, Point, points_of
 from experiments.studies.frontier_report import Curve, write_frontier
-from experiments.studies.runner import PATIENCE, Processes, Record, Results, RunError, say, train_missing
+from experiments.studies.runner import LOCK_TIMEOUT_SECONDS, Processes, Record, Results, RunError, say, train_missing
 from experiments.studies.table_kinds import directories_by_data, read_facts, yaml_text
 from features.errors import InputError
 from features.progress import progress_bar
 from recsys.cli.app import run_command
 from recsys.compression import COMPRESSORS
-from recsys.runs.process import alone_in, prepare_for_training
+from recsys.runs.process import locked_directory, prepare_for_training
 from recsys.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def frontier(
     points = points_of(facts, choice)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with alone_in(work, patience=PATIENCE) as lock, _logged(out, track and not report_only) as log:
+    with locked_directory(work, patience=LOCK_TIMEOUT_SECONDS) as lock, _logged(out, track and not report_only) as log:
         kept, failures = Results(work / "results.jsonl"), []
         if not report_only:
             processes = Processes(work, threads=threads, keep_runs=keep_runs, lock=lock)

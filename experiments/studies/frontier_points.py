@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from experiments.studies.runner import key_of
 from experiments.studies.table_kinds import SINGLE, WIDTH, Cell, Facts, Shape, Variant, cells_of, table
-from recsys.compression import COMPRESSORS, Start
+from recsys.compression import COMPRESSORS, InitFrom
 from recsys.config import Compression, Experiment
 from serving.bundle.table import TableDtype, table_bytes
 
@@ -37,7 +37,7 @@ class Method(NamedTuple):
     """The run that it starts from; shape-only methods take its network and its seed alone."""
     dtypes: tuple[TableDtype, ...] = DTYPES
     """Those that it is tried with."""
-    start: Start | None = None
+    start: InitFrom | None = None
     """Weights that its last training begins with; None: as the compressor has it."""
     changes: Mapping[str, Any] = MappingProxyType({})
     """`compression.settings.KEY` to value that make another curve of the same compressor."""

@@ -29,7 +29,7 @@ from features.errors import InputError
 from features.files import write_text
 from recsys.cli.app import run_command
 from recsys.config import Experiment
-from recsys.runs.process import alone_in
+from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 
 Record = dict[str, Any]
@@ -37,7 +37,7 @@ Record = dict[str, Any]
 what the run was compressed by, where it was."""
 
 
-PATIENCE = 5.0
+LOCK_TIMEOUT_SECONDS = 5.0
 """Seconds to wait for the processes of a study that was interrupted to end."""
 
 
@@ -291,7 +291,7 @@ def results(
     }
     cores = len(os.sched_getaffinity(0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with alone_in(work, patience=PATIENCE) as lock:
+    with locked_directory(work, patience=LOCK_TIMEOUT_SECONDS) as lock:
         processes = Processes(work, threads=max(1, cores // workers), keep_runs=keep_runs, lock=lock)
         kept = Results(work / "results.jsonl")
         jobs, failures = plan(studies, facts, seeds)

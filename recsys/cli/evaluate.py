@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from recsys.cli.options import Json, RunPath, console, require_training, show
-from recsys.evaluation.segments import Segment
 from recsys.report.text import text_of
+
+if TYPE_CHECKING:
+    from recsys.evaluation.segments import Segment
 
 
 def evaluate(
@@ -38,7 +40,7 @@ def evaluate(
     console.print(collision_table(found.collisions))
 
 
-def segment_table(segments: Sequence[Segment]) -> Table:
+def segment_table(segments: "Sequence[Segment]") -> Table:
     """Metrics by segment for a terminal."""
     title = f"{segments[0].feature}: rows by how often training saw their value"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

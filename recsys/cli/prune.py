@@ -53,4 +53,4 @@ def prune(
         track=track,
         progress=not as_json,
     )
-    show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).facts()) if track else None)
+    show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).run_info()) if track else None)

@@ -37,4 +37,4 @@ def train(
         experiment = context.obj().experiment(name)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the tracked run does not stay RUNNING
     metrics = train_run(with_overrides(experiment, changes), data, out, track=track, progress=not as_json)
-    show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).facts()) if track else None)
+    show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).run_info()) if track else None)

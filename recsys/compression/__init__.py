@@ -1,6 +1,14 @@
 """COMPRESSORS: the methods that make a table smaller."""
 
-from recsys.compression.base import Budget, Compressor, Evidence, Facts, SlotReads, Start, Values
+from recsys.compression.base import (
+    Budget,
+    Compressor,
+    InitFrom,
+    PruningContext,
+    SlotLookups,
+    TrainingStats,
+    ValueCounts,
+)
 from recsys.compression.frequency import Frequency
 from recsys.compression.hashed import Hashed
 from recsys.compression.importance import Importance
@@ -28,4 +36,13 @@ COMPRESSORS: dict[str, type[Compressor]] = {
 }
 """Name to method; a new one is a file and a line here."""
 
-__all__ = ["COMPRESSORS", "Budget", "Compressor", "Evidence", "Facts", "SlotReads", "Start", "Values"]
+__all__ = [
+    "COMPRESSORS",
+    "Budget",
+    "Compressor",
+    "InitFrom",
+    "PruningContext",
+    "SlotLookups",
+    "TrainingStats",
+    "ValueCounts",
+]

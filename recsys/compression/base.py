@@ -32,7 +32,7 @@ from recsys.ranker import Ranker
 from recsys.trainer import Batches, Keep, TrainerConfig
 from serving.bundle.table import TableDtype
 
-Start = Literal["rewind", "finetune", "as_is"]
+InitFrom = Literal["rewind", "finetune", "as_is"]
 """Weights that the last training begins with: the first ones of the run, or those that the mask was found with, which
 stay where no epoch makes them better; or `as_is`: the latter, and no training."""
 
@@ -56,7 +56,7 @@ class Budget(NamedTuple):
         return InputError(f"{self.num_bytes:,} bytes are too few", found=found, remedy=remedy)
 
 
-class Values(NamedTuple):
+class ValueCounts(NamedTuple):
     """The distinct tokens of a feature in train, the missing one included."""
 
     tokens: Tokens
@@ -65,12 +65,12 @@ class Values(NamedTuple):
     """[n_f]: how often each stands there."""
 
 
-class Facts(NamedTuple):
+class TrainingStats(NamedTuple):
     """What is known of the training data before anything is trained."""
 
     views: dict[str, tuple[str, ...]]
     """View to the features that the model reads in it."""
-    values: dict[str, Values]
+    values: dict[str, ValueCounts]
     """Every token feature."""
     probes: Mapping[str, int] = {}
     """Of the features that the registry gives a number of their own."""
@@ -85,18 +85,18 @@ class Facts(NamedTuple):
         names = [name for names in self.views.values() for name in names]
         return sum(len(self.values[name].tokens) * self.probes.get(name, probes) for name in names)
 
-    def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotReads"]:
+    def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotLookups"]:
         """What each slot [S] reads of the table in training."""
-        found: list[SlotReads] = []
+        found: list[SlotLookups] = []
         rows = {name: rows_of(layout, vocabulary, name, values.tokens) for name, values in self.values.items()}
         places = {name: iter(range(len(own))) for name, own in rows.items()}
         for slot in layout.slots:
             own = rows[slot.feature][next(places[slot.feature])]
-            found.append(SlotReads(torch.from_numpy(own.copy()), torch.tensor(self.values[slot.feature].counts)))
+            found.append(SlotLookups(torch.from_numpy(own.copy()), torch.tensor(self.values[slot.feature].counts)))
         return found
 
 
-class SlotReads(NamedTuple):
+class SlotLookups(NamedTuple):
     """The rows that a slot reads in training, one entry a distinct value."""
 
     rows: Tensor
@@ -105,12 +105,12 @@ class SlotReads(NamedTuple):
     """[n_f] int64: training examples (list features: tokens) that read it."""
 
 
-class Evidence(NamedTuple):
-    """What `freeze` may look at."""
+class PruningContext(NamedTuple):
+    """What `build_mask` may look at."""
 
     ranker: Ranker
     """The supernet at the weights that the method asked for, or the finished run at its best; in evaluation mode."""
-    reads: list[SlotReads]
+    reads: list[SlotLookups]
     """Of each slot [S]."""
     train: Batches
     valid: Batches
@@ -138,7 +138,7 @@ class Evidence(NamedTuple):
 
 
 class Compressor:
-    """One method: an entry of COMPRESSORS; a subclass gives at least `freeze`, or `reshape` and `is_shape_only`.
+    """One method: an entry of COMPRESSORS; a subclass gives at least `build_mask`, or `reshape` and `replaces_table`.
 
     Args:
         config: its own settings.
@@ -150,31 +150,31 @@ class Compressor:
 
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    is_shape_only: ClassVar[bool] = False
+    replaces_table: ClassVar[bool] = False
     """True where `reshape` is all that there is: the new table is trained once from first weights, without a mask."""
     keeps_every_row: ClassVar[bool] = False
     """True where no row is removed: then the run's bytes are the budget where the user names none, else a tenth."""
     has_supernet: bool = False
-    """True where `wrap` installs something that learns."""
+    """True where `install_supernet` installs something that learns."""
     supernet_keeps: Keep = "best"
-    """Weights of the supernet that `freeze` sees."""
-    start: ClassVar[Start] = "finetune"
-    """What the last training begins with, where the user does not say; of no meaning where `is_shape_only`."""
+    """Weights of the supernet that `build_mask` sees."""
+    start: ClassVar[InitFrom] = "finetune"
+    """What the last training begins with, where the user does not say; of no meaning where `replaces_table`."""
     has_one_start: ClassVar[bool] = False
-    """True where the last training can begin with nothing else, as it is where `is_shape_only`."""
+    """True where the last training can begin with nothing else, as it is where `replaces_table`."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config
         self.budget = budget
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """The table to train; by default the run's own. Raises `InputError` for a budget that no table can meet.
 
         Where it differs from the run's, the supernet (or the table to be frozen) is trained anew.
         """
         return embedding
 
-    def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
+    def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
         """Install what learns in a fresh ranker, as `ranker.embedding.gate`; returns the optimiser of both."""
         return optimizer
 
@@ -182,6 +182,6 @@ class Compressor:
         """Settings of the supernet's training; by default the run's own."""
         return trainer
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """What is kept, within the budget; raises `InputError` where nothing fits it."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recsys.batch import Batch
-from recsys.compression.base import Evidence
+from recsys.compression.base import PruningContext
 from recsys.embedding.mask import Mask, MaskGate
 from recsys.embedding.optimizers import AdamTable
 from recsys.evaluation.metrics import METRICS
@@ -34,7 +34,7 @@ class Fitness:
     reference code keeps the supernet's.
     """
 
-    def __init__(self, evidence: Evidence, num_steps: int = 0) -> None:
+    def __init__(self, evidence: PruningContext, num_steps: int = 0) -> None:
         self.ranker, self.evidence, self.num_steps = evidence.ranker, evidence, num_steps
         batches = evidence.valid.batches(EVALUATION_BATCH_SIZE)
         self.valid = list(islice(batches, -(-MAX_VALID_EXAMPLES // EVALUATION_BATCH_SIZE)))
@@ -68,7 +68,7 @@ def held_to(ranker: Ranker, mask: Mask) -> Iterator[None]:
 
 
 @contextmanager
-def tuned(evidence: Evidence, num_steps: int) -> Iterator[None]:
+def tuned(evidence: PruningContext, num_steps: int) -> Iterator[None]:
     """The ranker after some steps of training under its gate inside the block; after it as it was."""
     ranker, seed = evidence.ranker, evidence.seed
     before = {name: tensor.clone() for name, tensor in ranker.state_dict().items()}
@@ -82,7 +82,7 @@ def tuned(evidence: Evidence, num_steps: int) -> Iterator[None]:
             torch.manual_seed(seed)
             trainer = Trainer(ranker, table, config, evidence.directory, seed=seed, l2=evidence.embedding.l2)
             ranker.train()
-            size = config.examples_a_step(evidence.train.num_rows)
+            size = config.resolve_batch_size(evidence.train.num_rows)
             for batch in islice(evidence.train.batches(size, shuffle=True, seed=seed), num_steps):
                 trainer.step(batch)
             table.flush()

@@ -5,7 +5,7 @@ usual cut-off (`min_categr_count` of BARS), without a vocabulary to say which va
 it stores. Dropped values read zeros.
 """
 
-from recsys.compression.base import Evidence
+from recsys.compression.base import PruningContext
 from recsys.compression.rows import keep_best_rows, read_counts
 from recsys.compression.wide import WideTable
 from recsys.embedding.mask import Mask
@@ -14,6 +14,6 @@ from recsys.embedding.mask import Mask
 class Frequency(WideTable):
     """Keeps the rows that the most training examples read."""
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """The most read rows that the budget admits."""
         return keep_best_rows(read_counts(evidence), evidence)

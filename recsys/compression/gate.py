@@ -12,7 +12,7 @@ from torch import Tensor
 
 from features.layout import TableLayout
 from recsys.embedding.mask import Gate, Reads
-from recsys.embedding.optimizers import BesideTable, TableOptimizer
+from recsys.embedding.optimizers import TableOptimizer, TableOptimizerWrapper
 
 Norm = Literal["l1", "l2"]
 
@@ -50,11 +50,11 @@ def reader_of_slots(layout: TableLayout) -> Tensor:
     return torch.tensor([numbers[slot.view, slot.feature] for slot in layout.slots])
 
 
-class Steps:
+class WidthChoices:
     """The widths that a reader may have, by number: multiples of some columns, and all D; a prefix over its probes.
 
     >>> layout = TableLayout(num_rows=9, width=4, seed=0, views={"main": {"a": 2}}, keys={"a": "a"}, pooling={})
-    >>> steps = Steps(layout, columns=3, may_drop=False)
+    >>> steps = WidthChoices(layout, columns=3, may_drop=False)
     >>> steps.num_choices.tolist(), [steps.slot_widths(torch.tensor([c])).tolist() for c in range(3)]
     ([3], [[3, 0], [4, 2], [4, 4]])
     """
@@ -111,7 +111,7 @@ class OptEmbedGate(Gate):
         super().__init__()
         self.norm: Norm = norm
         self.alpha, self.scale, self.prefix_rate = alpha, scale, prefix_rate
-        self.steps = Steps(layout, columns=columns_a_step, may_drop=may_drop)
+        self.steps = WidthChoices(layout, columns=columns_a_step, may_drop=may_drop)
         self.register_buffer("thresholds", torch.zeros(len(readers_of(layout))).requires_grad_())
 
     @property
@@ -142,7 +142,7 @@ class OptEmbedGate(Gate):
         return self.alpha * torch.exp(-self.thresholds).sum()
 
 
-class ThresholdSGD(BesideTable):
+class ThresholdSGD(TableOptimizerWrapper):
     """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a rate of their own.
 
     Its state is the table's: thresholds are part of the model.

@@ -6,7 +6,7 @@ is what production systems did before tables were shared.
 
 from pydantic import Field
 
-from recsys.compression.base import Compressor, Facts
+from recsys.compression.base import Compressor, TrainingStats
 from recsys.compression.sizing import most_rows
 from recsys.embedding.table import EmbeddingConfig
 
@@ -20,9 +20,9 @@ class Hashed(Compressor):
         width: int = Field(default=16, ge=1, le=4096)
         """w: floats a value."""
 
-    is_shape_only = True
+    replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """One probe into ranges of the features."""
         width = self.config.width
         num_rows = most_rows(self.budget, width)

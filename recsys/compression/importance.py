@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recsys.compression.base import Evidence
+from recsys.compression.base import PruningContext
 from recsys.compression.rows import keep_best_cells, read_counts, row_caps
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.embedding.mask import Mask
@@ -27,13 +27,13 @@ class Importance(WideTable):
         columns_a_step: int = Field(default=4, ge=1)
         """Widths are multiples of it: fewer different ones are cheaper to store."""
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """The mask of the least squared error within the budget."""
         slot_widths = Mask.full(evidence.layout).slot_widths
         return least_error_mask(evidence.table, slot_widths, self.config.columns_a_step, evidence)
 
 
-def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, evidence: Evidence) -> Mask:
+def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, evidence: PruningContext) -> Mask:
     """Where slots [S] hand on so many columns: what is kept of a table [M, w] within the budget."""
     caps, width = row_caps(evidence, slot_widths), table.shape[1]
     rows = caps.nonzero().flatten()

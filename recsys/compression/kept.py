@@ -10,7 +10,7 @@ from recsys.embedding.mask import Mask
 from recsys.evaluation.collisions import Distinct
 
 
-class Kept(NamedTuple):
+class KeptColumns(NamedTuple):
     """What a pruned table stores of one feature."""
 
     feature: str
@@ -24,7 +24,9 @@ class Kept(NamedTuple):
     """Columns of its slots."""
 
 
-def kept_by_feature(layout: TableLayout, mask: Mask, distinct: Distinct, vocabulary: Vocabulary | None) -> list[Kept]:
+def kept_by_feature(
+    layout: TableLayout, mask: Mask, distinct: Distinct, vocabulary: Vocabulary | None
+) -> list[KeptColumns]:
     """What a mask leaves of each token feature: of the rows that its training values read, and of its columns."""
     widths, of_slots = mask.row_widths.numpy(), mask.slot_widths.numpy()
     found = []
@@ -32,5 +34,5 @@ def kept_by_feature(layout: TableLayout, mask: Mask, distinct: Distinct, vocabul
         rows = np.unique(rows_of(layout, vocabulary, name, tokens))
         slots = of_slots[layout.positions_of(name)]
         kept_rows, columns = int((widths[rows] > 0).sum()), int(slots.sum())
-        found.append(Kept(name, kept_rows, len(rows), columns, len(slots) * layout.width))
+        found.append(KeptColumns(name, kept_rows, len(rows), columns, len(slots) * layout.width))
     return found

@@ -6,7 +6,7 @@ Systems", TOIS 2024, arXiv 2406.17335: prune by magnitude once, then train again
 
 import torch
 
-from recsys.compression.base import Evidence
+from recsys.compression.base import PruningContext
 from recsys.compression.rows import keep_best_rows
 from recsys.compression.wide import WideTable
 from recsys.embedding.mask import Mask
@@ -15,7 +15,7 @@ from recsys.embedding.mask import Mask
 class Magnitude(WideTable):
     """Keeps the rows of the largest L1 norm."""
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """The largest rows that the budget admits."""
         norms = torch.linalg.vector_norm(evidence.table, ord=1, dim=1)
         return keep_best_rows(norms, evidence)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from features.errors import InputError
-from recsys.compression.base import Evidence, Facts
+from recsys.compression.base import PruningContext, TrainingStats
 from recsys.compression.rows import check_empty, read_counts
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.embedding.mask import Mask
@@ -29,14 +29,14 @@ class MixedDimensions(WideTable):
         temperature: float = Field(default=0.4, ge=0, le=1)
         """Exponent of the popularity: 0 makes all rows equally wide."""
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """The wide table; raises `InputError` for a type of rows that are not cut."""
         if self.budget.dtype in ROTATED_BITS:
             remedy = "use int8, int4, int2 or int1, or a method that prunes whole rows"
             raise InputError("mixed dimensions cut rows short", found=f"{self.budget.dtype} rows", remedy=remedy)
         return super().reshape(embedding, facts)
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """The widest rows that the budget admits; raises `InputError` where that is not even one row."""
         full = Mask.full(evidence.layout)
         reads, width = read_counts(evidence), evidence.layout.width

@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from recsys import checkpoint
-from recsys.compression.base import Budget, Evidence
+from recsys.compression.base import Budget, PruningContext
 from recsys.compression.rows import keep_best_rows
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.embedding.mask import Gate, Mask, Reads
-from recsys.embedding.optimizers import BesideTable, TableOptimizer
+from recsys.embedding.optimizers import TableOptimizer, TableOptimizerWrapper
 from recsys.ranker import Ranker
 from recsys.trainer import Keep, TrainerConfig
 
@@ -50,7 +50,7 @@ class OptFS(WideTable):
         super().__init__(config, budget)
         self.supernet_keeps = config.rank_by
 
-    def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
+    def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
         """A gate a row in front of the network, and an optimiser that steps them beside the table."""
         gate = RowGate(ranker.embedding.layout.num_rows, self.config)
         ranker.embedding.gate = gate
@@ -61,7 +61,7 @@ class OptFS(WideTable):
         epochs = self.config.epochs
         return trainer.model_copy(update={"epochs": epochs, "patience": epochs, "learning_rate_factor": 1.0})
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """The rows whose gates ended most open."""
         gate = evidence.ranker.embedding.gate
         assert isinstance(gate, RowGate)
@@ -105,7 +105,7 @@ class RowGate(Gate):
         return self.config.penalty * torch.sigmoid(self.temperature * self.openness).sum()
 
 
-class GatedTable(BesideTable):
+class GatedTable(TableOptimizerWrapper):
     """A table's optimiser, and beside it the Adam of the gates; a flush ends an epoch."""
 
     def __init__(self, table: TableOptimizer, gate: RowGate, learning_rate: float) -> None:

@@ -24,10 +24,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recsys.compression.base import Budget, Evidence, SlotReads
+from recsys.compression.base import Budget, PruningContext, SlotLookups
 from recsys.compression.evolution import Genome, SearchConfig, evolve
 from recsys.compression.fitness import Fitness
-from recsys.compression.gate import OptEmbedGate, Steps, ThresholdSGD, row_norms
+from recsys.compression.gate import OptEmbedGate, ThresholdSGD, WidthChoices, row_norms
 from recsys.compression.importance import least_error_mask
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.embedding.mask import Mask
@@ -63,7 +63,7 @@ class OptEmbed(WideTable):
         super().__init__(config, budget)
         self.has_supernet = config.supernet
 
-    def wrap(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
+    def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
         """Thresholds and prefixes between the table and the network."""
         config, table = self.config, ranker.embedding.table.detach()
         if not config.supernet:
@@ -81,10 +81,10 @@ class OptEmbed(WideTable):
         ranker.embedding.gate = gate
         return ThresholdSGD(optimizer, gate, config.threshold_learning_rate)
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """The mask of the best candidate."""
         config = self.config
-        steps = Steps(evidence.layout, columns=config.columns_a_step, may_drop=config.may_drop)
+        steps = WidthChoices(evidence.layout, columns=config.columns_a_step, may_drop=config.may_drop)
         choices = Choices(evidence, steps)
         fitness = Fitness(evidence, config.tuning_steps)
         winner = evolve(
@@ -100,7 +100,7 @@ class OptEmbed(WideTable):
         return choices.mask(winner.genome)
 
 
-def row_margins(table: Tensor, reads: list[SlotReads], gate: OptEmbedGate) -> Tensor:
+def row_margins(table: Tensor, reads: list[SlotLookups], gate: OptEmbedGate) -> Tensor:
     """By how much each row [M] exceeds the lowest threshold among its readers; minus infinity where nobody reads it.
 
     A row is removed where this is 0 or less: all its readers mask it.
@@ -115,7 +115,7 @@ def row_margins(table: Tensor, reads: list[SlotReads], gate: OptEmbedGate) -> Te
 class Choices:
     """What a genome means: a width a reader, in steps of some columns; the budget then says what each row stores."""
 
-    def __init__(self, evidence: Evidence, steps: Steps) -> None:
+    def __init__(self, evidence: PruningContext, steps: WidthChoices) -> None:
         self.evidence, self.steps = evidence, steps
         self.num_choices: list[int] = steps.num_choices.tolist()
         self._table, gate = evidence.table, evidence.ranker.embedding.gate

@@ -5,7 +5,7 @@ M table rows, w row width. Post-training: nothing is trained again. `serving.bun
 
 from torch import Tensor
 
-from recsys.compression.base import Compressor, Evidence
+from recsys.compression.base import Compressor, PruningContext
 from recsys.embedding.mask import Mask
 
 
@@ -15,7 +15,7 @@ class Quantized(Compressor):
     keeps_every_row = True
     start = "as_is"
 
-    def freeze(self, evidence: Evidence) -> Mask:
+    def build_mask(self, evidence: PruningContext) -> Mask:
         """Everything but rows of zeros; raises `InputError` where that is more than the budget."""
         mask = Mask(stored_widths(evidence.table), Mask.full(evidence.layout).slot_widths)
         size = evidence.num_bytes(mask)

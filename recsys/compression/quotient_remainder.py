@@ -8,7 +8,7 @@ hashes and not positions in a vocabulary, which would cost 8 bytes a value: more
 
 from pydantic import Field
 
-from recsys.compression.base import Compressor, Facts
+from recsys.compression.base import Compressor, TrainingStats
 from recsys.compression.sizing import most_rows
 from recsys.embedding.table import EmbeddingConfig
 
@@ -22,9 +22,9 @@ class QuotientRemainder(Compressor):
         width: int = Field(default=8, ge=1, le=4096)
         """w: floats of either row."""
 
-    is_shape_only = True
+    replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """Two probes, of the quotient and of the remainder."""
         width = self.config.width
         num_rows = most_rows(self.budget, width)

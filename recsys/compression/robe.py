@@ -8,7 +8,7 @@ overlap. Their random signs are left out: a reader with weights of its own for e
 from pydantic import Field
 
 from features.errors import InputError
-from recsys.compression.base import Compressor, Facts
+from recsys.compression.base import Compressor, TrainingStats
 from recsys.compression.sizing import most_rows
 from recsys.embedding.table import EmbeddingConfig
 
@@ -24,9 +24,9 @@ class Robe(Compressor):
         block: int = Field(default=4, ge=1, le=64)
         """Z: floats in succession; a value reads ceil(floats / Z) blocks, the last one perhaps in part."""
 
-    is_shape_only = True
+    replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """As many probes of width 1 as floats; raises `InputError` for a registry with `probes:` of its own."""
         floats, block = self.config.floats, self.config.block
         other = next((name for name, probes in facts.probes.items() if probes != floats), None)

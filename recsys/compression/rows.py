@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recsys.compression.base import Evidence
+from recsys.compression.base import PruningContext
 from recsys.embedding.mask import Mask
 from serving.bundle.quantize import ROTATED_BITS
 from serving.bundle.table_plan import CODE_BITS, STORED_DTYPES
@@ -19,7 +19,7 @@ _ROW_BYTES = 1.0
 _BISECTIONS = 50
 
 
-def read_counts(evidence: Evidence, slot_widths: Tensor | None = None) -> Tensor:
+def read_counts(evidence: PruningContext, slot_widths: Tensor | None = None) -> Tensor:
     """How often training reads each row [M], float64; of the slots [S] that hand on any column."""
     counts = torch.zeros(evidence.layout.num_rows, dtype=torch.float64)
     for position, slot in enumerate(evidence.reads):
@@ -28,7 +28,7 @@ def read_counts(evidence: Evidence, slot_widths: Tensor | None = None) -> Tensor
     return counts
 
 
-def row_caps(evidence: Evidence, slot_widths: Tensor) -> Tensor:
+def row_caps(evidence: PruningContext, slot_widths: Tensor) -> Tensor:
     """Columns of each row [M] that any slot hands on which reads it in training; 0 for rows that none reads."""
     caps = torch.zeros(evidence.layout.num_rows, dtype=torch.int64)
     for slot, width in zip(evidence.reads, slot_widths.tolist(), strict=True):
@@ -36,7 +36,7 @@ def row_caps(evidence: Evidence, slot_widths: Tensor) -> Tensor:
     return caps
 
 
-def keep_best_rows(scores: Tensor, evidence: Evidence) -> Mask:
+def keep_best_rows(scores: Tensor, evidence: PruningContext) -> Mask:
     """Everything but the rows of the lowest scores [M]: as many rows as the budget admits.
 
     Rows that training never reads, and those of score 0 or less, go in any case: nothing is lost with them. Raises
@@ -62,7 +62,7 @@ def keep_best_rows(scores: Tensor, evidence: Evidence) -> Mask:
     return keeping(fits)
 
 
-def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Tensor, evidence: Evidence) -> Mask:
+def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Tensor, evidence: PruningContext) -> Mask:
     """A width a row, so that the gains add up to the most that the budget admits.
 
     `gains` [K, J] is what row `rows[k]` is worth at each of `widths` [J], which increase from 0. Each row takes the
@@ -96,7 +96,7 @@ def _lowest_price(gains: Tensor, fits: Callable[[float], bool]) -> float:
     return high
 
 
-def check_empty(mask: Mask, evidence: Evidence) -> None:
+def check_empty(mask: Mask, evidence: PruningContext) -> None:
     """Raise `InputError` where a mask without a single row exceeds the budget."""
     if evidence.num_bytes(mask) > evidence.budget.num_bytes:
         found = f"{evidence.num_bytes(mask):,} bytes without a single row"

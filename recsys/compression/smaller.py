@@ -5,7 +5,7 @@ arXiv 2305.12102: the multiplexed table degrades gracefully as it shrinks.
 """
 
 from features.layout import COUNTED
-from recsys.compression.base import Compressor, Facts
+from recsys.compression.base import Compressor, TrainingStats
 from recsys.compression.sizing import most_rows
 from recsys.embedding.table import EmbeddingConfig
 
@@ -13,9 +13,9 @@ from recsys.embedding.table import EmbeddingConfig
 class Smaller(Compressor):
     """The run's table with as many rows as the budget admits; multiplexed, where it was collisionless or hashed."""
 
-    is_shape_only = True
+    replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """Another number of rows."""
         num_rows = most_rows(self.budget, embedding.width, facts.num_reads(embedding.probes))
         kind = "unified" if embedding.kind in COUNTED else embedding.kind

@@ -8,7 +8,7 @@ the number of rows costs memory in training alone, and collisions are paid for w
 from pydantic import Field
 
 from features.hashing import MAX_NUM_ROWS
-from recsys.compression.base import Compressor, Facts
+from recsys.compression.base import Compressor, TrainingStats
 from recsys.embedding.table import EmbeddingConfig
 
 
@@ -20,7 +20,7 @@ class WideConfig(Compressor.Config):
     which it reads one, or as many as the registry's `probes:` of its feature say; None: the run's own table."""
 
 
-def wide_table(embedding: EmbeddingConfig, facts: Facts, rows_a_value: float | None) -> EmbeddingConfig:
+def wide_table(embedding: EmbeddingConfig, facts: TrainingStats, rows_a_value: float | None) -> EmbeddingConfig:
     """A unified table of single wide rows, `rows_a_value` for each value; the same table where that is None."""
     if rows_a_value is None:
         return embedding
@@ -34,6 +34,6 @@ class WideTable(Compressor):
 
     Config: type[Compressor.Config] = WideConfig
 
-    def reshape(self, embedding: EmbeddingConfig, facts: Facts) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """One wide row a value among so many rows that hardly two values share one."""
         return wide_table(embedding, facts, self.config.rows_a_value)

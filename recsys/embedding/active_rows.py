@@ -12,11 +12,11 @@ from torch import Tensor
 
 from recsys.embedding import kernels
 
-Fetch = Callable[[Tensor], Tensor]
+GatherFn = Callable[[Tensor], Tensor]
 """Distinct rows [U], increasing, to their values [U, w]."""
 
 
-class Touched(NamedTuple):
+class ActiveRows(NamedTuple):
     """Rows that the last training forward read, and the leaf that collects their gradient."""
 
     rows: Tensor
@@ -25,23 +25,23 @@ class Touched(NamedTuple):
     """Their values [U, w]; `block.grad` is there after backward."""
 
 
-def gather(rows: Tensor, num_rows: int, fetch: Fetch) -> tuple[Touched, Tensor]:
-    """The distinct ones of rows [n], and the values [n, w] of all, whose gradient adds up in `Touched.block`.
+def gather(rows: Tensor, num_rows: int, fetch: GatherFn) -> tuple[ActiveRows, Tensor]:
+    """The distinct ones of rows [n], and the values [n, w] of all, whose gradient adds up in `ActiveRows.block`.
 
     >>> table = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> touched, values = gather(torch.tensor([2, 0, 2]), 3, lambda rows: table[rows])
+    >>> active_rows, values = gather(torch.tensor([2, 0, 2]), 3, lambda rows: table[rows])
     >>> (values * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
-    >>> touched.rows.tolist(), touched.block.grad.tolist()
+    >>> active_rows.rows.tolist(), active_rows.block.grad.tolist()
     ([0, 2], [[10.0], [101.0]])
     """
     if rows.device.type != "cpu":
         distinct, places = torch.unique(rows, return_inverse=True)
         block = fetch(distinct).requires_grad_()
-        return Touched(distinct, block), F.embedding(places, block)
+        return ActiveRows(distinct, block), F.embedding(places, block)
     reads = kernels.sort_reads(rows.numpy(), num_rows)
     distinct = torch.from_numpy(reads.rows)
     block = fetch(distinct).requires_grad_()
-    return Touched(distinct, block), _Gather.apply(block, reads)
+    return ActiveRows(distinct, block), _Gather.apply(block, reads)
 
 
 class _Gather(torch.autograd.Function):

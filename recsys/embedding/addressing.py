@@ -69,7 +69,7 @@ class Lookups(NamedTuple):
     scalars: Tensor  # [scalar slots, B]
     lists: dict[str, ListRows]
 
-    def in_reading_order(self) -> Tensor:
+    def flat_rows(self) -> Tensor:
         """All rows [n]: those of the scalars example by example, then list after list."""
         return torch.cat([self.scalars.t().flatten(), *(part.rows.flatten() for part in self.lists.values())])
 
@@ -117,7 +117,7 @@ class Slots:
         return Lookups(scalars, lists)
 
     def readers(self, lookups: Lookups) -> tuple[Tensor, Tensor]:
-        """The slot and the example of each of `Lookups.in_reading_order`: [n] and [n]."""
+        """The slot and the example of each of `Lookups.flat_rows`: [n] and [n]."""
         device, num_examples = lookups.scalars.device, lookups.scalars.shape[1]
         examples = torch.arange(num_examples, device=device)
         slots = [torch.tensor(self.scalars, dtype=torch.int64, device=device).repeat(num_examples)]

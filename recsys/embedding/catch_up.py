@@ -45,28 +45,28 @@ class Settings(NamedTuple):
     beta2: float
     eps: float
 
-    def pace_at(self, step: Any) -> tuple[Any, Any]:
+    def step_size_at(self, step: Any) -> tuple[Any, Any]:
         """(rate, floor) of one step or [n], bias corrections folded in: w moves by ``rate * m / (sqrt(v) + floor)``."""
-        root = _forgotten(self.beta2, step) ** 0.5
-        return root * self.learning_rate / _forgotten(self.beta1, step), root * self.eps
+        root = bias_correction(self.beta2, step) ** 0.5
+        return root * self.learning_rate / bias_correction(self.beta1, step), root * self.eps
 
 
 _Block = tuple[Tensor, Tensor, Tensor]
 
 
-class _Sleepers(NamedTuple):
+class _LaggingRows(NamedTuple):
     """Rows in order of falling number of strides, so that those still walking are always the first ones."""
 
     rows: Tensor  # [n] int64, which of the block
     missed: Tensor  # [n] int32, steps
-    walking: list[int]  # walking[k] = how many rows need more than k strides
+    num_active: list[int]  # walking[k] = how many rows need more than k strides
 
-    def blocks(self, size: int) -> Iterator["_Sleepers"]:
+    def blocks(self, size: int) -> Iterator["_LaggingRows"]:
         for start in range(0, len(self.rows), size):
             part = slice(start, start + size)
             rows = self.rows[part]
-            walking = [min(num_walking - start, len(rows)) for num_walking in self.walking if num_walking > start]
-            yield _Sleepers(rows, self.missed[part], walking)
+            num_active = [min(num_walking - start, len(rows)) for num_walking in self.num_active if num_walking > start]
+            yield _LaggingRows(rows, self.missed[part], num_active)
 
 
 def catch_up(block: tuple[Tensor, Tensor, Tensor], missed: Tensor, now: int, adam: Settings) -> None:
@@ -86,7 +86,7 @@ def catch_up(block: tuple[Tensor, Tensor, Tensor], missed: Tensor, now: int, ada
     if missed.numel() == 0:
         return
     for sleepers in _sort_by_strides(missed).blocks(max(1, _BLOCK_VALUES // block[0].shape[1])):
-        advance = _walk if len(sleepers.walking) > EXACT_STEPS else _replay
+        advance = _strided_steps if len(sleepers.num_active) > EXACT_STEPS else _replay
         for values, caught_up in zip(block, advance(sleepers, block, now, adam), strict=True):
             values.index_copy_(0, sleepers.rows, caught_up)
 
@@ -98,17 +98,17 @@ def adam_step(w: Tensor, m: Tensor, v: Tensor, grad: Tensor, rate: Any, floor: A
     w.addcdiv_(m * rate, v.sqrt().add_(floor), value=-1)
 
 
-def _replay(sleepers: _Sleepers, block: _Block, now: int, adam: Settings) -> _Block:
+def _replay(sleepers: _LaggingRows, block: _Block, now: int, adam: Settings) -> _Block:
     """Short gaps, step by step. All gaps end now, so one step has one bias correction whatever the row."""
     w, m, v = (values.index_select(0, sleepers.rows) for values in block)
-    for missed in range(len(sleepers.walking), 0, -1):
-        part = slice(sleepers.walking[missed - 1])
+    for missed in range(len(sleepers.num_active), 0, -1):
+        part = slice(sleepers.num_active[missed - 1])
         grad = w[part] * adam.weight_decay
-        adam_step(w[part], m[part], v[part], grad, *adam.pace_at(now - missed + 1), adam)
+        adam_step(w[part], m[part], v[part], grad, *adam.step_size_at(now - missed + 1), adam)
     return w, m, v
 
 
-def _walk(sleepers: _Sleepers, block: _Block, now: int, adam: Settings) -> _Block:
+def _strided_steps(sleepers: _LaggingRows, block: _Block, now: int, adam: Settings) -> _Block:
     """Long gaps: exact steps, then growing strides, the last one as long as it takes to arrive now.
 
     Rows fell asleep at different steps, so corrections differ by row; in [w, n] such row vectors broadcast along
@@ -117,17 +117,17 @@ def _walk(sleepers: _Sleepers, block: _Block, now: int, adam: Settings) -> _Bloc
     w, m, v = (values.index_select(0, sleepers.rows).t().contiguous() for values in block)
     missed, asleep_since = sleepers.missed, (now - sleepers.missed).float()
     drift = -w
-    for done, num_walking in enumerate(sleepers.walking[:EXACT_STEPS]):
+    for done, num_walking in enumerate(sleepers.num_active[:EXACT_STEPS]):
         part = slice(num_walking)
-        paces = adam.pace_at(asleep_since[part] + (done + 1))
+        paces = adam.step_size_at(asleep_since[part] + (done + 1))
         adam_step(w[:, part], m[:, part], v[:, part], w[:, part] * adam.weight_decay, *paces, adam)
     # Strides take decay gradients and scaled momenta: then c is the only coefficient between the two.
-    scale, advance = (adam.weight_decay, _stride) if adam.weight_decay else (1.0, _coast)
+    scale, advance = (adam.weight_decay, _stride) if adam.weight_decay else (1.0, _strided_steps_no_decay)
     drift.add_(w).mul_(scale / EXACT_STEPS)
     w.mul_(scale)
     m.div_(1 - adam.beta1)
     walked = EXACT_STEPS
-    for num_walking, num_going_on in pairwise([*sleepers.walking[EXACT_STEPS:], 0]):
+    for num_walking, num_going_on in pairwise([*sleepers.num_active[EXACT_STEPS:], 0]):
         going_on, arriving = slice(0, num_going_on), slice(num_going_on, num_walking)
         for part, length in ((going_on, walked * (GROWTH - 1)), (arriving, missed[arriving] - walked)):
             if part.stop > part.start:
@@ -149,8 +149,8 @@ def _stride(pull: Tensor, push: Tensor, v: Tensor, drift: Tensor, middle: Tensor
     halfway = (drift * ((length + 1) / 2)).add_(pull)
     halfway = torch.clamp(halfway, pull.clamp(max=0), pull.clamp(min=0))
     gathered = torch.addcmul(square, halfway, pull + halfway).div_(3)
-    v_middle = torch.lerp(v, gathered, _forgotten(adam.beta2, (length + 1) / 2))
-    rate, floor = adam.pace_at(middle)
+    v_middle = torch.lerp(v, gathered, bias_correction(adam.beta2, (length + 1) / 2))
+    rate, floor = adam.step_size_at(middle)
     coupling = (rate * (share * adam.weight_decay)).div(v_middle.sqrt_().add_(floor))
     # Beyond this the frozen system would diverge; dense Adam flickers there, a fraction of its rate round zero.
     coupling.clamp_(max=(1 + math.sqrt(adam.beta1)) ** 2)
@@ -162,23 +162,25 @@ def _stride(pull: Tensor, push: Tensor, v: Tensor, drift: Tensor, middle: Tensor
     # v gathers the squares along a straight path from pull to pull + shift, each read before its step moves it.
     linear = (length - 1) / length
     slope = (pull * linear).add_(shift * (linear * (2 * length - 1) / (6 * length)))
-    v.lerp_(square.addcmul_(slope, shift), _forgotten(adam.beta2, length))
+    v.lerp_(square.addcmul_(slope, shift), bias_correction(adam.beta2, length))
     pull.add_(shift)
     torch.div(shift, length, out=drift)
 
 
-def _coast(w: Tensor, push: Tensor, v: Tensor, drift: Tensor, middle: Tensor, length: Any, adam: Settings) -> None:
+def _strided_steps_no_decay(
+    w: Tensor, push: Tensor, v: Tensor, drift: Tensor, middle: Tensor, length: Any, adam: Settings
+) -> None:
     """``_stride`` without decay, on w itself: momentum rolls out and nothing else moves."""
-    spent, forgotten = (_forgotten(beta, length) for beta in (adam.beta1, adam.beta2))
+    spent, forgotten = (bias_correction(beta, length) for beta in (adam.beta1, adam.beta2))
     mean_step = 1 / (1 - adam.beta1) - length * (1 - spent) / spent  # when momentum acts, on average
-    rate, floor = adam.pace_at(middle + (mean_step - (length + 1) / 2))
-    root = (v * (1 - _forgotten(adam.beta2, mean_step))).sqrt_().add_(floor)
+    rate, floor = adam.step_size_at(middle + (mean_step - (length + 1) / 2))
+    root = (v * (1 - bias_correction(adam.beta2, mean_step))).sqrt_().add_(floor)
     w.addcdiv_(push * (rate * spent * adam.beta1), root, value=-1)
     push.mul_(1 - spent)
     v.mul_(1 - forgotten)
 
 
-def _forgotten(beta: float, steps: float | Tensor) -> Any:
+def bias_correction(beta: float, steps: float | Tensor) -> Any:
     """Share of an exponential average that ``steps`` replace, ``1 - beta^steps``: a number or a tensor, as they are."""
     log_beta = math.log(beta) if beta else -math.inf
     return 1 - torch.exp(steps * log_beta) if isinstance(steps, Tensor) else -math.expm1(steps * log_beta)
@@ -204,13 +206,14 @@ def _power(coupling: Tensor, share: float, length: Any) -> tuple[Tensor, Tensor]
     return gain, loss
 
 
-def _sort_by_strides(missed: Tensor) -> _Sleepers:
-    """Drop the rows that missed nothing and put the others in order; see ``_walk`` for the strides that are counted."""
+def _sort_by_strides(missed: Tensor) -> _LaggingRows:
+    """Drop the rows that missed nothing and put the others in order; see ``_strided_steps`` for the strides that are
+    counted."""
     num_strides = missed.clamp(max=EXACT_STEPS)
     if int(missed.max()) > EXACT_STEPS:  # ceil(log(missed / EXACT_STEPS, GROWTH)) more, half a step off the borders
         ways = (missed.clamp(min=EXACT_STEPS).double() - 0.5) / EXACT_STEPS
         num_strides += ways.log_().div_(math.log(GROWTH)).ceil_().int()
     counts = torch.bincount(num_strides).tolist()
-    walking = [sum(counts[k + 1 :]) for k in range(len(counts) - 1)]
-    order = torch.argsort(num_strides, descending=True, stable=True)[: walking[0] if walking else 0]
-    return _Sleepers(order, missed[order], walking)
+    num_active = [sum(counts[k + 1 :]) for k in range(len(counts) - 1)]
+    order = torch.argsort(num_strides, descending=True, stable=True)[: num_active[0] if num_active else 0]
+    return _LaggingRows(order, missed[order], num_active)

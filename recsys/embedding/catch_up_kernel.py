@@ -148,7 +148,7 @@ def _stride(s, lengths, at, share, beta1):
 
 
 @_inlined
-def _coast(s, at, beta1):
+def _strided_steps_no_decay(s, at, beta1):
     one = np.float32(1)
     for j in range(at.push):  # here `gain` is the share of the momentum that is spent
         root = math.sqrt(s[at.second + j] * (one - s[at.to_middle + j])) + s[at.floors + j]
@@ -158,7 +158,7 @@ def _coast(s, at, beta1):
 
 
 @_inlined
-def _walk(s, lengths, at, missed, now, memory, learning_rate, decay, beta1, take1, take2, eps):
+def _strided_steps(s, lengths, at, missed, now, memory, learning_rate, decay, beta1, take1, take2, eps):
     forgotten2, root, ratio, forgotten1 = memory
     last, one, share = len(root) - 1, np.float32(1), take1
     for j in range(at.push):
@@ -200,7 +200,7 @@ def _walk(s, lengths, at, missed, now, memory, learning_rate, decay, beta1, take
         if decay > 0:
             _stride(s, lengths, at, share, beta1)
         else:
-            _coast(s, at, beta1)
+            _strided_steps_no_decay(s, at, beta1)
         walked *= GROWTH
     for j in range(at.push):
         s[at.pull + j] /= scale
@@ -269,7 +269,7 @@ def take_out(width: int) -> Kernel:
                     copy(s, at.push + r * width, m, row * width, width)
                     copy(s, at.second + r * width, v, row * width, width)
                 if number > 0:
-                    _walk(s, lengths, at, missed, now, memory, rate, decay, beta1, take1, take2, eps)
+                    _strided_steps(s, lengths, at, missed, now, memory, rate, decay, beta1, take1, take2, eps)
                 for r in range(min(group, ends[number] - first)):
                     u = order[first + r]
                     copy(w_out, u * width, s, at.pull + r * width, width)

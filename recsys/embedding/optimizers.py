@@ -13,7 +13,7 @@ from features.addressing import Vocabulary
 from features.errors import InputError
 from features.layout import TableLayout
 from recsys.checkpoint import load_optimizer_tensors, optimizer_tensors
-from recsys.embedding.row_sparse_adam import Loan, RowSparseAdam
+from recsys.embedding.row_sparse_adam import RowSparseAdam, RowState
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 
 
@@ -55,7 +55,7 @@ class AdamTable:
     def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
         self.embedding = embedding
         self.adam = RowSparseAdam(embedding.table.detach(), learning_rate=learning_rate, weight_decay=l2)
-        self._loan: Loan | None = None
+        self._loan: RowState | None = None
         embedding.fetch = self._fetch
 
     @property
@@ -73,15 +73,15 @@ class AdamTable:
 
     def step(self) -> None:
         """One step on the touched rows."""
-        touched = self.embedding.touched
-        if touched is not None and self._loan is not None:
+        active_rows = self.embedding.active_rows
+        if active_rows is not None and self._loan is not None:
             # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
-            gradient = touched.block.grad
-            self.adam.step(self._loan, torch.zeros_like(touched.block) if gradient is None else gradient)
-        self.embedding.touched = self._loan = None
+            gradient = active_rows.block.grad
+            self.adam.step(self._loan, torch.zeros_like(active_rows.block) if gradient is None else gradient)
+        self.embedding.active_rows = self._loan = None
 
     def _fetch(self, rows: Tensor) -> Tensor:
-        self._loan = self.adam.borrow(rows)
+        self._loan = self.adam.gather_rows(rows)
         return self._loan.w
 
     def flush(self) -> None:
@@ -120,13 +120,13 @@ class DenseAdam:
 
     def step(self) -> None:
         """One step on every row."""
-        touched = self.embedding.touched
-        if touched is not None:
+        active_rows = self.embedding.active_rows
+        if active_rows is not None:
             self.table.grad = torch.zeros_like(self.table)
-            if touched.block.grad is not None:
-                self.table.grad.index_copy_(0, touched.rows, touched.block.grad)
+            if active_rows.block.grad is not None:
+                self.table.grad.index_copy_(0, active_rows.rows, active_rows.block.grad)
             self.adam.step()
-        self.embedding.touched = None
+        self.embedding.active_rows = None
 
     def flush(self) -> None:
         """Every row is up to date at all times."""
@@ -181,7 +181,7 @@ class FusedRowWiseAdagrad:
         return momentum
 
 
-class BesideTable:
+class TableOptimizerWrapper:
     """A table's optimiser that something else is stepped beside: a subclass adds to what this hands on.
 
     The rate and the gradients are the table's alone: what is beside it keeps a rate of its own, and does not count
@@ -222,8 +222,8 @@ class BesideTable:
 
 
 def _gradients(embedding: UnifiedEmbedding) -> list[Tensor]:
-    touched = embedding.touched
-    return [] if touched is None or touched.block.grad is None else [touched.block.grad]
+    active_rows = embedding.active_rows
+    return [] if active_rows is None or active_rows.block.grad is None else [active_rows.block.grad]
 
 
 def build_table(

@@ -23,7 +23,7 @@ _CHUNK_ROWS = 1 << 16
 """Rows that ``catch_up_all`` takes at a time, to bound memory."""
 
 
-class Loan(NamedTuple):
+class RowState(NamedTuple):
     """Rows on their way through a step: taken out of the table, up to date, to be given to ``step`` with a gradient."""
 
     rows: Tensor
@@ -45,7 +45,7 @@ class RowSparseAdam:
     ``EXACT_STEPS`` steps at a time; within 1.5 learning rates beyond, on average within 1.5% of the way that a row
     went in the first 100 steps and 0.4% later (``tests/recsys/embedding/test_row_sparse_adam.py``).
 
-    Each step: ``borrow(rows)``, compute with ``loan.w``, ``step(loan, grad)``. The table itself is stale until
+    Each step: ``gather_rows(rows)``, compute with ``loan.w``, ``step(loan, grad)``. The table itself is stale until
     ``catch_up_all()``, which evaluation and export need first. ``rows`` must not repeat a row; that is not checked,
     as the check costs as much as the step. Strides suit a second beta near 0.999: they outgrow a shorter memory.
 
@@ -63,7 +63,7 @@ class RowSparseAdam:
         >>> table = torch.tensor([[1.0], [0.5]])
         >>> optimizer = RowSparseAdam(table, learning_rate=0.1, weight_decay=0.01)
         >>> for _ in range(2):
-        ...     loan = optimizer.borrow(torch.tensor([0]))
+        ...     loan = optimizer.gather_rows(torch.tensor([0]))
         ...     optimizer.step(loan, torch.tensor([[1.0]]))
         >>> [round(value, 2) for value in table.flatten().tolist()]  # row 1 sleeps,
         [0.8, 0.5]
@@ -108,7 +108,7 @@ class RowSparseAdam:
             self._settings = self._settings._replace(learning_rate=float(value))
 
     @torch.no_grad()
-    def borrow(self, rows: Tensor) -> Loan:
+    def gather_rows(self, rows: Tensor) -> RowState:
         """Copies of rows with the steps that they missed applied; the table stays as it is.
 
         Args:
@@ -120,18 +120,18 @@ class RowSparseAdam:
             kernels.in_pieces(
                 kernel, len(rows), rows.numpy(), *self._arrays(), self.num_steps, *block.numpy(), *self._numbers()
             )
-            return Loan(rows, block[0], block[1], block[2], self.num_steps)
+            return RowState(rows, block[0], block[1], block[2], self.num_steps)
         w, m, v = (values.index_select(0, rows) for values in (self.table, self.m, self.v))
         missed = self.num_steps - self.last_step.index_select(0, rows)
         catch_up((w, m, v), missed, self.num_steps, self._settings)
-        return Loan(rows, w, m, v, self.num_steps)
+        return RowState(rows, w, m, v, self.num_steps)
 
     @torch.no_grad()
-    def step(self, loan: Loan, grad: Tensor) -> None:
+    def step(self, loan: RowState, grad: Tensor) -> None:
         """Take one global step; the loan's rows move by their gradient and decay, all others when they are read next.
 
         Args:
-            loan: what ``borrow`` gave since the last step; used up.
+            loan: what ``gather_rows`` gave since the last step; used up.
             grad: [U, w] float32, the loss gradient summed over the reads of each row, without decay.
 
         Raises:
@@ -142,7 +142,7 @@ class RowSparseAdam:
         )
         self.num_steps += 1
         adam = self._settings
-        rate, floor = adam.pace_at(self.num_steps)
+        rate, floor = adam.step_size_at(self.num_steps)
         if self._is_compiled:
             numbers = (adam.weight_decay, 1 - adam.beta1, 1 - adam.beta2, rate, floor)
             arrays = [values.detach().numpy() for values in (grad.contiguous(), loan.w, loan.m, loan.v)]
@@ -151,16 +151,16 @@ class RowSparseAdam:
         else:
             grad = torch.add(grad, loan.w, alpha=adam.weight_decay)
             adam_step(loan.w, loan.m, loan.v, grad, rate, floor, adam)
-        self._put_back(loan)
+        self._scatter_rows(loan)
 
     @torch.no_grad()
     def catch_up_all(self) -> None:
         """Bring every row up to date: before an evaluation, an export, or a table that others read."""
         for start in range(0, len(self.table), _CHUNK_ROWS):
             rows = torch.arange(start, min(start + _CHUNK_ROWS, len(self.table)), device=self.table.device)
-            self._put_back(self.borrow(rows))
+            self._scatter_rows(self.gather_rows(rows))
 
-    def _put_back(self, loan: Loan) -> None:
+    def _scatter_rows(self, loan: RowState) -> None:
         if self._is_compiled:
             block = [values.detach().numpy() for values in (loan.w, loan.m, loan.v)]
             kernel = kernels.put_back(self.table.shape[1])

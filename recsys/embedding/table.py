@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.addressing import Vocabulary
 from features.hashing import check_num_rows
 from features.layout import Kind, TableLayout
-from recsys.embedding.active_rows import Fetch, Touched, gather
+from recsys.embedding.active_rows import ActiveRows, GatherFn, gather
 from recsys.embedding.addressing import TABLE, Slots, table_config
 from recsys.embedding.mask import Gate, Mask, MaskGate, Reads
 
@@ -60,7 +60,8 @@ class UnifiedEmbedding(nn.Module):
 
     The weights live in a torchrec collection of one table with one torchrec feature a slot. In training, `forward`
     gathers the distinct rows of the batch into a small leaf, so that a step costs O(rows touched), and leaves it in
-    `touched` for the row optimiser. With `fused`, the settings of torchrec's row-wise Adagrad, the collection updates
+    `active_rows` for the row optimiser. With `fused`, the settings of torchrec's row-wise Adagrad, the collection
+    updates
     itself inside backward instead. Where a `gate` is set, it has the last word on the gathered values.
 
     >>> from features.registry import FeatureRegistry
@@ -90,10 +91,12 @@ class UnifiedEmbedding(nn.Module):
         # numbers that this draws are given back.
         with torch.random.fork_rng(devices=[]):
             self.collection: Any = _collection(layout, fused)
-        self.table.requires_grad_(False)  # its gradient is that of `touched.block`, or stays inside the fused kernel
+        self.table.requires_grad_(
+            False
+        )  # its gradient is that of `active_rows.block`, or stays inside the fused kernel
         initialise(self.table, init)
-        self.touched: Touched | None = None
-        self.fetch: Fetch = lambda rows: self.table.detach().index_select(0, rows)
+        self.active_rows: ActiveRows | None = None
+        self.fetch: GatherFn = lambda rows: self.table.detach().index_select(0, rows)
         """Values of distinct rows, up to date, when training reads them; the row optimiser sets its own."""
         self.gate: Gate | None = None
         """What masks values between the table and the network; not under `fused`, which never shows them."""
@@ -109,7 +112,7 @@ class UnifiedEmbedding(nn.Module):
         """What the table is held to; None where all of it counts."""
         return self.gate.mask if isinstance(self.gate, MaskGate) else None
 
-    def hold_to(self, mask: Mask) -> None:
+    def apply_mask(self, mask: Mask) -> None:
         """Remove what a mask removes, now and in training to come; raises `InputError` for another table's mask."""
         mask.check(self.layout).apply(self.table)
         self.gate = MaskGate(mask)
@@ -124,9 +127,9 @@ class UnifiedEmbedding(nn.Module):
         if is_training and self.is_fused:
             assert self.gate is None
             return self._slots.scale(self.collection(self._slots.jagged_rows(lookups)).values(), lookups)
-        rows = lookups.in_reading_order()
+        rows = lookups.flat_rows()
         if is_training:
-            self.touched, values = gather(rows, self.layout.num_rows, self.fetch)
+            self.active_rows, values = gather(rows, self.layout.num_rows, self.fetch)
         else:
             values = F.embedding(rows, self.table)
         if self.gate is not None:

@@ -231,14 +231,14 @@ def _at_rate(probabilities: Floats, negative_rate: float) -> Floats:
 
 def _test_of(model: str | Path) -> list[str]:
     """The dataset that a run was trained on, where the model is a run."""
-    facts = Path(model) / "run.json"
-    return [json.loads(facts.read_text(encoding="utf-8"))["dataset"]] if facts.is_file() else []
+    run_info = Path(model) / "run.json"
+    return [json.loads(run_info.read_text(encoding="utf-8"))["dataset"]] if run_info.is_file() else []
 
 
 def _facts(scorer: Scorer) -> dict[str, Any]:
     manifest = scorer.bundle.manifest
-    facts = {"model": manifest.model, "model_id": scorer.bundle.model_id, "run_id": manifest.run_id}
-    return facts | {"table": manifest.table_dtype, **serving_cost(scorer.bundle.path)}
+    run_info = {"model": manifest.model, "model_id": scorer.bundle.model_id, "run_id": manifest.run_id}
+    return run_info | {"table": manifest.table_dtype, **serving_cost(scorer.bundle.path)}
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -113,7 +113,7 @@ def promote(
         raise InputError("--to: expected a name that an alias may have", found=repr(alias), remedy=remedy)
     registry, version = _registered(run, scorer.bundle, name)
     checks.append(_parity(path, scorer.bundle.path, inputs))
-    rows = TestSet.of(tuple(test) or (run.facts()["dataset"],), scorer, negative_rate)
+    rows = TestSet.of(tuple(test) or (run.run_info()["dataset"],), scorer, negative_rate)
     for _ in range(MAX_ROUNDS):
         champion = registry.holder(name, alias)
         judged, comparison = _judged(registry, champion, version, scorer, rows, margins)
@@ -147,7 +147,7 @@ def _verified(scorer: Scorer) -> Check:
 
 
 def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
-    found = parity_of(path, bundle, inputs, as_served=True)
+    found = parity_of(path, bundle, inputs, quantized=True)
     rows = f"{found['rows']:,} {'raw' if inputs else 'golden'} rows"
     ids = "ids equal" if found["ids_equal"] else "ids differ"
     return _check("parity", found["ok"], f"{rows}: {ids}, probabilities differ by {found['max_abs_diff']:.1e}")
@@ -196,9 +196,9 @@ def _check(name: str, passed: bool, note: str) -> Check:
 def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, Version]:
     """The version that a bundle is, logged and registered where it was not."""
     with _alone(name):
-        if run.facts()["mlflow_run_id"] is None:
+        if run.run_info()["mlflow_run_id"] is None:
             _track(run)
-        tracker = Tracker.of(run.facts(), run.path / "run.json")
+        tracker = Tracker.of(run.run_info(), run.path / "run.json")
         registry, run_id = ModelRegistry.open(tracker.uri), tracker.run_id
         logged = registry.logged_model(run_id, bundle)
         if logged is None:
@@ -214,19 +214,19 @@ def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegi
 
 def _track(run: RunDirectory) -> None:
     """Give a run that was trained without tracking its MLflow run, with its settings and metrics."""
-    experiment, facts = run.experiment(), run.facts()
+    experiment, run_info = run.experiment(), run.run_info()
     dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
-    tags = {"dataset.digest": facts["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
+    tags = {"dataset.digest": run_info["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
     tags["mlflow.note.content"] = f"{experiment.name} on {dataset}, in {run.path.absolute()}"
-    tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=facts["key"])
-    tracker.log_settings(experiment.params(), run.info(), Path(facts["dataset"]))
+    tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=run_info["key"])
+    tracker.log_settings(experiment.params(), run.info(), Path(run_info["dataset"]))
     for split, values in run.metrics().items():
         prefix = {"valid": "val"}.get(split, split)
         tracker.log_metrics(
             {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         )
     tracker.finish()
-    run.write_facts({**facts, **tracker.facts()})
+    run.write_run_info({**run_info, **tracker.run_info()})
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from recsys.evaluation.permutation_importance import Importance
 from serving.svg import shortened
 
 if TYPE_CHECKING:
-    from recsys.compression.kept import Kept
+    from recsys.compression.kept import KeptColumns
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a3f", "#8d99ae"
 WIDTH, HEIGHT = 5.2, 3.8
@@ -171,7 +171,7 @@ def collisions(axes: Axes, report: CollisionReport) -> None:
     )
 
 
-def kept(axes: Sequence[Axes], shown: "Sequence[Kept]") -> None:
+def kept(axes: Sequence[Axes], shown: "Sequence[KeptColumns]") -> None:
     """Rows and columns of each feature that a pruned table stores."""
     shown = shown[:MOST_BARS]
     names = [one.feature for one in shown]

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from features.dataset.info import DatasetInfo
 from features.registry import FeatureRegistry
-from recsys.compression.kept import Kept
+from recsys.compression.kept import KeptColumns
 from recsys.config import Experiment
 from recsys.evaluation.collisions import CollisionReport
 from recsys.evaluation.metrics import CORRECTED
 from recsys.report.text import markdown_table, text_of
-from recsys.report.write import Judged
+from recsys.report.write import EvaluatedSplit
 
 FIGURES = {
     "auc": "AUC",
@@ -36,9 +36,9 @@ def model_card(
     info: DatasetInfo,
     registry: FeatureRegistry,
     metrics: Mapping[str, Mapping[str, float]],
-    judged: Judged,
+    judged: EvaluatedSplit,
     collisions: CollisionReport,
-    kept: Sequence[Kept] = (),
+    kept: Sequence[KeptColumns] = (),
 ) -> str:
     """The card as Markdown; `metrics` are those of metrics.json."""
     parts = [
@@ -100,7 +100,7 @@ def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> tuple[list[str], lis
     return ["split", *(FIGURES[name] for name in names)], rows
 
 
-def _segments(judged: Judged) -> list[str]:
+def _segments(judged: EvaluatedSplit) -> list[str]:
     shown = [one.feature for one in judged.importance] + [one.feature for one in judged.segments]
     with_segments = {one.feature for one in judged.segments}
     shown = [name for name in dict.fromkeys(shown) if name in with_segments][:MOST_FEATURES]
@@ -121,7 +121,7 @@ def _segments(judged: Judged) -> list[str]:
 
 
 def _features(
-    registry: FeatureRegistry, judged: Judged, collisions: CollisionReport, kept: Sequence[Kept]
+    registry: FeatureRegistry, judged: EvaluatedSplit, collisions: CollisionReport, kept: Sequence[KeptColumns]
 ) -> tuple[list[str], list[list[str]]]:
     losses = {one.feature: f"{one.auc_loss:+.4f}" for one in judged.importance}
     shared = {one.feature: one for one in collisions.features}
@@ -155,7 +155,9 @@ def _costs(
     return ["", f"seed {experiment.seed}"], [[name, value] for name, value in rows.items()]
 
 
-def _limits(experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: Judged) -> list[str]:
+def _limits(
+    experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: EvaluatedSplit
+) -> list[str]:
     """What the figures do not show, and what they warn of."""
     lines = [
         f"Figures hold for rows like those of the split ({info.split_rule}); nothing here says how they age.",

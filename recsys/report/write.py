@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from features.files import write_text
-from recsys.compression.kept import Kept
+from recsys.compression.kept import KeptColumns
 from recsys.evaluation.collisions import CollisionReport
 from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import Importance
@@ -19,7 +19,7 @@ from recsys.evaluation.segments import Segment
 from recsys.report.text import csv_text
 
 
-class Judged(NamedTuple):
+class EvaluatedSplit(NamedTuple):
     """The split that the report is about: the test split, or the validation split where there is no other."""
 
     split: str
@@ -33,10 +33,10 @@ def write_report(
     directory: Path,
     history: Sequence[Mapping[str, Any]],
     best_epoch: int,
-    judged: Judged,
+    judged: EvaluatedSplit,
     collisions: CollisionReport,
     usage: np.ndarray,
-    kept: Sequence[Kept] = (),
+    kept: Sequence[KeptColumns] = (),
 ) -> None:
     """Write all figures and tables of a run; `usage` holds the entries that read each row [M]."""
     from recsys.report import figures  # matplotlib takes a third of a second to import
@@ -56,7 +56,7 @@ def write_report(
     figures.save(directory / "collisions.png", lambda axes: figures.collisions(axes[0], collisions), left=names)
     if kept:
         figures.save(directory / "kept.png", lambda axes: figures.kept(axes, kept), 2, left=names)
-        _write_records(directory / "kept.csv", Kept._fields, kept)
+        _write_records(directory / "kept.csv", KeptColumns._fields, kept)
     _write_records(directory / "segments.csv", Segment._fields, judged.segments)
     _write_records(directory / "importance.csv", Importance._fields, judged.importance)
     write_text(directory / "collisions.json", json.dumps(collisions.model_dump(), indent=1))

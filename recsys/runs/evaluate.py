@@ -41,16 +41,16 @@ def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | Non
     """
     run = RunDirectory(path)
     ranker = run.ranker()
-    facts = run.facts()
-    examples = Split(data or facts["dataset"], split)
+    run_info = run.run_info()
+    examples = Split(data or run_info["dataset"], split)
     check_registry(run.registry(), examples.registry, str(path))
-    if data is None and examples.info.digest != facts["dataset_digest"]:
+    if data is None and examples.info.digest != run_info["dataset_digest"]:
         remedy = "bring it back, or name the data to evaluate on with --data"
         raise InputError(
             f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
         )
     features = [] if by is None else [_token_feature(run.registry(), by)]
-    counts = token_counts(_training_split(facts, examples).tokens(), features) if features else {}
+    counts = token_counts(_training_split(run_info, examples).tokens(), features) if features else {}
     predictions = predict(ranker, examples.batches(EVALUATION_BATCH_SIZE))
     segments = segment_report(predictions, examples.tokens(), counts) if counts else []
     metrics = metrics_of(predictions, run.experiment().negative_rate)
@@ -66,12 +66,12 @@ def _token_feature(registry: FeatureRegistry, name: str) -> str:
     return name
 
 
-def _training_split(facts: Mapping[str, Any], examples: Split) -> Split:
+def _training_split(run_info: Mapping[str, Any], examples: Split) -> Split:
     """The rows that the run was trained on, whichever ones it is evaluated on."""
     train = Split(examples.directory, "train")
-    if train.info.digest != facts["dataset_digest"]:
-        train = Split(facts["dataset"], "train")
-    if train.info.digest != facts["dataset_digest"]:
+    if train.info.digest != run_info["dataset_digest"]:
+        train = Split(run_info["dataset"], "train")
+    if train.info.digest != run_info["dataset_digest"]:
         remedy = "bring it back, or evaluate without --by"
         raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
     return train
@@ -108,9 +108,9 @@ def export_run(
         known = ", ".join(get_args(TableDtype))
         raise InputError("unknown table type", found=repr(table_dtype), remedy=f"use one of {known}")
     run = RunDirectory(path)
-    facts, experiment = run.facts(), run.experiment()
+    run_info, experiment = run.run_info(), run.experiment()
     metrics, compression = run.metrics(), experiment.compression
-    trained = run.ranker(as_served=False)
+    trained = run.ranker(quantized=False)
     return export_bundle(
         trained,
         run.registry(),
@@ -121,7 +121,7 @@ def export_run(
         info=run.info(),  # a run may outlive its dataset; the bundle then has no profile of it
         distributions=run.distributions(),
         trained_rows=run.trained_rows(),
-        run_id=facts["mlflow_run_id"],
+        run_id=run_info["mlflow_run_id"],
         negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
         compression=compression_facts(trained, experiment, metrics["compression"]) if compression else None,
         overwrite=overwrite,

@@ -14,10 +14,10 @@ from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import feature_importance
 from recsys.evaluation.predict import predict
 from recsys.evaluation.segments import segment_report, token_counts
-from recsys.export import export_bundle, served
+from recsys.export import export_bundle, quantized_copy
 from recsys.ranker import Ranker
 from recsys.report.model_card import model_card
-from recsys.report.write import Judged, write_report
+from recsys.report.write import EvaluatedSplit, write_report
 from recsys.runs.compression_facts import compression_facts, compression_figures
 from recsys.runs.evaluate import metrics_of
 from recsys.runs.run_directory import RunDirectory
@@ -54,7 +54,7 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
     run, train, state = trained.run, trained.train, trained.state
     experiment = run.experiment()
     # What is judged is what will be served: rows of fewer bits are not those that were trained.
-    ranker = served(trained.ranker, experiment.compression.table_dtype if experiment.compression else "fp32")
+    ranker = quantized_copy(trained.ranker, experiment.compression.table_dtype if experiment.compression else "fp32")
     splits = [trained.valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]
     predictions = {split.name: predict(ranker, split.batches(EVALUATION_BATCH_SIZE)) for split in splits}
     metrics = {name: metrics_of(values, experiment.negative_rate) for name, values in predictions.items()}
@@ -62,7 +62,7 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
     counts = token_counts(train.tokens(), [feature.name for feature in train.registry.token_features])
     segments = segment_report(predictions[last], splits[-1].tokens(), counts)
     importance = feature_importance(ranker, splits[-1])
-    judged = Judged(last, predictions[last], metrics[last], segments, importance)
+    judged = EvaluatedSplit(last, predictions[last], metrics[last], segments, importance)
 
     distinct = trained.distinct or distinct_tokens(train.tokens())
     embedding = trained.ranker.embedding
@@ -84,15 +84,20 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
 
 
 def _export(
-    trained: Trained, metrics: Metrics, valid: Predictions, is_trained: npt.NDArray[np.bool_], tracker: Tracker | None
+    trained: Trained,
+    metrics: Metrics,
+    valid: Predictions,
+    starts_trained: npt.NDArray[np.bool_],
+    tracker: Tracker | None,
 ) -> Bundle:
-    """The run's bundle, with what later inputs are compared with; `is_trained` [M] flags the rows that were read."""
+    """The run's bundle, with what later inputs are compared with; `starts_trained` [M] flags the rows that were
+    read."""
     run, train, ranker = trained.run, trained.train, trained.ranker
     experiment = run.experiment()
     compression = experiment.compression
-    np.save(run.trained_rows_path, is_trained)
+    np.save(run.trained_rows_path, starts_trained)
     profile = training_profile(
-        train, trained.valid, valid, ranker.embedding, is_trained, negative_rate=experiment.negative_rate
+        train, trained.valid, valid, ranker.embedding, starts_trained, negative_rate=experiment.negative_rate
     )
     write_text(run.profile_path, profile.model_dump_json())
     return export_bundle(
@@ -104,7 +109,7 @@ def _export(
         metrics=dict(metrics),
         info=train.info,
         distributions=profile,
-        trained_rows=is_trained,
+        trained_rows=starts_trained,
         run_id=tracker.run_id if tracker else None,
         negative_rate=experiment.negative_rate,
         compression=compression_facts(ranker, experiment, trained.before) if compression else None,

@@ -15,7 +15,7 @@ from features.errors import InputError
 from features.io.readers import expand, read_chunks
 from features.registry import FeatureRegistry
 from recsys.embedding.addressing import Slots
-from recsys.export import probabilities, served
+from recsys.export import probabilities, quantized_copy
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.tracking.store import shown_uri
 from recsys.tracking.tracker import Tracker
@@ -31,11 +31,11 @@ ROUNDING_FACTOR = 4.0
 
 
 def parity_of(
-    path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6, as_served: bool = False
+    path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6, quantized: bool = False
 ) -> dict[str, Any]:
     """Score raw rows by the trainer's model and by the bundle; logged to the run's MLflow run as `parity/`.
 
-    Without `inputs` the rows are the bundle's golden ones. `as_served`: the trainer's table is rounded to the bundle's
+    Without `inputs` the rows are the bundle's golden ones. `quantized`: the trainer's table is rounded to the bundle's
     type first, so that a difference is none of the rounding.
 
     Both correct for the bundle's share of negatives. The scorer passes when its ids are the trainer's bit for bit, and
@@ -47,9 +47,9 @@ def parity_of(
     run, scorer = RunDirectory(path), Scorer(bundle)
     registry = run.registry()
     check_registry(registry, scorer.bundle.registry, str(bundle))
-    ranker = run.ranker(as_served=not as_served)
-    if as_served:
-        ranker = served(ranker, scorer.bundle.manifest.table_dtype).eval()
+    ranker = run.ranker(quantized=not quantized)
+    if quantized:
+        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).eval()
     correction = scorer.bundle.manifest.prior_correction
     slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
     num_rows, ids_equal = 0, True
@@ -71,11 +71,11 @@ def parity_of(
     result |= {"trainer_rounding": rounding, "scorer_rounding": error}
     result["warnings"] = coverage_warnings(coverage, scorer.bundle) if inputs else []
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
-    facts = run.facts()
-    if facts["mlflow_run_id"] is not None:
+    run_info = run.run_info()
+    if run_info["mlflow_run_id"] is not None:
         figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
         try:
-            tracker = Tracker.of(facts, run.path / "run.json")
+            tracker = Tracker.of(run_info, run.path / "run.json")
             tracker.log_metrics(figures)
             result["store"] = shown_uri(tracker.uri)
         except InputError as error:  # the result matters more than its record
@@ -92,10 +92,10 @@ def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl
         yield from read_chunks(file, _names(registry), csv=registry.csv, chunk_rows=16_384)
 
 
-def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, served: Bundle) -> bool:
+def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, bundle: Bundle) -> bool:
     """Whether torch, under the trainer's layout, and numpy, under the bundle's, read the same rows."""
     for name, tokens in encode(raw, registry).tokens.items():
         ours = trained.rows(torch.from_numpy(tokens.view(np.int64).copy())[None], trained.layout.positions_of(name))
-        if not np.array_equal(ours.numpy(), rows_of(served.layout, served.vocabulary, name, tokens)):
+        if not np.array_equal(ours.numpy(), rows_of(bundle.layout, bundle.vocabulary, name, tokens)):
             return False
     return True

@@ -16,7 +16,7 @@ from features.errors import InputError, differences
 from features.files import write_text
 from features.hashing import MISSING_TOKEN
 from recsys import checkpoint
-from recsys.compression import COMPRESSORS, Compressor, Evidence, Facts, SlotReads, Values
+from recsys.compression import COMPRESSORS, Compressor, PruningContext, SlotLookups, TrainingStats, ValueCounts
 from recsys.compression.quantized import stored_widths
 from recsys.config import Experiment, validated, with_overrides
 from recsys.dataset import Split
@@ -66,12 +66,12 @@ def prune_run(
     if target_bytes is None:
         keeps_every_row = method in COMPRESSORS and COMPRESSORS[method].keeps_every_row
         target_bytes = max(1, int(before["bytes_before"]) // (1 if keeps_every_row else SHARE))
-    experiment, facts = _planned(parent, train, method, target_bytes, table_dtype, overrides)
+    experiment, run_info = _planned(parent, train, method, target_bytes, table_dtype, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
-    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, facts)})
-    stages = Stages(parent, compressor, facts, before, train, progress)
-    if not compressor.is_shape_only:
+    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, run_info)})
+    stages = Stages(parent, compressor, run_info, before, train, progress)
+    if not compressor.replaces_table:
         stages.check(experiment)
         stages.check_reachable(experiment)
     metrics = train_run(
@@ -80,7 +80,7 @@ def prune_run(
         out,
         track=track,
         progress=progress,
-        tags={"stage": "prune", "muxrec.parent": parent.facts()["mlflow_run_id"] or str(path)},
+        tags={"stage": "prune", "muxrec.parent": parent.run_info()["mlflow_run_id"] or str(path)},
         prepare=stages.prepare,
     )
     assert metrics["compression"]["bytes_after"] <= compressor.budget.num_bytes
@@ -89,8 +89,8 @@ def prune_run(
 
 def _data_of(parent: RunDirectory) -> Split:
     """The training split that the run was trained on, if it is still the same."""
-    train = Split(parent.facts()["dataset"], "train")
-    if train.info.digest != parent.facts()["dataset_digest"]:
+    train = Split(parent.run_info()["dataset"], "train")
+    if train.info.digest != parent.run_info()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"
         raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
     if not train.registry.token_features:
@@ -106,25 +106,25 @@ def _planned(
     target_bytes: int,
     table_dtype: str,
     overrides: Sequence[str],
-) -> tuple[Experiment, Facts]:
+) -> tuple[Experiment, TrainingStats]:
     """The run with its compression, whose method is the best at this budget where none is given."""
     if any(override.startswith("compression.method=") for override in overrides):
         raise InputError("expected settings", found="compression.method", remedy="give --method")
     settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
     experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
-    facts = _facts(train, experiment)  # all of train is read for it
+    run_info = _facts(train, experiment)  # all of train is read for it
     has_settings = any(override.startswith("compression.settings.") for override in overrides)
     if not method and not has_settings:  # settings are those of the default method, as was checked
         assert experiment.compression is not None
-        settings["method"] = default_method(experiment.compression.target_bytes, facts)
+        settings["method"] = default_method(experiment.compression.target_bytes, run_info)
         experiment = _with_compression(parent.experiment(), settings, overrides)
-    return experiment, facts
+    return experiment, run_info
 
 
-def _reshaped(compressor: Compressor, experiment: Experiment, facts: Facts) -> EmbeddingConfig:
+def _reshaped(compressor: Compressor, experiment: Experiment, run_info: TrainingStats) -> EmbeddingConfig:
     """The table that the method trains."""
-    reshaped = compressor.reshape(experiment.embedding, facts)
-    if reshaped.optimizer == "rowwise_adagrad" and not compressor.is_shape_only:
+    reshaped = compressor.reshape(experiment.embedding, run_info)
+    if reshaped.optimizer == "rowwise_adagrad" and not compressor.replaces_table:
         expected = "pruning trains with an optimiser that shows its gradients"
         raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
     return reshaped
@@ -148,27 +148,27 @@ def _figures_before(parent: RunDirectory) -> dict[str, float]:
     return figures
 
 
-def default_method(target_bytes: int, facts: Facts) -> str:
+def default_method(target_bytes: int, run_info: TrainingStats) -> str:
     """The method that did best at such a budget in docs/results.
 
     Where few values would be left of a pruned table, a small shared one keeps a little of all.
 
     >>> tokens = np.arange(1000, dtype=np.uint64)
-    >>> facts = Facts({"main": ("user",)}, {"user": Values(tokens, np.ones(1000, dtype=np.int64))})
-    >>> default_method(6000, facts), default_method(600, facts)
+    >>> run_info = TrainingStats({"main": ("user",)}, {"user": ValueCounts(tokens, np.ones(1000, dtype=np.int64))})
+    >>> default_method(6000, run_info), default_method(600, run_info)
     ('optembed', 'smaller')
     """
-    return "smaller" if target_bytes < TIGHT * facts.num_entries else DEFAULT_METHOD
+    return "smaller" if target_bytes < TIGHT * run_info.num_entries else DEFAULT_METHOD
 
 
-def _facts(train: Split, experiment: Experiment) -> Facts:
+def _facts(train: Split, experiment: Experiment) -> TrainingStats:
     names = [feature.name for feature in train.registry.token_features]
     counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
-    values = {name: Values(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
+    values = {name: ValueCounts(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
     probes = {feature.name: feature.probes for feature in train.registry.token_features if feature.probes}
     unified = experiment.embedding.model_copy(update={"kind": "unified"})
     layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
-    return Facts({view: tuple(names) for view, names in layout.views.items()}, values, probes)
+    return TrainingStats({view: tuple(names) for view, names in layout.views.items()}, values, probes)
 
 
 class Stages(NamedTuple):
@@ -176,7 +176,7 @@ class Stages(NamedTuple):
 
     parent: RunDirectory
     compressor: Compressor
-    facts: Facts
+    run_info: TrainingStats
     before: dict[str, float]
     train: Split
     progress: bool
@@ -193,7 +193,7 @@ class Stages(NamedTuple):
 
     def check_reachable(self, experiment: Experiment) -> None:
         """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
-        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.facts.values.items()}
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.run_info.values.items()}
         layout = layout_of(
             self.train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
         )
@@ -212,7 +212,7 @@ class Stages(NamedTuple):
 
     def prepare(self, run: RunDirectory, ranker: Ranker) -> dict[str, float]:
         """Hold a fresh ranker to the mask, which is found first where there is none; returns figures of the stages."""
-        if self.compressor.is_shape_only:
+        if self.compressor.replaces_table:
             return self.before
         experiment = run.experiment()
         assert experiment.compression is not None
@@ -226,7 +226,7 @@ class Stages(NamedTuple):
         if start != "rewind":
             tensors, _ = checkpoint.load_state(self._weights(run, experiment))
             ranker.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("embedding.gate.")})
-        ranker.embedding.hold_to(load_mask(run.mask_path))
+        ranker.embedding.apply_mask(load_mask(run.mask_path))
         if start == "as_is":
             checkpoint.save_state(run.path / "checkpoint" / "best.safetensors", ranker.state_dict(), {"epoch": 0})
         return self.before | json.loads(figures_path.read_text(encoding="utf-8"))
@@ -237,8 +237,8 @@ class Stages(NamedTuple):
         (run.path / "supernet").mkdir(exist_ok=True)
         ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
         trained = time.perf_counter()
-        reads = self.facts.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
-        evidence = Evidence(
+        reads = self.run_info.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
+        evidence = PruningContext(
             ranker=ranker.eval(),
             reads=reads,
             train=self.train,
@@ -251,7 +251,7 @@ class Stages(NamedTuple):
             trainer=experiment.trainer,
             embedding=experiment.embedding,
         )
-        mask = self.compressor.freeze(evidence).check(ranker.embedding.layout)
+        mask = self.compressor.build_mask(evidence).check(ranker.embedding.layout)
         return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
 
     def _trains(self, experiment: Experiment) -> bool:
@@ -260,7 +260,7 @@ class Stages(NamedTuple):
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:
         ranker, optimizer = run.fresh_ranker(experiment)
-        optimizer = self.compressor.wrap(ranker, optimizer)
+        optimizer = self.compressor.install_supernet(ranker, optimizer)
         trainer = Trainer(
             ranker,
             optimizer,
@@ -274,7 +274,7 @@ class Stages(NamedTuple):
         trainer.fit(self.train, valid)
         return ranker
 
-    def _num_bytes(self, run: RunDirectory, ranker: Ranker, reads: list[SlotReads]) -> Callable[[Mask], int]:
+    def _num_bytes(self, run: RunDirectory, ranker: Ranker, reads: list[SlotLookups]) -> Callable[[Mask], int]:
         layout, dtype = ranker.embedding.layout, self.compressor.budget.dtype
         vocabulary = run.vocabulary_path.stat().st_size if layout.kind == "collisionless" else 0
         is_unread = np.ones(layout.num_rows, dtype=np.bool_)

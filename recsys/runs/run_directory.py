@@ -34,7 +34,7 @@ from recsys import checkpoint
 from recsys.config import Experiment, read_experiment
 from recsys.embedding.mask import load_mask
 from recsys.embedding.optimizers import TableOptimizer
-from recsys.export import served
+from recsys.export import quantized_copy
 from recsys.ranker import Ranker, build_ranker
 from serving.bundle.profile import Distributions
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
@@ -74,8 +74,8 @@ class RunDirectory:
     ) -> dict[str, Any]:
         """Make the (checked) directory unless it is there; returns run.json."""
         if (self.path / "run.json").is_file():
-            return self.facts()
-        facts = {
+            return self.run_info()
+        run_info = {
             "key": uuid.uuid4().hex,
             "dataset": str(data.absolute()),
             "dataset_digest": info.digest,
@@ -90,9 +90,9 @@ class RunDirectory:
             write_text(temporary / "registry.json", registry.to_json())
             if vocabulary is not None:
                 write_vocabulary(temporary / self.vocabulary_path.name, vocabulary)
-            write_text(temporary / "run.json", json.dumps(facts, indent=1))
+            write_text(temporary / "run.json", json.dumps(run_info, indent=1))
             temporary.rename(self.path)
-        return facts
+        return run_info
 
     def clear(self) -> None:
         """Remove what a killed process was about to write; everything has a hidden name until it is whole.
@@ -109,10 +109,10 @@ class RunDirectory:
             found = differences(self.experiment().model_dump(), experiment.model_dump())
             raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
         check_registry(self.registry(), registry, str(self.path))
-        if self.facts()["dataset_digest"] != info.digest:
+        if self.run_info()["dataset_digest"] != info.digest:
             raise InputError(f"{self.path} was trained on other data", found=info.digest, remedy=remedy)
 
-    def facts(self) -> dict[str, Any]:
+    def run_info(self) -> dict[str, Any]:
         """run.json; raises `InputError` where there is no run."""
         try:
             return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
@@ -121,18 +121,18 @@ class RunDirectory:
             remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
             raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
 
-    def write_facts(self, facts: dict[str, Any]) -> None:
+    def write_run_info(self, run_info: dict[str, Any]) -> None:
         """Replace run.json."""
-        write_text(self.path / "run.json", json.dumps(facts, indent=1))
+        write_text(self.path / "run.json", json.dumps(run_info, indent=1))
 
     def info(self) -> DatasetInfo | None:
         """The dataset that the run was trained on; None where it is gone, or prepared again since."""
-        facts = self.facts()
+        run_info = self.run_info()
         try:
-            info, _ = read_dataset(facts["dataset"])
+            info, _ = read_dataset(run_info["dataset"])
         except InputError:
             return None
-        return info if info.digest == facts["dataset_digest"] else None
+        return info if info.digest == run_info["dataset_digest"] else None
 
     def experiment(self) -> Experiment:
         """The resolved settings."""
@@ -140,12 +140,12 @@ class RunDirectory:
 
     def registry(self) -> FeatureRegistry:
         """The registry that the run was trained with."""
-        self.facts()
+        self.run_info()
         return FeatureRegistry.from_json((self.path / "registry.json").read_text(encoding="utf-8"))
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """metrics.json; raises `InputError` for a run that has not ended."""
-        self.facts()
+        self.run_info()
         if not self.is_finished:
             remedy = "give the same `muxrec train` command again: it resumes"
             raise InputError(f"{self.path}: expected a finished run", found="no metrics.json", remedy=remedy)
@@ -176,8 +176,8 @@ class RunDirectory:
         except InputError as error:
             raise InputError(error.expected, found=error.found, remedy="bring the file back, or train again") from None
 
-    def ranker(self, *, as_served: bool = True) -> Ranker:
-        """The trained model at its best weights; those of a pruned run rounded to its stored type, if `as_served`."""
+    def ranker(self, *, quantized: bool = True) -> Ranker:
+        """The trained model at its best weights; those of a pruned run rounded to its stored type, if `quantized`."""
         self.metrics()
         experiment = self.experiment()
         # The weights are the same under either optimiser, and adam needs no kernel library.
@@ -188,8 +188,8 @@ class RunDirectory:
         if experiment.compression is None:
             return ranker.eval()
         if self.mask_path.is_file():
-            ranker.embedding.hold_to(load_mask(self.mask_path))
-        return served(ranker, experiment.compression.table_dtype).eval() if as_served else ranker.eval()
+            ranker.embedding.apply_mask(load_mask(self.mask_path))
+        return quantized_copy(ranker, experiment.compression.table_dtype).eval() if quantized else ranker.eval()
 
     def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
         """A model as it is before training, on the run's data, and its table's optimiser."""

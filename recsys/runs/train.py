@@ -14,16 +14,16 @@ from recsys.embedding.optimizers import TableOptimizer
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
 from recsys.ranker import Ranker, build_ranker
 from recsys.runs.finish import Metrics, Trained, finish_run
-from recsys.runs.process import ResourceMeter, alone_in, modules_at_rest
+from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer, new_state
 
-PATIENCE = 1.0
+LOCK_TIMEOUT_SECONDS = 1.0
 """Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
 
 
-class PrunedError(Exception):
+class StopTrial(Exception):  # noqa: N818  (as optuna's TrialPruned: no fault)
     """What an `on_epoch` raises to end a run that is not worth going on with."""
 
 
@@ -67,7 +67,7 @@ def train_run(
     )
     run.begin(experiment, train.info, train.registry, data, vocabulary)
     with ExitStack() as held:
-        held.enter_context(alone_in(out, patience=PATIENCE))
+        held.enter_context(locked_directory(out, patience=LOCK_TIMEOUT_SECONDS))
         if run.is_finished:  # by the process that was waited for
             return _metrics_of_finished(run, track=track)
         run.clear()
@@ -80,7 +80,7 @@ def train_run(
                 sys.stderr.write(f"MLflow: {tracker.page}\n")
         ended = _on_epoch(tracker, on_epoch)
         valid = Split(data, "valid")
-        with modules_at_rest():
+        with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
         return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
@@ -88,9 +88,9 @@ def train_run(
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> Metrics:
     """Its metrics, once the store that will be named has been seen to hold it."""
-    facts = run.facts()
-    if track and facts["mlflow_run_id"] is not None:
-        Tracker.of(facts, run.path / "run.json")
+    run_info = run.run_info()
+    if track and run_info["mlflow_run_id"] is not None:
+        Tracker.of(run_info, run.path / "run.json")
     return run.metrics()
 
 
@@ -121,7 +121,7 @@ def _fit(
         l2=experiment.embedding.l2,
         progress=progress,
         on_epoch=on_epoch,
-        is_trained=compression is not None and compression.is_tuned,
+        starts_trained=compression is not None and compression.is_tuned,
     )
     return trainer.fit(train, valid)
 
@@ -141,10 +141,10 @@ def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | 
 
 def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
     """The MLflow run of a run directory: the one it began with where it was cut off."""
-    facts = run.facts()
-    if facts["mlflow_run_id"] is not None:
-        tracker = Tracker.of(facts, run.path / "run.json").resume()
-        run.write_facts({**facts, **tracker.facts()})  # the store may have moved
+    run_info = run.run_info()
+    if run_info["mlflow_run_id"] is not None:
+        tracker = Tracker.of(run_info, run.path / "run.json").resume()
+        run.write_run_info({**run_info, **tracker.run_info()})  # the store may have moved
         return _with_history(tracker, run)
     name = train.info.name
     tags = {
@@ -157,8 +157,8 @@ def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags:
     }
     commit = git_commit(Path(__file__).parent)
     tags |= {"mlflow.source.git.commit": commit, **more_tags} if commit else more_tags
-    tracker = Tracker.start(experiment=name, name=experiment.name, tags=tags, key=facts["key"])
-    run.write_facts({**facts, **tracker.facts()})
+    tracker = Tracker.start(experiment=name, name=experiment.name, tags=tags, key=run_info["key"])
+    run.write_run_info({**run_info, **tracker.run_info()})
     return _with_history(tracker, run)
 
 
@@ -177,7 +177,7 @@ def _ending(tracker: Tracker | None) -> Iterator[None]:
     except BaseException as error:
         if tracker:
             with suppress(InputError):  # where the store is what failed
-                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
+                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | StopTrial) else "FAILED")
         raise
     if tracker:
         tracker.finish()

@@ -31,7 +31,7 @@ from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
-from recsys.runs.process import alone_in
+from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.report import Outcome, best_of, trial_name, write_sweep_report
 from recsys.sweep.search_space import SearchSpace, check_space, with_settings
@@ -47,7 +47,7 @@ WARMUP_EPOCHS = 2
 """Epochs that every trial may have."""
 MAX_CRASHES = 2
 """Deaths of its process after which a trial has failed."""
-PATIENCE = 20.0
+LOCK_TIMEOUT_SECONDS = 20.0
 """Seconds to wait for the processes of a sweep that was killed to end."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -94,7 +94,7 @@ def run_sweep(
     if "valid" not in info.splits:
         raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
     facts = _begin(experiment, space, data, info, out, seed)
-    with alone_in(out, patience=PATIENCE) as lock:
+    with locked_directory(out, patience=LOCK_TIMEOUT_SECONDS) as lock:
         sweep = Sweep(out, facts, experiment, space, info, trials, lock, track=track)
         return sweep.run(workers, progress=progress)
 
@@ -352,7 +352,7 @@ class Sweep:
             tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.facts.key)
             params = {"name": name, **{f"space.{key}": str(values) for key, values in self.space.items()}}
             tracker.log_settings(params, self.info, Path(self.facts.dataset))
-        self.facts = self.facts.model_copy(update=tracker.facts())
+        self.facts = self.facts.model_copy(update=tracker.run_info())
         write_text(self.out / "sweep.json", self.facts.model_dump_json(indent=1))
         return tracker
 
@@ -376,7 +376,7 @@ class Sweep:
 
 def _run_of_trial(run: RunDirectory) -> Tracker | None:
     """The MLflow run of a trial; None for one that is not tracked."""
-    facts = run.facts()
+    facts = run.run_info()
     return Tracker.of(facts, run.path / "run.json") if facts["mlflow_run_id"] else None
 
 

@@ -52,7 +52,7 @@ class Line:
 def train_trial(request: Message, line: Line) -> Message:
     """Train one trial, asking after each epoch whether to go on; how it ended."""
     from recsys.config import validated
-    from recsys.runs.train import PrunedError, train_run
+    from recsys.runs.train import StopTrial, train_run
     from recsys.tracking.store import tracking_uri
 
     if request["store"] not in (None, tracking_uri()):  # a sweep may go on from another folder
@@ -64,7 +64,7 @@ def train_trial(request: Message, line: Line) -> Message:
         if answer is None:
             raise KeyboardInterrupt
         if answer["prune"]:
-            raise PrunedError
+            raise StopTrial
 
     try:
         metrics = train_run(
@@ -75,7 +75,7 @@ def train_trial(request: Message, line: Line) -> Message:
             tags=request["tags"],
             on_epoch=on_epoch,
         )
-    except PrunedError:
+    except StopTrial:
         return {"end": "pruned"}
     except InputError as error:
         return {"end": "failed", "error": str(error)}

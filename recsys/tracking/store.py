@@ -59,10 +59,10 @@ def page_of(experiment_id: str, uri: str | None = None) -> str:
     return f"{ui_address(uri).rstrip('/')}/#/experiments/{experiment_id}/runs?{VIEW}"
 
 
-def place_of(facts: Mapping[str, Any]) -> dict[str, str]:
+def place_of(run_info: Mapping[str, Any]) -> dict[str, str]:
     """For people: store and page of what a run.json or sweep.json names; empty where it names none."""
-    uri, experiment_id = tracking_uri(facts["mlflow_tracking_uri"]), facts.get("mlflow_experiment_id")
-    if experiment_id is None or facts["mlflow_run_id"] is None:  # not tracked, or nobody wrote it down
+    uri, experiment_id = tracking_uri(run_info["mlflow_tracking_uri"]), run_info.get("mlflow_experiment_id")
+    if experiment_id is None or run_info["mlflow_run_id"] is None:  # not tracked, or nobody wrote it down
         return {}
     return {"store": shown_uri(uri), "mlflow": page_of(experiment_id, uri)}
 
@@ -166,12 +166,12 @@ def refuse_other_run(expected: str, run_id: str | None = None) -> None:
         raise InputError(expected, found=f"MLFLOW_RUN_ID={given}", remedy="unset MLFLOW_RUN_ID")
 
 
-def run_of(facts: Mapping[str, Any], written: Path) -> "tuple[MlflowClient, str, Run]":
+def run_of(run_info: Mapping[str, Any], written: Path) -> "tuple[MlflowClient, str, Run]":
     """The MLflow run that a run.json or sweep.json (`written`) names; its store is the environment's, else recorded.
 
     Raises `InputError`, naming both stores, where the run is not there; and where it, or its experiment, was deleted.
     """
-    run_id, recorded = facts["mlflow_run_id"], facts["mlflow_tracking_uri"]
+    run_id, recorded = run_info["mlflow_run_id"], run_info["mlflow_tracking_uri"]
     refuse_other_run(f"{written} names its own MLflow run", run_id)
     uri = tracking_uri(recorded)
     expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"

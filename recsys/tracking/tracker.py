@@ -89,9 +89,9 @@ class Tracker:
         return tracker
 
     @staticmethod
-    def of(facts: Mapping[str, Any], written: Path) -> "Tracker":
+    def of(run_info: Mapping[str, Any], written: Path) -> "Tracker":
         """The run that a run.json or sweep.json (`written`) names; raises `InputError` as `run_of` does."""
-        client, uri, run = run_of(facts, written)
+        client, uri, run = run_of(run_info, written)
         return Tracker(client, uri, run.info.run_id, run.info.experiment_id)
 
     @property
@@ -99,7 +99,7 @@ class Tracker:
         """Address of the experiment in MLflow's UI."""
         return page_of(self.experiment_id, self.uri)
 
-    def facts(self) -> dict[str, Any]:
+    def run_info(self) -> dict[str, Any]:
         """What a directory keeps of its run, for `of` and `place_of`."""
         # A store of the user's is not written down: its address may hold a password.
         uri = None if os.environ.get("MLFLOW_TRACKING_URI") else self.uri

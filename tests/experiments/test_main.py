@@ -30,7 +30,7 @@ def test_the_module_is_the_command(dataset, monkeypatch, tmp_path, capsys):
     words = ["train", "mlp", *SMALL, "--data", str(dataset), "--out", str(tmp_path / "a"), "--no-track", "--json"]
     monkeypatch.setattr(sys, "argv", ["muxrec", *words])
     with pytest.raises(SystemExit, match=r"^0$"):
-        runpy.run_module("experiments", run_name="__main__")
+        runpy.run_path(str(ROOT / "experiments" / "__main__.py"), run_name="__main__")
     assert RunDirectory(tmp_path / "a").experiment() == with_overrides(RUNS["mlp"](), SMALL)
 
 

@@ -275,8 +275,8 @@ def test_trained_rows_and_profile(planted: Path, tmp_path: Path):
     read = np.zeros(1000, dtype=bool)
     for batch in Split(planted, "train").batches(100):
         training.ranker.train()(batch)
-        assert training.ranker.embedding.touched is not None
-        read[training.ranker.embedding.touched.rows.numpy()] = True
+        assert training.ranker.embedding.active_rows is not None
+        read[training.ranker.embedding.active_rows.rows.numpy()] = True
     assert 0.1 < read.mean() < 0.9
     assert np.array_equal(bundle.table.is_trained(np.arange(1000)), read)
     assert bundle.profile["rows"] == info.splits["train"].rows

@@ -62,9 +62,9 @@ def test_a_logit_a_row(name: str):
     assert logits.shape == (3,)
     assert logits.isfinite().all()
     logits.sum().backward()
-    assert ranker.embedding.touched is not None
-    assert ranker.embedding.touched.block.grad is not None
-    assert ranker.embedding.touched.block.grad.any()
+    assert ranker.embedding.active_rows is not None
+    assert ranker.embedding.active_rows.block.grad is not None
+    assert ranker.embedding.active_rows.block.grad.any()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])

@@ -12,7 +12,7 @@ from tests.recsys.conftest import Training, same, scripted, training_of, weights
 def tuned(data: Path, directory: Path, **trainer: Any) -> Training:
     """One whose weights have learned before."""
     training = training_of(data, directory, **trainer)
-    training.trainer.is_trained = True
+    training.trainer.starts_trained = True
     return training
 
 

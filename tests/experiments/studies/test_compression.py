@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from experiments.studies import compression, frontier_points, table_kinds
 from experiments.studies.compression import Bench, curves_of
 from experiments.studies.frontier_figures import time_scorers
 from experiments.studies.frontier_points import METHODS, Choice, Point, bases_of, points_of
 from experiments.studies.frontier_report import csv_of
 from experiments.studies.runner import Processes, Results, RunError, train_missing
-from experiments.studies.table_kinds import compression, frontier_points, read_facts, table_kinds
+from experiments.studies.table_kinds import read_facts
 from features.errors import InputError
 from recsys.compression import COMPRESSORS
 from recsys.config import Compression

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.runs import RUNS
-from experiments.studies import table_kinds
+from experiments.studies import runner, table_kinds
 from experiments.studies.page import Result, comparisons, csv_lines, draw, study_page, welch, write_results
 from experiments.studies.runner import Job, Results, RunError, key_of, plan, train_missing
 from experiments.studies.table_kinds import (
@@ -24,7 +24,6 @@ from experiments.studies.table_kinds import (
     Study,
     collisionless_rows,
     read_facts,
-    runner,
     table,
     tuned,
 )
@@ -33,7 +32,7 @@ from recsys.dataset import Split
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
 from recsys.ranker import build_ranker
 from recsys.runs import train
-from recsys.runs.process import alone_in
+from recsys.runs.process import locked_directory
 
 SMALL = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512, "embedding.width": 4}
 CELLS = [
@@ -48,7 +47,7 @@ def study_of(*cells: Cell) -> Study:
 
 
 def record_of(cell: Cell, seed: int, auc: float, digest: str = "d") -> dict:
-    """A line of runner.jsonl with made-up figures."""
+    """A line of results.jsonl with made-up figures."""
     test = {"auc": auc, "logloss": 0.5, "gauc": auc - 0.1, "ece": 0.01}
     return {
         "experiment": cell.experiment(seed).model_dump(mode="json"),
@@ -85,7 +84,7 @@ def test_a_second_call_trains_only_what_is_missing(facts, tmp_path):
         trained.append((job.cell.label, job.experiment.seed))
         return record_of(job.cell, job.experiment.seed, 0.7, job.dataset_digest)
 
-    kept, data = tmp_path / "runner.jsonl", {"frappe": facts}
+    kept, data = tmp_path / "results.jsonl", {"frappe": facts}
     jobs, failures = plan({"s": study_of(*CELLS)}, data, 2)
     assert failures == []
     assert train_missing(jobs, Results(kept), train, 1, lambda line: None) == []
@@ -113,7 +112,7 @@ def test_other_data_or_another_setting_is_another_run(facts):
 def test_a_line_counts_where_a_setting_came_later_and_not_where_a_default_changed(facts, tmp_path):
     record = record_of(CELLS[0], 1, 0.7, facts.info.digest)
     del record["experiment"]["negative_rate"]  # a line from before there was this setting
-    path = tmp_path / "runner.jsonl"
+    path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(record) + "\n")
     assert list(Results(path).of(CELLS[0], facts)) == [1]
     record["experiment"]["trainer"]["patience"] += 1  # as if the default had been another one then
@@ -124,7 +123,7 @@ def test_a_line_counts_where_a_setting_came_later_and_not_where_a_default_change
 def test_a_line_of_settings_that_there_are_no_more_is_kept_but_not_used(facts, tmp_path):
     old = record_of(CELLS[0], 1, 0.7)
     old["experiment"]["gone"] = 1
-    path = tmp_path / "runner.jsonl"
+    path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(old) + "\n")
     kept = Results(path)
     job = Job(CELLS[1], CELLS[1].experiment(1), facts.directory, "d")
@@ -142,7 +141,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(facts, tmp_path):
         return record_of(job.cell, job.experiment.seed, 0.7, job.dataset_digest)
 
     jobs, _ = plan({"s": study_of(*CELLS)}, {"frappe": facts}, 2)
-    kept = Results(tmp_path / "runner.jsonl")
+    kept = Results(tmp_path / "results.jsonl")
     assert train_missing(jobs, kept, train, 2, said.append) == ["frappe mlp hashed@0.5 seed 1: killed"]
     assert len(kept.records) == 3
     assert len([line for line in said if "FAILED" in line]) == 1
@@ -172,8 +171,8 @@ def test_the_command_trains_reports_and_resumes(monkeypatch, frappe, tmp_path, c
     assert code == 1  # num_heads does not divide the widths
     assert "frappe mlp unified@0.5 seed 1: test auc" in said
     assert "num_heads" in said.splitlines()[-1]
-    (line,) = read_csv(tmp_path / "o" / "runner.csv")
-    run = runner.Results(tmp_path / "w" / "runner.jsonl").of(CELLS[1], read_facts(frappe))[1]
+    (line,) = read_csv(tmp_path / "o" / "results.csv")
+    run = runner.Results(tmp_path / "w" / "results.jsonl").of(CELLS[1], read_facts(frappe))[1]
     assert float(line["test_auc"]) == pytest.approx(run["metrics"]["test"]["auc"], abs=1e-6)
     assert (line["rows"], line["width"], line["table_bytes"]) == ("300", "4", str(300 * 4 * 4))
     # One hidden layer of 8 with batch norm over 6 features, of which four read 4 probes, one 1; and the number.
@@ -205,22 +204,22 @@ def test_what_a_user_gets_wrong_is_one_line(monkeypatch, tmp_path, capsys, datas
 
 
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):
-    with alone_in(tmp_path), pytest.raises(InputError, match="no other process"), alone_in(tmp_path):
+    with locked_directory(tmp_path), pytest.raises(InputError, match="no other process"), locked_directory(tmp_path):
         pass
-    with alone_in(tmp_path):
+    with locked_directory(tmp_path):
         pass
 
 
 def test_a_run_directory_belongs_to_one_process(run, dataset, muxrec, tmp_path, monkeypatch):
     """A second command on it ends with one line; when the first one has gone, the next goes on."""
-    monkeypatch.setattr(train, "PATIENCE", 0.2)
+    monkeypatch.setattr(train, "LOCK_TIMEOUT_SECONDS", 0.2)
     out = tmp_path / "run"
     shutil.copytree(run, out)
     (out / "metrics.json").unlink()
     half_written = out / ".x.tmp"
     half_written.write_text("")
     command = ("train", "--config", out / "experiment.yaml", "--data", dataset, "--out", out, "--no-track", "--json")
-    with alone_in(out):
+    with locked_directory(out):
         result = muxrec(*command)
         assert (result.code, result.err.count("\n")) == (2, 1)
         assert "expected no other process at work" in result.err
@@ -234,19 +233,19 @@ def test_the_processes_of_a_study_keep_its_lock(tmp_path, monkeypatch):
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nwhile [ ! -e {tmp_path}/enough ]; do sleep 0.05; done\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    with alone_in(tmp_path / "work") as lock:
+    with locked_directory(tmp_path / "work") as lock:
         processes = runner.Processes(tmp_path / "work", threads=1, keep_runs=False, lock=lock)
         thread = threading.Thread(target=processes.run, args=(["train"], tmp_path / "log"))
         thread.start()
         while not (tmp_path / "begun").exists():
             time.sleep(0.02)
     try:  # the study has ended, the process has not
-        with pytest.raises(InputError, match="no other process"), alone_in(tmp_path / "work"):
+        with pytest.raises(InputError, match="no other process"), locked_directory(tmp_path / "work"):
             pass
     finally:
         (tmp_path / "enough").touch()
         thread.join()
-    with alone_in(tmp_path / "work"):
+    with locked_directory(tmp_path / "work"):
         pass
 
 
@@ -379,8 +378,8 @@ def test_lines_of_other_studies_stay_in_the_csv(facts, tmp_path):
     results_of = {"b": [result_of(CELLS[0], 0.71, 0.73)], "a": [result_of(CELLS[1], 0.75)]}
     write_results(tmp_path, {"b": first}, {"b": results_of["b"]}, {"frappe": facts})
     write_results(tmp_path, {"a": second}, {"a": results_of["a"]}, {"frappe": facts})
-    one_by_one = (tmp_path / "runner.csv").read_bytes()
-    lines = read_csv(tmp_path / "runner.csv")
+    one_by_one = (tmp_path / "results.csv").read_bytes()
+    lines = read_csv(tmp_path / "results.csv")
     assert [(line["study"], line["seed"], line["test_auc"]) for line in lines] == [
         ("a", "1", "0.750000"),
         ("b", "1", "0.710000"),
@@ -388,7 +387,7 @@ def test_lines_of_other_studies_stay_in_the_csv(facts, tmp_path):
     ]
     assert shlex.split(lines[1]["command"])[:4] == ["muxrec", "train", "mlp", "model.hidden=[8]"]
     write_results(tmp_path, {"a": second, "b": first}, results_of, {"frappe": facts})
-    assert (tmp_path / "runner.csv").read_bytes() == one_by_one
+    assert (tmp_path / "results.csv").read_bytes() == one_by_one
 
 
 def test_a_figure_of_curves_and_dots_is_the_same_again(tmp_path):

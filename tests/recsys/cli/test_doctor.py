@@ -19,7 +19,7 @@ from features.hashing import hash_text
 from recsys.cli import doctor
 from recsys.cli.doctor import Check, Findings, diagnose, diagnosis_table, run_probe, store_check
 
-PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 NAMES = [
     *("python", "scoring packages", "token hash", "onnxruntime", "training packages", "torch", "table kernels"),
     *("torchrec", "versions", "onnx export", "mlflow", "tracking store", "server packages", "cores", "memory", "disk"),

@@ -191,7 +191,7 @@ def test_down_sampled_rows_have_the_profile_of_all(tmp_path: Path):
 
 def test_what_a_path_says_is_a_column(tmp_path: Path):
     """Drift of files below `key=value` directories is that of the same rows with these columns in the file."""
-    golden = Bundle.open(Path(__file__).parents[1] / "golden" / "bundle")
+    golden = Bundle.open(Path(__file__).parents[2] / "golden" / "bundle")
     raw = golden.golden.drop("probability")
     builder = ProfileBuilder(golden.registry, len(raw))
     builder.add(Scorer(golden).encode(raw).examples)
@@ -322,7 +322,7 @@ def test_an_export_keeps_the_profile_and_an_old_one_says_so(run: Path, project: 
     assert first["distributions"]["features"] == again["distributions"]["features"]
     middle = first["distributions"]["score"]["edges"][4]
     assert again["distributions"]["score"]["edges"][4] == pytest.approx(middle * 0.5 / (1 - middle * 0.5), rel=2e-3)
-    golden = Path(__file__).parents[1] / "golden" / "bundle"
+    golden = Path(__file__).parents[2] / "golden" / "bundle"
     result = muxrec("drift", golden, "--input", project / "test.parquet")
     assert result.code == 2
     assert "expected a training profile; found a bundle without one" in result.err

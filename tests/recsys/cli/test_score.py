@@ -22,7 +22,7 @@ from recsys.tracking.tracker import Tracker
 from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "bundle"
 Muxrec = Callable[..., Any]
 

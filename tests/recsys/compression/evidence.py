@@ -1,4 +1,4 @@
-"""What `freeze` may look at, made up: a table, and who reads which of its rows how often."""
+"""What `build_mask` may look at, made up: a table, and who reads which of its rows how often."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from features.layout import TableLayout
-from recsys.compression import Budget, Evidence, SlotReads
+from recsys.compression import Budget, PruningContext, SlotLookups
 from recsys.embedding.mask import Mask
 from serving.bundle.table import table_bytes
 
 WIDTH = 16
 
 
-def evidence_of(slots: list[list[tuple[int, int]]], num_rows: int, num_bytes: int, dtype: Any = "fp32") -> Evidence:
+def evidence_of(
+    slots: list[list[tuple[int, int]]], num_rows: int, num_bytes: int, dtype: Any = "fp32"
+) -> PruningContext:
     """Of a table whose slots read these (row, count) pairs."""
     views = {"main": {f"f{number}": 1 for number in range(len(slots))}}
     layout = TableLayout(
@@ -23,11 +25,11 @@ def evidence_of(slots: list[list[tuple[int, int]]], num_rows: int, num_bytes: in
     table = torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(1))
     ranker: Any = SimpleNamespace(embedding=SimpleNamespace(layout=layout, table=table))
     reads = [
-        SlotReads(*(torch.tensor([pair[k] for pair in slot], dtype=torch.int64) for k in (0, 1))) for slot in slots
+        SlotLookups(*(torch.tensor([pair[k] for pair in slot], dtype=torch.int64) for k in (0, 1))) for slot in slots
     ]
     nothing: Any = None
 
     def measured(mask: Mask) -> int:
         return table_bytes(num_rows, WIDTH, dtype, mask.row_widths.numpy())
 
-    return Evidence(ranker, reads, nothing, nothing, measured, Budget(num_bytes, dtype), seed=1, directory=Path())
+    return PruningContext(ranker, reads, nothing, nothing, measured, Budget(num_bytes, dtype), seed=1, directory=Path())

@@ -104,7 +104,7 @@ def test_a_mask_takes_away_cells_that_are_read(pruned):
     run = RunDirectory(pruned)
     if run.mask_path.exists() and not run.experiment().compression.compressor().keeps_every_row:  # pyright: ignore[reportOptionalMemberAccess]
         is_read = torch.from_numpy(np.load(run.trained_rows_path))
-        mask = run.ranker(as_served=False).embedding.mask
+        mask = run.ranker(quantized=False).embedding.mask
         assert mask is not None
         assert 0 < mask.num_cells < int(is_read.sum()) * run.ranker().embedding.layout.width
 
@@ -117,7 +117,7 @@ def test_j4_the_bundle_gives_the_runs_probabilities(pruned, base):
 
 def test_o9_fewer_bytes_hold_the_same_model_as_the_mask(pruned, base):
     run = RunDirectory(pruned)
-    ranker = run.ranker(as_served=False)
+    ranker = run.ranker(quantized=False)
     if ranker.embedding.mask is None:
         assert not run.mask_path.exists()
         return
@@ -127,9 +127,9 @@ def test_o9_fewer_bytes_hold_the_same_model_as_the_mask(pruned, base):
     kept = (torch.arange(table.shape[1]) < mask.row_widths[:, None]).numpy()
     assert np.array_equal(stored[kept], table.numpy()[kept])
     assert not stored[~kept].any()
-    served = Scorer(pruned.parent / "exact").score(pl.read_parquet(base / "test.parquet"))
+    quantized = Scorer(pruned.parent / "exact").score(pl.read_parquet(base / "test.parquet"))
     trained = predict(ranker, Split(base / "dataset", "test").batches(500)).probabilities
-    assert np.abs(served - trained).max() <= 2 * bundle.golden_tolerance
+    assert np.abs(quantized - trained).max() <= 2 * bundle.golden_tolerance
 
 
 def test_the_figures_are_those_of_what_is_served(pruned, base):
@@ -173,7 +173,7 @@ def test_a_finished_run_is_returned_and_its_settings_are_written_down(pruned, ba
 
 
 def test_j2_j3_a_mask_removes_what_no_slot_keeps(pruned):
-    ranker = RunDirectory(pruned).ranker(as_served=False)
+    ranker = RunDirectory(pruned).ranker(quantized=False)
     gate = ranker.embedding.gate
     if not isinstance(gate, MaskGate):
         return

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from features.layout import TableLayout
-from recsys.compression.gate import OptEmbedGate, Step, Steps, ThresholdSGD, row_norms
+from recsys.compression.gate import OptEmbedGate, Step, ThresholdSGD, WidthChoices, row_norms
 from recsys.embedding.mask import Reads
 
 
@@ -109,7 +109,7 @@ def test_o5_the_penalty_alone_raises_thresholds_logarithmically():
 @pytest.mark.parametrize("probes", [1, 2])
 def test_o6_prefixes_are_uniform_over_a_readers_columns(probes):
     one, num_examples = layout(probes=probes), 8000
-    drawn = Steps(one, columns=1, may_drop=False).draw(num_examples)  # [B, S]
+    drawn = WidthChoices(one, columns=1, may_drop=False).draw(num_examples)  # [B, S]
     columns = drawn.view(num_examples, 3, probes).sum(dim=2)
     largest = 4 * probes
     assert columns.min() == 1
@@ -122,7 +122,7 @@ def test_o6_prefixes_are_uniform_over_a_readers_columns(probes):
 
 
 def test_o6_prefixes_are_nested_and_the_same_for_all_tokens_of_an_example():
-    steps = Steps(layout(probes=2), columns=3, may_drop=True)
+    steps = WidthChoices(layout(probes=2), columns=3, may_drop=True)
     widths = torch.stack([steps.slot_widths(torch.tensor([choice] * 3)) for choice in range(int(steps.num_choices[0]))])
     assert bool((widths[1:] >= widths[:-1]).all())
     assert widths[0].tolist() == [0] * 6

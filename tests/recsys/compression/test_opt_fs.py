@@ -69,13 +69,13 @@ def test_gates_start_as_if_there_were_none():
 
 
 def table_and_gate() -> tuple[UnifiedEmbedding, GatedTable, RowGate]:
-    """A small table with gates, as `wrap` leaves it."""
+    """A small table with gates, as `install_supernet` leaves it."""
     registry = FeatureRegistry.of(features={"a": "categorical"})
     layout = TableLayout.of(registry, num_rows=6, width=2, probes=1, views={"main": ("a",)})
     torch.manual_seed(1)
     embedding, optimizer = build_table(layout, EmbeddingConfig(num_rows=6, width=2, probes=1, l2=0.0), 0.05)
     ranker: Any = SimpleNamespace(embedding=embedding)
-    optimizer = COMPRESSORS["opt_fs"](CONFIG, Budget(1, "fp32")).wrap(ranker, optimizer)
+    optimizer = COMPRESSORS["opt_fs"](CONFIG, Budget(1, "fp32")).install_supernet(ranker, optimizer)
     assert isinstance(optimizer, GatedTable)
     assert isinstance(embedding.gate, RowGate)
     return embedding.train(), optimizer, embedding.gate
@@ -146,7 +146,7 @@ def test_what_is_kept_are_the_most_open_rows():
     gate.openness.data.copy_(torch.randn(50, generator=torch.Generator().manual_seed(2)))
     evidence = evidence_of([[(row, 1) for row in range(40)]], 50, 2_000)
     evidence.ranker.embedding.gate = gate
-    mask = COMPRESSORS["opt_fs"](CONFIG, evidence.budget).freeze(evidence)
+    mask = COMPRESSORS["opt_fs"](CONFIG, evidence.budget).build_mask(evidence)
     kept = torch.nonzero(mask.row_widths).flatten().tolist()
     ranked = sorted(range(40), key=lambda row: -float(gate.openness.detach()[row]))  # rows from 40 on are never read
     assert 0 < len(kept) < 40

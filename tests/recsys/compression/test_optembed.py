@@ -10,7 +10,7 @@ from torch import Tensor
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.batch import Batch, evaluating
-from recsys.compression.base import Budget, Evidence, SlotReads
+from recsys.compression.base import Budget, PruningContext, SlotLookups
 from recsys.compression.fitness import Fitness, held_to, recalibrated
 from recsys.compression.gate import OptEmbedGate
 from recsys.compression.importance import least_error_mask
@@ -42,7 +42,7 @@ def batch(num_examples: int = 64) -> Batch:
 def test_o7_j1_without_masks_the_supernet_is_the_plain_model_bit_for_bit():
     plain, _ = ranker()
     supernet, optimizer = ranker()
-    OptEmbed(OptEmbed.Config(alpha=0.0, supernet=True), Budget(1000, "fp32")).wrap(supernet, optimizer)
+    OptEmbed(OptEmbed.Config(alpha=0.0, supernet=True), Budget(1000, "fp32")).install_supernet(supernet, optimizer)
     gate = supernet.embedding.gate
     assert isinstance(gate, OptEmbedGate)
     gate.thresholds.data.fill_(-torch.inf)
@@ -61,7 +61,7 @@ def test_j3_a_row_goes_where_all_its_readers_mask_it(threshold):
     gate = OptEmbedGate(layout, alpha=0.0, norm="l1", scale=2.0).eval()
     gate.thresholds.data.copy_(torch.tensor([threshold, 0.5]))
     table = torch.rand(30, 4, generator=torch.Generator().manual_seed(1)) * 1.5
-    reads = [SlotReads(torch.arange(0, 20), torch.ones(20)), SlotReads(torch.arange(10, 25), torch.ones(15))]
+    reads = [SlotLookups(torch.arange(0, 20), torch.ones(20)), SlotLookups(torch.arange(10, 25), torch.ones(15))]
     kept = row_margins(table, reads, gate) > 0
     for row in range(30):
         norm = float(table[row].sum()) / 2
@@ -73,7 +73,7 @@ def test_j2_removable_rows_grow_with_every_threshold():
     layout = TableLayout.of(REGISTRY, num_rows=30, width=4, probes=1, views={"main": ("a", "b")})
     gate = OptEmbedGate(layout, alpha=0.0, norm="l1", scale=1.0)
     table = torch.rand(30, 4, generator=torch.Generator().manual_seed(1))
-    reads = [SlotReads(torch.arange(0, 20), torch.ones(20)), SlotReads(torch.arange(10, 30), torch.ones(20))]
+    reads = [SlotLookups(torch.arange(0, 20), torch.ones(20)), SlotLookups(torch.arange(10, 30), torch.ones(20))]
     before = torch.ones(30, dtype=torch.bool)
     for thresholds in ([0.0, 0.0], [1.0, 0.0], [1.0, 1.5], [2.5, 1.5], [9.0, 9.0]):
         gate.thresholds.data.copy_(torch.tensor(thresholds))
@@ -88,7 +88,7 @@ def test_j5_where_no_row_is_shared_each_reader_decides_alone():
     gate = OptEmbedGate(layout, alpha=0.0, norm="l1", scale=1.0)
     gate.thresholds.data.copy_(torch.tensor([2.0, 1.0]))
     table = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
-    reads = [SlotReads(torch.arange(0, 10), torch.ones(10)), SlotReads(torch.arange(10, 20), torch.ones(10))]
+    reads = [SlotLookups(torch.arange(0, 10), torch.ones(10)), SlotLookups(torch.arange(10, 20), torch.ones(10))]
     kept = row_margins(table, reads, gate) > 0
     norms = table.abs().sum(dim=1)
     assert kept.tolist() == [*(norms[:10] > 2.0).tolist(), *(norms[10:] > 1.0).tolist()]
@@ -131,7 +131,7 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
     before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
     fetch = one.embedding.fetch
     budget = Budget(10**6, "fp32")
-    evidence = Evidence(one, [], Repeated(), Repeated(), lambda mask: 0, budget, 1, tmp_path)
+    evidence = PruningContext(one, [], Repeated(), Repeated(), lambda mask: 0, budget, 1, tmp_path)
     full = Mask.full(one.embedding.layout)
     none = Mask(full.row_widths * 0, full.slot_widths)
     fitness = {num_steps: Fitness(evidence, num_steps) for num_steps in (0, 3)}
@@ -145,7 +145,9 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
 def test_a_candidate_is_judged_by_the_better_of_before_and_after(tmp_path, monkeypatch):
     """The steps are taken in between: the second score is that of other weights, which are gone afterwards."""
     one, _ = ranker()
-    evidence = Evidence(one.eval(), [], Repeated(), Repeated(), lambda mask: 0, Budget(10**6, "fp32"), 1, tmp_path)
+    evidence = PruningContext(
+        one.eval(), [], Repeated(), Repeated(), lambda mask: 0, Budget(10**6, "fp32"), 1, tmp_path
+    )
     fitness, full = Fitness(evidence, 3), Mask.full(one.embedding.layout)
     for scores in ([0.8, 0.7], [0.6, 0.7]):
         script, tables = iter(scores), list[Tensor]()
@@ -165,13 +167,13 @@ def test_the_mask_of_least_error_prefers_what_is_read_often():
     one, _ = ranker(num_rows=4)
     table = torch.tensor([[1.0, 0, 0, 1], [1, 1, 1, 1], [3, 0, 0, 0], [2, 2, 2, 2]])
     counts = torch.tensor([100, 1, 2, 0])
-    reads = [SlotReads(torch.arange(3), counts[:3]), SlotReads(torch.arange(3), torch.zeros(3, dtype=torch.int64))]
+    reads = [SlotLookups(torch.arange(3), counts[:3]), SlotLookups(torch.arange(3), torch.zeros(3, dtype=torch.int64))]
 
-    def evidence(num_bytes: int) -> Evidence:
+    def evidence(num_bytes: int) -> PruningContext:
         def size(mask: Mask) -> int:
             return 4 * mask.num_cells + mask.num_rows_kept
 
-        return Evidence(one, reads, None, None, size, Budget(num_bytes, "fp32"), 1, None)  # pyright: ignore[reportArgumentType]
+        return PruningContext(one, reads, None, None, size, Budget(num_bytes, "fp32"), 1, None)  # pyright: ignore[reportArgumentType]
 
     slot_widths = torch.tensor([4, 4])
     kept = {size: least_error_mask(table, slot_widths, 2, evidence(size)).row_widths.tolist() for size in (17, 26, 60)}

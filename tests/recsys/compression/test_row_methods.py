@@ -32,7 +32,7 @@ def test_reads_are_counted_over_slots_and_collisions(slots: list[list[tuple[int,
 @settings(deadline=None, max_examples=50)
 def test_the_rows_that_are_kept_are_the_most_read_and_as_many_as_fit(slots: list, num_bytes: int):
     evidence = evidence_of(slots, 100, num_bytes)
-    mask = COMPRESSORS["frequency"](COMPRESSORS["frequency"].Config(), evidence.budget).freeze(evidence)
+    mask = COMPRESSORS["frequency"](COMPRESSORS["frequency"].Config(), evidence.budget).build_mask(evidence)
     reads = read_counts(evidence)
     kept = mask.row_widths > 0
     assert evidence.num_bytes(mask) <= num_bytes
@@ -73,7 +73,7 @@ def test_mixed_dimensions_fill_the_budget_and_nobody_read_has_none():
     full = evidence_of(popularity, 1000, 10**6)
     for share in (0.5, 0.2, 0.1):
         evidence = full._replace(budget=Budget(int(share * 300 * WIDTH * 4), "fp32"))
-        mask = COMPRESSORS["mixed_dimensions"](COMPRESSORS["mixed_dimensions"].Config(), evidence.budget).freeze(
+        mask = COMPRESSORS["mixed_dimensions"](COMPRESSORS["mixed_dimensions"].Config(), evidence.budget).build_mask(
             evidence
         )
         widths = mask.row_widths
@@ -89,27 +89,27 @@ def test_mixed_dimensions_drop_rows_where_one_float_for_each_is_too_much():
     method = COMPRESSORS["mixed_dimensions"]
     for num_bytes in (1000, 1300):
         evidence = full._replace(budget=Budget(num_bytes, "fp32"))
-        widths = method(method.Config(), evidence.budget).freeze(evidence).row_widths
+        widths = method(method.Config(), evidence.budget).build_mask(evidence).row_widths
         kept = int((widths > 0).sum())
         assert 0 < kept < 300
         assert (widths[:299] >= widths[1:300]).all()  # those that went are the rarest
         assert 0.7 * num_bytes < evidence.num_bytes(Mask(widths, torch.tensor([WIDTH]))) <= num_bytes
     small = full._replace(budget=Budget(100, "fp32"))
     with pytest.raises(InputError, match=r"100 bytes are too few; found .* without a single row"):
-        method(method.Config(), small.budget).freeze(small)
+        method(method.Config(), small.budget).build_mask(small)
 
 
 def test_mixed_dimensions_refuse_where_only_rows_that_are_read_alike_would_go_together():
     evidence = evidence_of([[(row, 7) for row in range(300)]], 1000, 1000)
     method = COMPRESSORS["mixed_dimensions"]
     with pytest.raises(InputError, match=r"1,000 bytes are too few; found more with one float for each"):
-        method(method.Config(), evidence.budget).freeze(evidence)
+        method(method.Config(), evidence.budget).build_mask(evidence)
 
 
 def test_low_bit_rows_keep_everything_or_refuse():
     evidence = evidence_of([[(0, 1)]], 1000, 20_000, "int8")
-    mask = COMPRESSORS["quantized"](COMPRESSORS["quantized"].Config(), evidence.budget).freeze(evidence)
+    mask = COMPRESSORS["quantized"](COMPRESSORS["quantized"].Config(), evidence.budget).build_mask(evidence)
     assert mask.num_cells == 1000 * WIDTH
     small = evidence._replace(budget=Budget(15_000, "int8"))
     with pytest.raises(InputError, match="15,000 bytes are too few; found 16,"):
-        COMPRESSORS["quantized"](COMPRESSORS["quantized"].Config(), small.budget).freeze(small)
+        COMPRESSORS["quantized"](COMPRESSORS["quantized"].Config(), small.budget).build_mask(small)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from features.errors import InputError
-from recsys.compression.base import Budget, SlotReads
+from recsys.compression.base import Budget, SlotLookups
 from recsys.compression.rows import keep_best_cells, keep_best_rows, read_counts, row_caps
 from recsys.embedding.mask import Mask
 from tests.recsys.compression.evidence import evidence_of
@@ -15,8 +15,8 @@ from tests.recsys.compression.evidence import evidence_of
 class Given:
     """Evidence of a table of 8 rows of 4, which costs 1 byte a kept row and 4 a float."""
 
-    def __init__(self, num_bytes: int, reads: list[SlotReads] | None = None) -> None:
-        every = SlotReads(torch.arange(8), torch.ones(8, dtype=torch.int64))
+    def __init__(self, num_bytes: int, reads: list[SlotLookups] | None = None) -> None:
+        every = SlotLookups(torch.arange(8), torch.ones(8, dtype=torch.int64))
         self.reads = reads or [every]
         self.budget = Budget(num_bytes, "fp32")
         self.layout = type("Layout", (), {"num_rows": 8, "width": 4, "slots": self.reads})()
@@ -26,8 +26,8 @@ class Given:
         return int(sum(1 + 4 * width for width in mask.row_widths.tolist() if width))
 
 
-def slot(rows: list[int], counts: list[int]) -> SlotReads:
-    return SlotReads(torch.tensor(rows), torch.tensor(counts))
+def slot(rows: list[int], counts: list[int]) -> SlotLookups:
+    return SlotLookups(torch.tensor(rows), torch.tensor(counts))
 
 
 def test_reads_of_a_row_add_up_over_values_and_slots():

@@ -10,7 +10,7 @@ from features.addressing import rows_of
 from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
-from recsys.compression import COMPRESSORS, Budget, Facts, Values
+from recsys.compression import COMPRESSORS, Budget, TrainingStats, ValueCounts
 from recsys.embedding.table import EmbeddingConfig
 from serving.bundle.table import pack_bits, write_table
 
@@ -21,8 +21,9 @@ RUN = EmbeddingConfig(num_rows=5000, width=4, probes=3)
 
 random = np.random.default_rng(3)
 TOKENS = {name: np.sort(random.integers(0, 2**63, count, dtype=np.uint64)) for name, count in FEATURES.items()}
-FACTS = Facts(
-    {"main": tuple(FEATURES)}, {name: Values(tokens, np.ones(len(tokens), np.int64)) for name, tokens in TOKENS.items()}
+FACTS = TrainingStats(
+    {"main": tuple(FEATURES)},
+    {name: ValueCounts(tokens, np.ones(len(tokens), np.int64)) for name, tokens in TOKENS.items()},
 )
 
 
@@ -52,7 +53,7 @@ def file_bytes(path: Path, embedding: EmbeddingConfig, dtype: Any, registry: Fea
 @pytest.mark.parametrize("method", SHAPES)
 def test_the_table_fills_its_budget_and_no_more(method: str, num_bytes: int, dtype: Any, tmp_path: Path):
     compressor = COMPRESSORS[method](COMPRESSORS[method].Config(), Budget(num_bytes, dtype))
-    assert compressor.is_shape_only
+    assert compressor.replaces_table
     embedding = compressor.reshape(RUN, FACTS)
     size = file_bytes(tmp_path / "table", embedding, dtype)
     more = embedding.model_copy(update={"num_rows": int(embedding.num_rows * 1.05) + 8})

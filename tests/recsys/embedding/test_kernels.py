@@ -35,14 +35,14 @@ def test_gathered_rows_and_their_gradient_are_those_of_an_embedding(width: int):
     table = torch.randn(50, width, generator=generator)
     rows = torch.randint(0, 50, (400,), generator=generator)
     weights = torch.randn(400, width, generator=generator)
-    touched, values = gather(rows, 50, lambda distinct: table[distinct])
+    active_rows, values = gather(rows, 50, lambda distinct: table[distinct])
     (values * weights).sum().backward()
     reference = table.clone().requires_grad_()
     expected = F.embedding(rows, reference)
     (expected * weights).sum().backward()
     assert torch.equal(values, expected)
     assert reference.grad is not None
-    torch.testing.assert_close(touched.block.grad, reference.grad[touched.rows], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(active_rows.block.grad, reference.grad[active_rows.rows], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture

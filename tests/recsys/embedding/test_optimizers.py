@@ -98,8 +98,8 @@ def test_rows_that_sleep_are_brought_up_to_date_before_they_are_read():
     for seed in range(1, 30):
         take_step(embedding, optimizer, seed)
     embedding(jagged(random_bags(LAYOUT, 6)))
-    assert embedding.touched is not None
-    rows, block = embedding.touched.rows, embedding.touched.block.detach().clone()
+    assert embedding.active_rows is not None
+    rows, block = embedding.active_rows.rows, embedding.active_rows.block.detach().clone()
     optimizer.flush()
     assert torch.equal(embedding.table[rows], block)
 

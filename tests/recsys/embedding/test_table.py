@@ -250,10 +250,10 @@ def test_memory_is_the_tables_alone():
 
 def dense_gradient(embedding: UnifiedEmbedding) -> Tensor:
     """The gradient of the touched rows, where they stand in the table."""
-    assert embedding.touched is not None
-    assert embedding.touched.block.grad is not None
+    assert embedding.active_rows is not None
+    assert embedding.active_rows.block.grad is not None
     gradient = torch.zeros_like(embedding.table)
-    gradient[embedding.touched.rows] = embedding.touched.block.grad
+    gradient[embedding.active_rows.rows] = embedding.active_rows.block.grad
     return gradient
 
 
@@ -261,8 +261,8 @@ def test_touched_rows_are_distinct_and_hold_the_dense_gradient():
     embedding, bags = embedding_of(LAYOUT), random_bags(LAYOUT, 6)
     weights = torch.randn(LAYOUT.embedded_width, generator=torch.Generator().manual_seed(1))
     (embedding(jagged(bags)).tanh() @ weights).sum().backward()
-    assert embedding.touched is not None
-    rows = embedding.touched.rows
+    assert embedding.active_rows is not None
+    rows = embedding.active_rows.rows
     assert torch.equal(rows, rows.unique())
     table = embedding.table.detach().clone().requires_grad_()
     (looked_up(LAYOUT, table, bags).tanh() @ weights).sum().backward()
@@ -284,7 +284,7 @@ def test_evaluation_leaves_no_trace():
     embedding.eval()(jagged(bags))
     with torch.no_grad():
         embedding.train()(jagged(bags))
-    assert embedding.touched is None
+    assert embedding.active_rows is None
     assert calls == []
 
 

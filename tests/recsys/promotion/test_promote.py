@@ -89,8 +89,8 @@ def test_the_first_one_passes_and_again_changes_nothing(run: Path, project: Path
     assert champion.tags["muxrec.model_id"] == Bundle.open(run / "bundle").model_id
 
     # The run had no MLflow run; now it has one, with its metrics, at its end.
-    facts = RunDirectory(run).facts()
-    tracked = registry.client.get_run(facts["mlflow_run_id"])
+    run_info = RunDirectory(run).run_info()
+    tracked = registry.client.get_run(run_info["mlflow_run_id"])
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["seed"] == str(RunDirectory(run).experiment().seed)
     assert tracked.data.params["model.name"] == "final_mlp"
@@ -160,7 +160,7 @@ def test_a_rounded_table_is_judged_as_it_is_served(run: Path, project: Path, tmp
 
 
 def test_raw_rows_have_all_their_negatives_unless_it_is_said(tmp_path: Path):
-    golden = Bundle.open(Path(__file__).parents[1] / "golden" / "bundle")
+    golden = Bundle.open(Path(__file__).parents[2] / "golden" / "bundle")
     correction = PriorCorrection(negative_rate=0.1)
     scorer = Scorer(replace(golden, manifest=golden.manifest.model_copy(update={"prior_correction": correction})))
     (tmp_path / "dataset.json").touch()
@@ -173,7 +173,7 @@ def test_raw_rows_have_all_their_negatives_unless_it_is_said(tmp_path: Path):
 
 
 def test_without_a_test_split_nothing_is_judged_on_the_validation_rows(tmp_path: Path):
-    golden = Bundle.open(Path(__file__).parents[1] / "golden" / "bundle")
+    golden = Bundle.open(Path(__file__).parents[2] / "golden" / "bundle")
     rows = golden.golden.drop("probability").with_columns(pl.Series("label", [0, 1] * 32))
     data = write_dataset(tmp_path, golden.registry, {"train": rows, "valid": rows})
     scorer: Any = SimpleNamespace(registry=read_dataset(data)[1])
@@ -232,10 +232,10 @@ def test_no_figure_of_a_comparison_is_cut_off_in_a_narrow_terminal():
     """Ids take two lines instead."""
     names = ("auc", "normalized_entropy", "calibration_ratio")
     differences = [Difference(name, 0.61803, 0.51413, -0.1039, 0.01, -0.12345, -0.08435, True) for name in names]
-    facts = {"model": "final_mlp", "model_id": "0123456789abcdef", "run_id": "0123456789abcdef" * 2}
+    run_info = {"model": "final_mlp", "model_id": "0123456789abcdef", "run_id": "0123456789abcdef" * 2}
     test = {"name": "dataset test", "rows": 1000, "digest": "d" * 32}
     metrics = {name: (0.61803, 0.51413) for name in names}
-    comparison = Comparison(champion=facts, challenger=facts, test=test, metrics=metrics, differences=differences)
+    comparison = Comparison(champion=run_info, challenger=run_info, test=test, metrics=metrics, differences=differences)
     written = io.StringIO()
     Console(width=80, file=written).print(comparison_table(comparison))
     text = written.getvalue()
@@ -258,7 +258,7 @@ def test_raw_rows_are_a_test_set_too(run: Path, other: Path, project: Path, data
     assert by_dataset.metrics["auc"][0] == pytest.approx(auc(labels, scores), abs=1e-4)
     with pytest.raises(InputError, match="a comparison needs test rows"):
         compare_models(run / "bundle", other / "bundle")
-    golden = Path(__file__).parents[1] / "golden" / "bundle"
+    golden = Path(__file__).parents[2] / "golden" / "bundle"
     with pytest.raises(InputError, match="expected the registry of model"):
         compare_models(golden, run, test=[dataset])
 

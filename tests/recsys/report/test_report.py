@@ -23,6 +23,7 @@ from features.encode import encode_frame
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.batch import Batch
+from recsys.compression.kept import KeptColumns, kept_by_feature
 from recsys.config import Experiment
 from recsys.dataset import Split, jagged
 from recsys.embedding.mask import Mask
@@ -32,7 +33,7 @@ from recsys.evaluation.permutation_importance import Importance, feature_importa
 from recsys.evaluation.segments import Segment
 from recsys.report import figures
 from recsys.report.model_card import model_card
-from recsys.report.write import Judged, Kept, kept_by_feature, write_report
+from recsys.report.write import EvaluatedSplit, write_report
 from recsys.runs.process import ResourceMeter
 from recsys.runs.run_directory import RunDirectory
 from recsys.runs.serving_cost import serving_cost
@@ -114,7 +115,7 @@ def test_of_one_class_nothing_is_said(parity_data):
 # The card and the files
 
 
-def judged_of(labels: np.ndarray, probabilities: np.ndarray) -> Judged:
+def judged_of(labels: np.ndarray, probabilities: np.ndarray) -> EvaluatedSplit:
     predictions = Predictions(labels.astype(np.float32), probabilities, None, None)
     segments = [
         Segment("user", "0", 30, 0.5, 0.61, None, 0.65, 0.1, 1.2),
@@ -122,7 +123,7 @@ def judged_of(labels: np.ndarray, probabilities: np.ndarray) -> Judged:
         Segment("film", "100+", 200, 0.42, 0.7, None, 0.61, 0.1, 1.02),
     ]
     importance = [Importance("user", 0.123, 0.2), Importance("film", -0.001, 0.0)]
-    return Judged("test", predictions, evaluate(*predictions), segments, importance)
+    return EvaluatedSplit("test", predictions, evaluate(*predictions), segments, importance)
 
 
 REGISTRY = FeatureRegistry.of(label="clicked", features={"user": "categorical", "film": "categorical"})
@@ -162,14 +163,16 @@ def info_of(*splits: str) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def judged() -> Judged:
+def judged() -> EvaluatedSplit:
     """Two hundred rows whose probabilities are a fifth too high."""
     random = np.random.default_rng(1)
     truth = random.uniform(0.2, 0.6, 200)
     return judged_of(random.random(200) < truth, np.minimum(truth * 1.25, 1))
 
 
-def card_of(judged: Judged, *splits: str, experiment: Experiment = EXPERIMENT, kept: tuple[Kept, ...] = ()) -> str:
+def card_of(
+    judged: EvaluatedSplit, *splits: str, experiment: Experiment = EXPERIMENT, kept: tuple[KeptColumns, ...] = ()
+) -> str:
     metrics = {**{name: dict(judged.metrics) for name in splits if name != "train"}, "perf": PERF}
     return model_card(experiment, info_of(*splits), REGISTRY, metrics, judged, COLLISIONS, kept)  # type: ignore[arg-type]
 
@@ -211,7 +214,7 @@ def test_the_card_of_a_run_without_a_test_split_says_so(judged):
 
 
 def test_the_card_of_a_pruned_run_says_what_is_kept(judged):
-    card = card_of(judged, "train", "valid", "test", kept=(Kept("user", 10, 40, 4, 16),))
+    card = card_of(judged, "train", "valid", "test", kept=(KeptColumns("user", 10, 40, 4, 16),))
     assert "| user | +0.1230 | 40 | 12.5 | 25.0 | 10 of 40 | 4 of 16 |" in card
 
 
@@ -224,14 +227,14 @@ def test_what_a_mask_keeps_by_feature():
     of_row = [tokens[rows == row] for row in (0, 1)]
     chosen = np.sort(np.concatenate([of_row[0][:1], of_row[1][:2]]))
     mask = Mask(torch.tensor([2, 0]), torch.tensor([1]))
-    assert kept_by_feature(layout, mask, {"a": (chosen, 3)}, None) == [Kept("a", 1, 2, 1, 2)]
-    assert kept_by_feature(layout, mask, {"a": (of_row[1][:2], 2)}, None) == [Kept("a", 0, 1, 1, 2)]
+    assert kept_by_feature(layout, mask, {"a": (chosen, 3)}, None) == [KeptColumns("a", 1, 2, 1, 2)]
+    assert kept_by_feature(layout, mask, {"a": (of_row[1][:2], 2)}, None) == [KeptColumns("a", 0, 1, 1, 2)]
 
 
 def test_every_figure_and_table_is_written(judged, tmp_path):
     history = [{"epoch": 1, "train_loss": 0.7, "valid_logloss": 0.69, "valid_auc": 0.6}]
     usage = np.array([0, 1, 3, 100])
-    write_report(tmp_path / "report", history, 1, judged, COLLISIONS, usage, (Kept("user", 10, 40, 4, 16),))
+    write_report(tmp_path / "report", history, 1, judged, COLLISIONS, usage, (KeptColumns("user", 10, 40, 4, 16),))
     found = {path.name: path.stat().st_size for path in (tmp_path / "report").iterdir()}
     names = ("curves", "roc", "reliability", "scores", "gain_lift", "importance", "row_usage", "collisions", "kept")
     assert {name for name in found if name.endswith(".png")} == {f"{name}.png" for name in names}

@@ -29,7 +29,7 @@ from tests.planted import planted_dataset
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KILLS = int(os.environ.get("KILLS", "3"))
 KILLED, DONE = -9, 0
 TIMINGS = ("seconds", "eval_seconds")

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from recsys.checkpoint import load_state
-from recsys.cli.train import METHODS
+from recsys.cli.prune import METHODS
 from recsys.compression import COMPRESSORS
 from recsys.embedding.mask import load_mask
 from recsys.runs import prune
@@ -108,7 +108,7 @@ def test_low_bit_rows_are_as_many_bytes_as_were_counted(run, muxrec, tmp_path):
     words = ("--no-track", "--json")
     base = tmp_path / "base"
     settings = ("trainer.epochs=1", "embedding.num_rows=3000", "embedding.l2=0")
-    data = RunDirectory(run).facts()["dataset"]
+    data = RunDirectory(run).run_info()["dataset"]
     assert muxrec("train", "mlp", "--data", data, "--out", base, *words, *settings).code == 0
     first = muxrec("prune", base, "--out", tmp_path / "first", "--method", "quantized", *words)
     assert first.code == 0, first.err
@@ -122,7 +122,7 @@ def test_low_bit_rows_are_as_many_bytes_as_were_counted(run, muxrec, tmp_path):
 def test_a_hashed_table_is_not_charged_for_a_vocabulary(run, muxrec, tmp_path):
     base, out = tmp_path / "base", tmp_path / "out"
     settings = ("trainer.epochs=1", "embedding.kind=hashed", "embedding.width=16", "embedding.probes=1")
-    data = RunDirectory(run).facts()["dataset"]
+    data = RunDirectory(run).run_info()["dataset"]
     assert muxrec("train", "mlp", "--data", data, "--out", base, "--no-track", "--json", *settings).code == 0
     budget = ("--target-bytes", 1500, "--table-dtype", "int8")
     result = muxrec("prune", base, "--out", out, *budget, *OWN_TABLE, "--no-track", "--json")
@@ -155,7 +155,7 @@ def test_as_is_keeps_the_weights_that_the_mask_was_found_with(run, muxrec, tmp_p
     result = muxrec("prune", run, "--out", out, *BUDGET, *OWN_TABLE, "compression.start=as_is", "--no-track", "--json")
     assert result.code == 0, result.err
     before, _ = load_state(run / "checkpoint" / "best.safetensors")
-    after = RunDirectory(out).ranker(as_served=False)
+    after = RunDirectory(out).ranker(quantized=False)
     mask = load_mask(out / "mask.safetensors")
     kept = torch.arange(after.embedding.table.shape[1]) < mask.row_widths[:, None]
     name = next(name for name, tensor in before.items() if tensor is not None and tensor.shape == kept.shape)
@@ -196,8 +196,8 @@ def test_rotated_rows_are_pruned_whole(run, muxrec, tmp_path, method):
 
 def test_a_run_on_data_that_changed_says_what_to_do(run, dataset, muxrec, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**facts, "dataset_digest": "0" * 64}))
+    run_info = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run_info, "dataset_digest": "0" * 64}))
     result = muxrec("prune", tmp_path / "run", "--out", tmp_path / "out", "--no-track")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "train the run on it first, or prepare it as it was" in result.err

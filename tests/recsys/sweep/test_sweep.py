@@ -31,7 +31,7 @@ from recsys.sweep.search_space import Choice, Float, Int, SearchSpace, check_spa
 from recsys.sweep.sweep import WARMUP_EPOCHS, run_sweep
 from recsys.sweep.worker_process import WorkerError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXPERIMENT = Experiment.model_validate(
     {"name": "small", "model": {"name": "mlp", "hidden": [8]}, "trainer": {"epochs": 4}, "embedding": {"l2": 0.02}}
 )
@@ -297,10 +297,10 @@ def test_a_directory_of_another_sweep_is_refused(dataset, tmp_path, made_up):
 
 
 def test_two_sweeps_do_not_share_a_directory(dataset, tmp_path, made_up, monkeypatch):
-    monkeypatch.setattr(sweep, "PATIENCE", 0.0)
+    monkeypatch.setattr(sweep, "LOCK_TIMEOUT_SECONDS", 0.0)
     swept(dataset, tmp_path / "sweep", 1)
     with (
-        sweep.alone_in(tmp_path / "sweep"),
+        sweep.locked_directory(tmp_path / "sweep"),
         pytest.raises(InputError, match="expected no other process at work; found one"),
     ):
         swept(dataset, tmp_path / "sweep", 2)

@@ -31,7 +31,7 @@ f00;f01;f02;f03;l00;x00;x01;x02;x03
 "";NaN;"x ""y""\u00df";False;;0.1;0.7;1000000;1
 None;N/A;9007199254740993;#N/A;a||b;.5;1;2;3
 """
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden" / "bundle"
 
 

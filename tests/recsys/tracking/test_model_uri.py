@@ -16,7 +16,7 @@ from recsys.tracking.tracker import Tracker
 from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
+GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 
 
 @pytest.mark.parametrize(

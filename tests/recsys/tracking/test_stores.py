@@ -37,8 +37,8 @@ def logged(run: Path, store: str, tmp_path: Path) -> Path:
     tracker = Tracker.start(experiment="films", name="films", tags={"stage": "train"}, key="films")
     tracker.finish()
     directory = RunDirectory(copy)
-    directory.write_facts({**directory.facts(), **tracker.facts()})
-    assert directory.facts()["mlflow_tracking_uri"] == store
+    directory.write_run_info({**directory.run_info(), **tracker.run_info()})
+    assert directory.run_info()["mlflow_tracking_uri"] == store
     return copy
 
 
@@ -90,17 +90,17 @@ def test_the_environments_store_wins_where_the_run_is_there(logged, store, tmp_p
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def delete_run(client: MlflowClient, facts: dict[str, Any]) -> None:
-    client.delete_run(facts["mlflow_run_id"])
+def delete_run(client: MlflowClient, run_info: dict[str, Any]) -> None:
+    client.delete_run(run_info["mlflow_run_id"])
 
 
-def delete_experiment(client: MlflowClient, facts: dict[str, Any]) -> None:
-    client.delete_experiment(facts["mlflow_experiment_id"])
+def delete_experiment(client: MlflowClient, run_info: dict[str, Any]) -> None:
+    client.delete_experiment(run_info["mlflow_experiment_id"])
 
 
-def delete_for_good(client: MlflowClient, facts: dict[str, Any]) -> None:
-    client.delete_run(facts["mlflow_run_id"])
-    client._tracking_client.store._hard_delete_run(facts["mlflow_run_id"])  # what `mlflow gc` does
+def delete_for_good(client: MlflowClient, run_info: dict[str, Any]) -> None:
+    client.delete_run(run_info["mlflow_run_id"])
+    client._tracking_client.store._hard_delete_run(run_info["mlflow_run_id"])  # what `mlflow gc` does
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def delete_for_good(client: MlflowClient, facts: dict[str, Any]) -> None:
 )
 def test_a_run_that_was_deleted_is_one_line(delete: Callable[..., None], said, logged, dataset, store, muxrec):
     """Never exit code 1, with which `promote` says that the gate refused."""
-    delete(MlflowClient(store), RunDirectory(logged).facts())
+    delete(MlflowClient(store), RunDirectory(logged).run_info())
     assert said in one_line(muxrec("promote", logged))
     parity = muxrec("parity", logged, logged / "bundle", "--input", logged / "bundle" / "golden.parquet", "--json")
     assert parity.code == 0  # its answer needs no store
@@ -126,12 +126,12 @@ def test_a_run_that_was_deleted_is_one_line(delete: Callable[..., None], said, l
 def test_a_run_can_be_logged_anew(logged, dataset, store, muxrec):
     """The remedy that the message names, with the epochs of before."""
     directory = RunDirectory(unfinished(logged))
-    before = directory.facts()["mlflow_run_id"]
-    directory.write_facts({**directory.facts(), "mlflow_run_id": None})
+    before = directory.run_info()["mlflow_run_id"]
+    directory.write_run_info({**directory.run_info(), "mlflow_run_id": None})
     result = muxrec("train", "--config", logged / "experiment.yaml", "--data", dataset, "--out", logged, "--json")
     assert result.code == 0, result.err
-    assert {key: json.loads(result.out)[key] for key in ("store", "mlflow")} == place_of(directory.facts())
-    made = directory.facts()["mlflow_run_id"]
+    assert {key: json.loads(result.out)[key] for key in ("store", "mlflow")} == place_of(directory.run_info())
+    made = directory.run_info()["mlflow_run_id"]
     assert made != before
     history = MlflowClient(store).get_metric_history(made, "train/loss")
     assert [point.step for point in history] == [record["global_step"] for record in directory.history()]
@@ -143,10 +143,10 @@ def test_a_sweep_whose_run_was_deleted_is_one_line(dataset, store, tmp_path, mon
     command = ("sweep", "mlp", "--data", dataset, "--out", tmp_path / "sweep", "--json")
     result = muxrec(*command)
     assert result.code == 1, result.err  # no trial, none of them the best
-    facts = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert {key: json.loads(result.out)[key] for key in ("store", "mlflow")} == place_of(facts)
-    assert facts["mlflow_tracking_uri"] == store
-    MlflowClient(store).delete_run(facts["mlflow_run_id"])
+    run_info = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert {key: json.loads(result.out)[key] for key in ("store", "mlflow")} == place_of(run_info)
+    assert run_info["mlflow_tracking_uri"] == store
+    MlflowClient(store).delete_run(run_info["mlflow_run_id"])
     assert "found it deleted" in one_line(muxrec(*command))
 
 
@@ -165,7 +165,7 @@ def test_a_trial_goes_where_its_sweep_is(store, monkeypatch):
 
 
 def test_compare_says_that_an_experiment_was_deleted(logged, store, muxrec):
-    MlflowClient(store).delete_experiment(RunDirectory(logged).facts()["mlflow_experiment_id"])
+    MlflowClient(store).delete_experiment(RunDirectory(logged).run_info()["mlflow_experiment_id"])
     assert "expected the MLflow experiment 'films'; found it deleted; bring it back" in one_line(
         muxrec("compare", "films")
     )
@@ -174,10 +174,10 @@ def test_compare_says_that_an_experiment_was_deleted(logged, store, muxrec):
 
 
 def test_the_number_of_an_experiment_counts_and_that_of_a_run_is_refused(logged, store, monkeypatch, muxrec):
-    facts = RunDirectory(logged).facts()
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", facts["mlflow_experiment_id"])
+    run_info = RunDirectory(logged).run_info()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", run_info["mlflow_experiment_id"])
     tracker = Tracker.start(experiment="other", name="a", tags={}, key="a")
-    assert tracker.experiment_id == facts["mlflow_experiment_id"]
+    assert tracker.experiment_id == run_info["mlflow_experiment_id"]
     assert tracked_runs()[0] == "films"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
     assert "expected one experiment; found 'films' and 'other'" in one_line(muxrec("compare"))
@@ -192,8 +192,8 @@ def test_the_number_of_an_experiment_counts_and_that_of_a_run_is_refused(logged,
     assert "found MLFLOW_RUN_ID=0123; unset MLFLOW_RUN_ID" in one_line(muxrec("promote", logged))
     with pytest.raises(InputError, match="of its own; found MLFLOW_RUN_ID=0123"):
         Tracker.start(experiment="other", name="a", tags={}, key="b")
-    monkeypatch.setenv("MLFLOW_RUN_ID", facts["mlflow_run_id"])
-    assert Tracker.of(facts, logged).run_id == facts["mlflow_run_id"]
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_info["mlflow_run_id"])
+    assert Tracker.of(run_info, logged).run_id == run_info["mlflow_run_id"]
 
 
 @pytest.mark.parametrize(
@@ -229,10 +229,10 @@ def test_the_environment_stays_what_the_user_said(store):
 
 def test_the_place_of_a_run_shows_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:p@ss@host:8443/ml")
-    facts = {"mlflow_run_id": "a", "mlflow_tracking_uri": None, "mlflow_experiment_id": "7"}
+    run_info = {"mlflow_run_id": "a", "mlflow_tracking_uri": None, "mlflow_experiment_id": "7"}
     page = "https://host:8443/ml/#/experiments/7/runs?workflowType=machine_learning"
-    assert place_of(facts) == {"store": "https://***@host:8443/ml", "mlflow": page}
-    assert place_of({**facts, "mlflow_experiment_id": None}) == {}
+    assert place_of(run_info) == {"store": "https://***@host:8443/ml", "mlflow": page}
+    assert place_of({**run_info, "mlflow_experiment_id": None}) == {}
     assert page_of("7", "sqlite:///a.db").startswith("http://127.0.0.1:5000/#/experiments/7/runs?")
     assert "secret" not in shown_uri("mssql://host/db?odbc_connect=PWD%3Dsecret")
 

@@ -66,6 +66,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
 
 
+@pytest.fixture(autouse=True)
+def _own_store(store: Path) -> None:
+    """This module's store, instead of the one of all other tests."""
+
+
 @pytest.fixture(scope="module")
 def tracked(store: Path) -> Tracked:
     """A run that fails in its second epoch, and is then taken up again."""
@@ -106,8 +111,8 @@ def test_one_run_however_often_it_is_taken_up(tracked: Tracked):
     assert tracked.status_of_failure == "FAILED"
     assert tracked.run.info.status == "FINISHED"
     assert tracked.run.info.run_name == "tiny"
-    facts = json.loads((tracked.directory / "run.json").read_text())
-    assert facts["mlflow_run_id"] == tracked.run.info.run_id
+    run_info = json.loads((tracked.directory / "run.json").read_text())
+    assert run_info["mlflow_run_id"] == tracked.run.info.run_id
     # A finished run is returned as it is, and nothing is logged again.
     points = tracked.client.get_metric_history(tracked.run.info.run_id, "test/auc")
     assert train_run(EXPERIMENT, tracked.data, tracked.directory) == tracked.metrics
@@ -248,9 +253,9 @@ def test_the_environment_names_the_experiment(store: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_run_that_is_gone_is_one_clear_line(store: Path):
-    facts = {"mlflow_run_id": "0123", "mlflow_tracking_uri": None}
+    run_info = {"mlflow_run_id": "0123", "mlflow_tracking_uri": None}
     with pytest.raises(InputError, match=r"expected the MLflow run 0123 in sqlite:.*; found no such run; set MLFLOW"):
-        Tracker.of(facts, Path("run.json"))
+        Tracker.of(run_info, Path("run.json"))
 
 
 def test_without_a_setting_the_store_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -236,7 +236,7 @@ def test_a_second_job_on_the_directory_is_refused(
 def test_the_lock_is_free_when_its_holder_has_ended(tmp_path: Path) -> None:
     with locked(tmp_path / "out"):
         assert (tmp_path / "out" / ".lock").exists()
-        code = "import sys, pathlib\nfrom serving import output\noutput._PATIENCE = 0.2\n"
+        code = "import sys, pathlib\nfrom serving.batch import output\noutput._PATIENCE = 0.2\n"
         code += "with output.locked(pathlib.Path(sys.argv[1])): pass"
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
         assert "expected no other job at work on it" in done.stderr

@@ -17,7 +17,7 @@ import pytest
 from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "torchrec", "fbgemm_gpu", "pandas", "mlflow", "pyarrow", "matplotlib", "sklearn", "scipy")
 START = """
 import sys

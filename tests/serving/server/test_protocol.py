@@ -20,7 +20,7 @@ from serving.server.limits import Limits
 from tests.serving.conftest import REGISTRY, ROUNDING, make_bundle, raw_frame, reference, table
 from tests.serving.server.app import FORMS, JSON, NAME, Client, Served, rows_of, tensor, tensors_of
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bundle"
+GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"
 RAW = raw_frame(40, seed=11)
 INFER = f"/v2/models/{NAME}/infer"
 
