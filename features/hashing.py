@@ -5,6 +5,7 @@ N values, S slots (one per view, feature and probe), M table rows. `docs/formats
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,33 +82,44 @@ def check_num_rows(num_rows: int) -> None:
         )
 
 
-def mix64(values: Tokens) -> Tokens:
+def mix64(values: Any) -> Any:
     """splitmix64's finaliser, element by element (Steele, Lea & Flood 2014).
+
+    Of a numpy array of uint64, or a torch tensor of int64 bit patterns, as torch computes with no uint64.
 
     >>> int(mix64(np.array([1], dtype=np.uint64))[0]) == 0x5692161D100B05E5
     True
     """
-    values = values ^ (values >> np.uint64(30))  # a copy; from here on in place
-    values *= np.uint64(_MULTIPLIER_1)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(_MULTIPLIER_2)
-    values ^= values >> np.uint64(31)
+    wrap = 0 if isinstance(values, np.ndarray) else 2**64  # int64 holds a multiplier as the negative number of its bits
+    values = values ^ _shifted(values, 30)  # a copy; from here on in place
+    values *= _MULTIPLIER_1 - wrap
+    values ^= _shifted(values, 27)
+    values *= _MULTIPLIER_2 - wrap
+    values ^= _shifted(values, 31)
     return values
 
 
-def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int | Tokens) -> Rows:
-    """Rows (int64) of tokens under salts among so many: ((mix64(token ^ salt) >> 32) * R) >> 32; shapes broadcast.
+def _shifted(values: Any, bits: int) -> Any:
+    """Logical shift right, which copies no sign."""
+    shifted = values >> bits
+    if not isinstance(values, np.ndarray):
+        shifted &= (1 << (64 - bits)) - 1
+    return shifted
 
-    Raises `InputError` when one number of rows for all is outside [1, 2**31].
+
+def rows_of_tokens(tokens: Any, salts: Any, num_rows: Any) -> Any:
+    """Rows (int64) of tokens under salts among R: ((mix64(token ^ salt) >> 32) * R) >> 32; shapes broadcast.
+
+    Arrays are as in `mix64`. Raises `InputError` for a single number of rows outside [1, 2**31].
 
     >>> rows_of_tokens(np.array([7, 8], dtype=np.uint64), np.array([[1], [2]], dtype=np.uint64), 1).tolist()
     [[0, 0], [0, 0]]
     """
     if isinstance(num_rows, int):
         check_num_rows(num_rows)
-    mixed = mix64(tokens ^ salts)
-    mixed >>= np.uint64(32)
-    return ((mixed * num_rows) >> np.uint64(32)).view(np.int64)
+    rows = _shifted(mix64(tokens ^ salts), 32) * num_rows
+    rows >>= 32
+    return rows.view(np.int64) if isinstance(rows, np.ndarray) else rows
 
 
 def row_expression(tokens: pl.Expr, slot_salt: int, num_rows: int) -> pl.Expr:

@@ -133,7 +133,7 @@ class UnifiedEmbedding(nn.Module):
         else:
             values = F.embedding(rows, self.table)
         if self.gate is not None:
-            values = self.gate(values, Reads(rows, *self._slots.readers(lookups)))
+            values = self.gate(values, Reads(rows, *self._slots.slot_and_example_of_lookups(lookups)))
         return self._slots.scale(self._slots.sum(values, lookups), lookups)
 
 

@@ -189,7 +189,7 @@ def write_bundle(
     _check_target(out, overwrite=overwrite)
     if table.shape != (layout.num_rows, layout.width):
         raise InputError(f"expected a table [{layout.num_rows}, {layout.width}]", found=str(list(table.shape)))
-    if layout.kind == "collisionless" and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
+    if layout.addressing.has_vocabulary and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
         found = ", ".join(vocabulary or {}) or "none"
         raise InputError(f"vocabulary: expected tokens of {', '.join(layout.num_values)}", found=found)
     with temporary_directory_beside(out) as temporary:
@@ -200,7 +200,7 @@ def write_bundle(
         parts = {DENSE: dense_onnx, GOLDEN: buffer.getvalue(), PROFILE: to_json(profile, PROFILE)}
         for name, part in parts.items():
             _write(temporary / name, part)
-        if layout.kind == "collisionless" and vocabulary is not None:
+        if layout.addressing.has_vocabulary and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
         settings: dict[str, Any] = {
             "format_version": 3 if registry.has_later_settings else 2 if is_compact else 1,
