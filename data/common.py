@@ -1,7 +1,6 @@
 """What the dataset modules share: checksums, splits, atomic files, the registry file, and the command wrapper."""
 
 import gzip
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import yaml
 from features.dataset.info import DatasetSource
 from features.dataset.prepare import prepare
 from features.errors import InputError
-from features.files import sha256_of, temporary_directory_beside, write_text
+from features.files import replace_directory, sha256_of, temporary_directory_beside, write_text
 from features.registry import FeatureRegistry
 
 PARTS = ("train", "valid", "test")
@@ -215,9 +214,7 @@ def write_raw_dataset(
                 summaries[part] = _summary(folder / files[part].name, part)
         (out / "dataset.json").unlink(missing_ok=True)
         write_text(registry, registry_text(features, group=group, comment=source.name))
-        if (out / "raw").exists():
-            shutil.rmtree(out / "raw")
-        folder.rename(out / "raw")
+        replace_directory(folder, out / "raw")
     return RawDataset(
         source=source,
         registry=registry,

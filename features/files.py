@@ -99,6 +99,24 @@ def temporary_directory_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def replace_directory(new: Path, path: Path) -> None:
+    """Move a finished directory to `path`; a directory that is there goes only afterwards, or comes back on failure.
+
+    Raises `OSError`, also where another process puts a directory there at the same time.
+    """
+    old = new.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file under a temporary name, flush it to the disk and rename it into place."""
     write_bytes(path, text.encode("utf-8"))
