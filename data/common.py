@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import typer
 import yaml
 
+from features.arrays import UInt8s
 from features.dataset.info import DatasetSource
 from features.dataset.prepare import prepare
 from features.errors import InputError
@@ -23,8 +23,6 @@ from features.registry import FeatureRegistry
 
 PARTS = ("train", "valid", "test")
 LABEL = pl.col("label").cast(pl.Int8)
-
-Codes = npt.NDArray[np.uint8]
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to make: raw/, registry.yaml and the prepared dataset.")]
 RAW_HELP = "The published files: a folder, or the one file that holds the data."
@@ -81,7 +79,7 @@ def reading(what: str) -> Iterator[None]:
         raise InputError(f"expected {what}", found=found, remedy=remedy) from None
 
 
-def part_codes(num_rows: int, *, split: Split, ratios: str = "8:1:1", seed: int = 1) -> Codes:
+def part_codes(num_rows: int, *, split: Split, ratios: str = "8:1:1", seed: int = 1) -> UInt8s:
     """Part of every row [N]: 0 train, 1 valid, 2 test; rows keep the order of the file inside a part.
 
     `random` deals the permutation's first rows to train, the next to valid, the rest to test.
@@ -112,7 +110,7 @@ def split_rule(split: Split, ratios: str, seed: int) -> str:
     return f"in file order {ratios}"
 
 
-def split_rows(rows: pl.LazyFrame, codes: Codes) -> dict[str, pl.LazyFrame]:
+def split_rows(rows: pl.LazyFrame, codes: UInt8s) -> dict[str, pl.LazyFrame]:
     """The three parts of a frame [N] as queries that stream."""
     index = "row of the source"  # a name that no published column has
 
@@ -260,7 +258,7 @@ def registry_text(
 
 
 def build(out: Path, write_raw: Callable[[], RawDataset], *, notice: str, overwrite: bool) -> None:
-    """Make a dataset directory: print the licence notice, write the raw files, lower them with
+    """Make a dataset directory: print the licence notice, write the raw files, encode them with
     `features.dataset.prepare`.
 
     A finished dataset is left as it is unless `overwrite`.

@@ -22,6 +22,7 @@ import typer
 from polars.io.plugins import register_io_source
 
 from data.common import PARTS, Out, Overwrite, RawDataset, build, run, write_raw_dataset
+from features.arrays import Float64s
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 from features.hashing import hash_text, mix64
@@ -39,7 +40,6 @@ LIST_STD = 1.0
 MAX_LIST_LENGTH = 4
 TRUTH = "true_probability"
 
-Floats = npt.NDArray[np.float64]
 Ranks = npt.NDArray[np.uint64]
 
 
@@ -153,7 +153,7 @@ def power_law(rng: np.random.Generator, num_rows: int, num_distinct: int) -> Ran
     return np.minimum(ranks, np.uint64(num_distinct - 1))  # against rounding at the far end
 
 
-def _signed_values(planted: Planted, name: str, rng: np.random.Generator) -> tuple[Ranks, Floats]:
+def _signed_values(planted: Planted, name: str, rng: np.random.Generator) -> tuple[Ranks, Float64s]:
     """Values [N] and their latent signs [N]: values come in pairs of equal probability and opposite sign."""
     pairs = power_law(rng, CHUNK_ROWS, planted.num_distinct // 2)
     second = rng.integers(0, 2, CHUNK_ROWS, dtype=np.uint64)
@@ -161,7 +161,7 @@ def _signed_values(planted: Planted, name: str, rng: np.random.Generator) -> tup
     return pairs * np.uint64(2) + second, flipped * np.where(second == 1, 1.0, -1.0)
 
 
-def _effects(planted: Planted, name: str, values: Ranks) -> Floats:
+def _effects(planted: Planted, name: str, values: Ranks) -> Float64s:
     """Effect of each value [N], variance 1 over the vocabulary; a pure function of seed, feature and value."""
     stream = np.uint64(hash_text(f"planted {planted.seed} {name}"))
     uniform = (mix64(mix64(values) ^ stream) >> np.uint64(11)).astype(np.float64) / 2**53
@@ -173,7 +173,7 @@ def _texts(values: Ranks) -> pl.Series:
     return pl.select("v" + pl.Series(values).cast(pl.String)).to_series()
 
 
-def _list_feature(planted: Planted, name: str, rng: np.random.Generator) -> tuple[pl.Series, Floats]:
+def _list_feature(planted: Planted, name: str, rng: np.random.Generator) -> tuple[pl.Series, Float64s]:
     lengths = rng.integers(0, MAX_LIST_LENGTH + 1, CHUNK_ROWS)
     texts: list[pl.Expr] = []
     total = np.zeros(CHUNK_ROWS)
@@ -186,7 +186,7 @@ def _list_feature(planted: Planted, name: str, rng: np.random.Generator) -> tupl
     return joined, total / np.maximum(lengths, 1)
 
 
-def _numeric_feature(rng: np.random.Generator) -> tuple[pl.Series, Floats]:
+def _numeric_feature(rng: np.random.Generator) -> tuple[pl.Series, Float64s]:
     amounts = np.round(np.exp(rng.standard_normal(CHUNK_ROWS)), 4)
     is_missing = rng.random(CHUNK_ROWS) < 0.05
     effects = np.log1p(np.where(is_missing, 0.0, amounts)) - 0.8  # 0.8: about the mean, so that BIAS keeps its meaning

@@ -6,8 +6,8 @@ N tokens, P slots of one feature.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from features.arrays import Flags
 from features.hashing import Rows, Tokens
 from features.layout import TableLayout
 from features.table_kinds import TABLE_KINDS, Addressing, Vocabulary
@@ -39,7 +39,7 @@ def rows_of(layout: TableLayout, vocabulary: Vocabulary | None, feature: str, to
     return addressing_of(layout, vocabulary, layout.positions_of(feature)).rows(tokens[:, None]).T
 
 
-def known(is_trained: npt.NDArray[np.bool_], *, is_pruned: bool) -> npt.NDArray[np.bool_]:
+def known(is_trained: Flags, *, is_pruned: bool) -> Flags:
     """Which values [N] are known, given which of their rows [N, P] were read in training and not pruned since.
 
     A pruned row may have been read in training, so in a pruned table a value is known while one of its rows is left.

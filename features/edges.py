@@ -8,20 +8,19 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from features.arrays import Float64s
 
 FIRST_INEXACT_FLOAT32 = 2**24
 """From here on float32 no longer tells every two neighbouring integers apart."""
-
-Floats = npt.NDArray[np.float64]
 
 
 class Edges(NamedTuple):
     """Edges of buckets, and how values are rounded before they are compared with them."""
 
-    values: Floats
+    values: Float64s
     """Rounded already."""
-    rounding: Callable[[Floats], Floats]
+    rounding: Callable[[Float64s], Float64s]
 
 
 @lru_cache(maxsize=1024)
@@ -46,15 +45,15 @@ def edges_of(boundaries: tuple[float, ...]) -> Edges:
     return Edges(exact, _as_it_is)
 
 
-def as_float32(numbers: Floats) -> Floats:
+def as_float32(numbers: Float64s) -> Float64s:
     """Numbers [N] as a float32 column would have them."""
     return numbers.astype(np.float32).astype(np.float64)
 
 
-def _but_large_integers(numbers: Floats) -> Floats:
+def _but_large_integers(numbers: Float64s) -> Float64s:
     is_kept = (np.abs(numbers) >= FIRST_INEXACT_FLOAT32) & (numbers == np.rint(numbers))
     return np.where(is_kept, numbers, as_float32(numbers))
 
 
-def _as_it_is(numbers: Floats) -> Floats:
+def _as_it_is(numbers: Float64s) -> Float64s:
     return numbers

@@ -1,6 +1,6 @@
-"""Raw frame to lowered columns: the one code path of training, batch scoring and online scoring.
+"""Raw frame to encoded columns: the one code path of training, batch scoring and online scoring.
 
-B examples, N float columns. A lowered frame has one column a feature, in registry order: UInt64 tokens, lists of
+B examples, N float columns. A encoded frame has one column a feature, in registry order: UInt64 tokens, lists of
 UInt64 tokens, or Float32.
 """
 
@@ -11,9 +11,9 @@ from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Float32s, Int64s
 from features.errors import missing_column
 from features.hashing import Tokens, tokens_of_texts
 from features.registry import FeatureRegistry
@@ -34,32 +34,32 @@ class EncodedBatch:
     """B."""
     tokens: Mapping[str, Tokens]
     """Tokens of each token feature, example after example: [B], or [sum of lengths] for a list."""
-    lengths: Mapping[str, npt.NDArray[np.int64]]
+    lengths: Mapping[str, Int64s]
     """Tokens an example [B], for list features alone; a scalar has one."""
-    dense: npt.NDArray[np.float32]
+    dense: Float32s
     """Float columns [B, N], in registry order."""
     num_missing: Mapping[str, int] = field(default_factory=dict)
     """Examples without a value, where a float column holds 0, for float columns that were encoded here; tokens show
     theirs themselves."""
 
     @staticmethod
-    def from_frame(lowered: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
-        """Arrays of a lowered frame, as `encode_frame` or a dataset part holds it."""
+    def from_frame(encoded: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
+        """Arrays of a encoded frame, as `encode_frame` or a dataset part holds it."""
         tokens: dict[str, Tokens] = {}
-        lengths: dict[str, npt.NDArray[np.int64]] = {}
+        lengths: dict[str, Int64s] = {}
         for feature in registry.token_features:
-            column = lowered[feature.name]
+            column = encoded[feature.name]
             if feature.is_list:
                 lengths[feature.name] = column.list.len().to_numpy().astype(np.int64)
                 column = column.explode(empty_as_null=False)
             tokens[feature.name] = column.to_numpy()
-        columns = [lowered[feature.name].to_numpy() for feature in registry.dense_features]
+        columns = [encoded[feature.name].to_numpy() for feature in registry.dense_features]
         return EncodedBatch(
-            num_examples=len(lowered), tokens=tokens, lengths=lengths, dense=_dense(columns, len(lowered))
+            num_examples=len(encoded), tokens=tokens, lengths=lengths, dense=_dense(columns, len(encoded))
         )
 
 
-def _dense(columns: Sequence[npt.NDArray[np.float32]], num_examples: int) -> npt.NDArray[np.float32]:
+def _dense(columns: Sequence[Float32s], num_examples: int) -> Float32s:
     """Float columns, [B] each, as one array [B, N]."""
     dense = np.empty((num_examples, len(columns)), dtype=np.float32)
     for position, column in enumerate(columns):
@@ -68,7 +68,7 @@ def _dense(columns: Sequence[npt.NDArray[np.float32]], num_examples: int) -> npt
 
 
 def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> pl.DataFrame:
-    """Lower every feature of a raw frame [B rows]; other columns are left out.
+    """Encode every feature of a raw frame [B rows]; other columns are left out.
 
     A column that is not there raises `InputError`, or reads as all missing with `allow_missing`. So does a column
     of a type, or with a value, that its feature cannot take.
@@ -88,15 +88,15 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
             column = pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name)
         else:
             raise missing_column(feature.name, raw.columns)
-        columns.append(feature.simplify(column))
-        expressions.append(_lowering(feature, columns[-1].dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
+        columns.append(feature.normalize(column))
+        expressions.append(_encoding(feature, columns[-1].dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
     return pl.DataFrame(columns).select(expressions)
 
 
 @lru_cache(maxsize=8192)
-def _lowering(feature: AnyFeature, dtype: pl.DataType) -> pl.Expr:
-    """Kept, because to build an expression takes as long as to lower a row with it."""
-    return feature.lower(dtype)
+def _encoding(feature: AnyFeature, dtype: pl.DataType) -> pl.Expr:
+    """Kept, because to build an expression takes as long as to encode a row with it."""
+    return feature.encode(dtype)
 
 
 def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> EncodedBatch:
@@ -141,8 +141,8 @@ def encode_values(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistr
     ([2, 0], ['ea92b629d1d5a8d', 'ea92b629d1d5a8d'])
     """
     texts: dict[str, Sequence[Text]] = {}
-    lengths: dict[str, npt.NDArray[np.int64]] = {}
-    dense: dict[str, npt.NDArray[np.float32]] = {}
+    lengths: dict[str, Int64s] = {}
+    dense: dict[str, Float32s] = {}
     num_missing: dict[str, int] = {}
     for feature in registry.features:
         name, values = feature.name, columns.get(feature.name)

@@ -6,7 +6,7 @@ view is one reading of the table under salts of its own: `main` feeds the networ
 
 from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -15,12 +15,7 @@ from features.errors import InputError
 from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
 from features.spec import Probes
-from features.table_kinds import TABLE_KINDS, Addressing, Slot, counts_of_readers
-
-if TYPE_CHECKING:
-    Kind = str
-else:
-    Kind = Literal[tuple(TABLE_KINDS)]
+from features.table_kinds import TABLE_KINDS, Addressing, Slot, TableKind, counts_of_readers
 
 
 class TableLayout(BaseModel):
@@ -48,7 +43,7 @@ class TableLayout(BaseModel):
     """Feature to the stable key that its salts contain."""
     pooling: dict[str, str]
     """List feature to `mean` or `sum`; scalars are left out."""
-    kind: Kind = "unified"
+    kind: TableKind = "unified"
     num_values: dict[str, Annotated[int, Field(ge=0, le=MAX_NUM_ROWS)]] = {}
     """Feature to n_f, the missing value not counted; none for kinds that do not depend on them."""
     block: int = Field(default=1, ge=1, le=4096)
@@ -62,7 +57,7 @@ class TableLayout(BaseModel):
         width: int,
         probes: int,
         views: Mapping[str, tuple[str, ...]],
-        kind: Kind = "unified",
+        kind: TableKind = "unified",
         num_values: Mapping[str, int] | None = None,
         block: int = 1,
     ) -> "TableLayout":

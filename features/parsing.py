@@ -68,10 +68,10 @@ def _decorated_numbers(text: pl.Series, decimal: Decimal) -> pl.Series:
     value = pl.col("text")
     stripped = value.str.replace_all(f"[{thousands}{_CURRENCY}%]", "").str.replace(decimal, ".", literal=True)
     number = stripped.cast(pl.Float64, strict=False)
-    lowered = value.str.to_lowercase()
+    lowercase = value.str.to_lowercase()
     return frame.select(
-        pl.when(lowered.is_in(["true", "false"]))
-        .then((lowered == "true").cast(pl.Float64))
+        pl.when(lowercase.is_in(["true", "false"]))
+        .then((lowercase == "true").cast(pl.Float64))
         .when(~value.str.contains(pattern))
         .then(None)
         .when(value.str.ends_with("%"))
@@ -126,16 +126,16 @@ def _integer(text: pl.Expr) -> pl.Expr:
 
 
 def _boolean(text: pl.Expr) -> pl.Expr:
-    lowered, number = text.str.to_lowercase(), _number(text)
-    is_true = lowered.is_in(TRUE_TEXTS) | (number == 1).fill_null(False)
-    is_false = lowered.is_in(FALSE_TEXTS) | (number == 0).fill_null(False)
+    lowercase, number = text.str.to_lowercase(), _number(text)
+    is_true = lowercase.is_in(TRUE_TEXTS) | (number == 1).fill_null(False)
+    is_false = lowercase.is_in(FALSE_TEXTS) | (number == 0).fill_null(False)
     return pl.when(is_true).then(pl.lit("true")).when(is_false).then(pl.lit("false")).otherwise(None)
 
 
 def _number(text: pl.Expr) -> pl.Expr:
     """Float64 of a text; true and false are 1 and 0."""
-    lowered = text.str.to_lowercase()
-    flag = pl.when(lowered == "true").then(1.0).when(lowered == "false").then(0.0)
+    lowercase = text.str.to_lowercase()
+    flag = pl.when(lowercase == "true").then(1.0).when(lowercase == "false").then(0.0)
     return pl.coalesce(flag.otherwise(None), text.cast(pl.Float64, strict=False).fill_nan(None))
 
 

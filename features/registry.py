@@ -236,7 +236,7 @@ def _feature_diff(before: AnyFeature, after: AnyFeature) -> list[str]:
 
 
 def _from_mapping(document: object, where: str) -> FeatureRegistry:
-    """Lower the mapping form `features: {name: type | {type: ...}}` to the list form and validate it."""
+    """Reduce the mapping form `features: {name: type | {type: ...}}` to the list form and validate it."""
     features = document.get("features") if isinstance(document, dict) else document
     if not isinstance(document, dict) or not isinstance(features, dict):
         if isinstance(document, dict) and "features" not in document:

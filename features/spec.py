@@ -1,16 +1,16 @@
-"""Feature types: each knows which columns it accepts and how it lowers to tokens or to floats.
+"""Feature types: each knows which columns it accepts and how it is encoded as tokens or to floats.
 
-There are two lowered forms only: a bag of 64-bit tokens (one token for a scalar, any number for a list) and one
+There are two encoded forms only: a bag of 64-bit tokens (one token for a scalar, any number for a list) and one
 float32 column. A new type is a class here and one line in `FEATURE_TYPES`.
 """
 
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from features.arrays import AnyFloats, Flags, Float32s, Float64s, Int64s
 from features.edges import FIRST_INEXACT_FLOAT32, as_float32, edges_of
 from features.errors import InputError
 from features.hashing import token_of_text
@@ -25,8 +25,6 @@ FIRST_INEXACT_INTEGER = {
 MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
-
-Floats = npt.NDArray[np.float64]
 
 LATER_SETTINGS = ("value_type", "decimal")
 """Settings that came after the first format, None by default: written only where they are set, so that a registry
@@ -50,7 +48,7 @@ class FeatureSpec(BaseModel):
 
     @property
     def has_tokens(self) -> bool:
-        """True where the lowered form is a bag of tokens, False where it is a float column."""
+        """True where the encoded form is a bag of tokens, False where it is a float column."""
         return True
 
     @property
@@ -60,7 +58,7 @@ class FeatureSpec(BaseModel):
 
     @property
     def encoded_dtype(self) -> pl.DataType:
-        """Data type of the lowered column."""
+        """Data type of the encoded column."""
         return pl.UInt64() if self.has_tokens else pl.Float32()
 
     @model_serializer(mode="wrap")
@@ -75,15 +73,15 @@ class FeatureSpec(BaseModel):
         return column
 
     def check(self, column: pl.Series) -> None:
-        """Raise `InputError` unless `lower` can take every value of the parsed column [N]."""
+        """Raise `InputError` unless `encode` can take every value of the parsed column [N]."""
         raise NotImplementedError
 
-    def simplify(self, column: pl.Series) -> pl.Series:
-        """The checked column [N] as `lower` takes it: a number as its bucket or its float, others as they are."""
+    def normalize(self, column: pl.Series) -> pl.Series:
+        """The checked column [N] as `encode` takes it: a number as its bucket or its float, others as they are."""
         return column
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
-        """Expression from a simplified column of this data type to the lowered column."""
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
+        """Expression from a normalized column of this data type to the encoded column."""
         raise NotImplementedError
 
     def reject(self, expected: str, found: str, remedy: str, row: int | None = None) -> InputError:
@@ -97,7 +95,7 @@ Probes = Annotated[int, Field(ge=1, le=64)]
 class Categorical(FeatureSpec):
     """One value an example; text, integers, booleans, or floats that are integers.
 
-    >>> Categorical(name="user").lower(pl.Int64()).meta.output_name()
+    >>> Categorical(name="user").encode(pl.Int64()).meta.output_name()
     'user'
     """
 
@@ -117,7 +115,7 @@ class Categorical(FeatureSpec):
             raise self.reject("one value a row", f"a list ({_type(column)})", remedy)
         check_text(self, column)
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
         return token_of_text(canonical_text(pl.col(self.name), dtype)).alias(self.name)
 
 
@@ -187,7 +185,7 @@ class CategoricalList(FeatureSpec):
             row = int((lengths.cum_sum() <= error.row).sum())
             raise InputError(error.expected, found=error.found, remedy=error.remedy, row=row) from None
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
         texts_type = pl.List(pl.String)
         if isinstance(dtype, pl.List | pl.Array):
             inner: Any = dtype.inner
@@ -262,25 +260,25 @@ class Numeric(FeatureSpec):
         if dtype.is_float():
             self.check_numbers(column.to_numpy())
 
-    def check_numbers(self, numbers: npt.NDArray[np.floating[Any]]) -> None:
+    def check_numbers(self, numbers: AnyFloats) -> None:
         """Raise `InputError` unless float32 can hold every number [N]; NaN is a missing one."""
         row = _first(np.abs(numbers) > MAX_FLOAT32)
         if row is not None:
             remedy = "make it null, or clip it before"
             raise self.reject("finite numbers in float32's range", f"{numbers[row]:.12g}", remedy, row)
 
-    def simplify(self, column: pl.Series) -> pl.Series:
+    def normalize(self, column: pl.Series) -> pl.Series:
         numbers = column.cast(pl.Float64).to_numpy()  # null becomes NaN
         if not self.has_tokens:
             return pl.Series(self.name, self.floats(numbers))
         buckets, is_missing = pl.Series(self.name, self.buckets(numbers)), np.isnan(numbers)
         return buckets.set(pl.Series(is_missing), None) if is_missing.any() else buckets
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
         column = pl.col(self.name)
         return token_of_text(canonical_text(column, dtype)).alias(self.name) if self.has_tokens else column
 
-    def floats(self, numbers: Floats) -> npt.NDArray[np.float32]:
+    def floats(self, numbers: Float64s) -> Float32s:
         """The float column [N] of numbers [N] where NaN is a missing one, and becomes 0."""
         if self.transform == "log1p":
             numbers = np.copysign(np.log1p(np.abs(numbers)), numbers)
@@ -291,7 +289,7 @@ class Numeric(FeatureSpec):
             numbers = np.clip(numbers, -MAX_FLOAT32, MAX_FLOAT32)
         return np.where(np.isnan(numbers), 0.0, numbers).astype(np.float32)
 
-    def buckets(self, numbers: Floats) -> npt.NDArray[np.int64]:
+    def buckets(self, numbers: Float64s) -> Int64s:
         """The bucket [N] of each number [N]; of no meaning where that is NaN."""
         present = np.where(np.isnan(numbers), 0.0, numbers)
         if self.transform == "bucketize":
@@ -360,7 +358,7 @@ def _check_integral(spec: FeatureSpec, column: pl.Series) -> None:
         raise spec.reject(expected, f"{column[row]:.0f}", remedy, row)
 
 
-def _first(mask: npt.NDArray[np.bool_]) -> int | None:
+def _first(mask: Flags) -> int | None:
     """Position of the first true value."""
     return int(mask.argmax()) if mask.any() else None
 

@@ -7,7 +7,7 @@ readers of a table are its (view, feature) pairs, in output order. A new kind is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -265,6 +265,10 @@ TABLE_KINDS: dict[str, type[Addressing]] = {
     "quotient_remainder": QuotientRemainder,
     "robe": Robe,
 }
+if TYPE_CHECKING:
+    TableKind = str
+else:
+    TableKind = Literal[tuple(TABLE_KINDS)]
 
 
 def counts_of_readers(views: Views, counts: Mapping[str, int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Python values, as requests and object columns hold them, to what a feature lowers: texts, lists of texts, numbers.
+"""Python values, as requests and object columns hold them, to what a feature encodes: texts, lists of texts, numbers.
 
 N values. Values of several types in one column (7, "a", None) keep the meaning that they have one by one; a column of
 one type means the same as a column of polars of that type.
@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Float64s
 from features.errors import InputError
 from features.parsing import parse_numbers, parse_values
 from features.spec import (
@@ -102,7 +102,7 @@ def lists_of(feature: CategoricalList, values: Sequence[Any]) -> list[list[Text]
     return _each(_list, feature, values)
 
 
-def numbers_of(feature: Numeric, values: Sequence[Any]) -> npt.NDArray[np.float64]:
+def numbers_of(feature: Numeric, values: Sequence[Any]) -> Float64s:
     """Numbers [N] in float64, which every transform starts from; NaN for a missing one. Checked as a column is."""
     if not set(map(type, values)) <= _NUMBERS:
         values = _each(_number, feature, _texts_as_numbers(feature, values))

@@ -6,9 +6,9 @@ Mean and variance by pairwise merging of chunks (Chan, Golub & LeVeque 1983); qu
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Float64s
 from features.errors import InputError
 from features.hashing import hash_text
 from features.registry import FeatureRegistry
@@ -33,7 +33,7 @@ class NumericSummary:
         self._priority = np.empty(0, dtype=np.float64)
         self._random = np.random.default_rng(seed)
 
-    def add(self, values: npt.NDArray[np.float64]) -> None:
+    def add(self, values: Float64s) -> None:
         """Take in values [N] without missing ones."""
         if not len(values):
             return

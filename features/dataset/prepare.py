@@ -1,7 +1,7 @@
 """Raw files to a dataset directory, a chunk at a time; statistics are fitted on the training rows alone.
 
 A dataset directory holds `registry.json`, `dataset.json` and `train/ valid/ test/` of parquet parts: `label`, optional
-`weight` and `group`, then a lowered column a feature. `dataset.json` is written last: without it there is no dataset.
+`weight` and `group`, then a encoded column a feature. `dataset.json` is written last: without it there is no dataset.
 """
 
 from collections import Counter
@@ -42,7 +42,7 @@ def prepare(
     progress: bool = False,
     part_rows: int = PART_ROWS,
 ) -> DatasetInfo:
-    """Lower raw rows and write a dataset directory.
+    """Encode raw rows and write a dataset directory.
 
     `splits` has a frame (polars, pandas, anything with an Arrow C stream) a split, or a list of paths, directories and
     globs. Without `valid` rows a share `holdout` of the training rows becomes the validation split; without `valid` and
@@ -254,16 +254,16 @@ def _write_splits(
         labels = LabelReader(registry.label, registry.label_rule)
         for chunk in reader.chunks(paths, f"prepare {origin}"):
             with _faults_in(chunk):
-                lowered = _lower(chunk.raw, registry, labels)
+                encoded = _encode(chunk.raw, registry, labels)
             masks = reader.masks(chunk) if origin == "train" else {}
             for split, mask in masks.items():
-                writers[split].add(lowered.filter(mask), _missing_counts(chunk.raw, registry, mask))
+                writers[split].add(encoded.filter(mask), _missing_counts(chunk.raw, registry, mask))
             if not masks:
-                writers[origin].add(lowered, _missing_counts(chunk.raw, registry))
+                writers[origin].add(encoded, _missing_counts(chunk.raw, registry))
     return {split: writer.finish() for split, writer in writers.items()}
 
 
-def _lower(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -> pl.DataFrame:
+def _encode(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -> pl.DataFrame:
     """Columns of a part: label, weight and group where the registry has them, then the features."""
     columns = [labels.read(raw)]
     if registry.weight is not None:
@@ -274,7 +274,7 @@ def _lower(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) ->
 
 
 class _SplitWriter:
-    """Writes lowered rows as parquet parts of at most `part_rows` rows."""
+    """Writes encoded rows as parquet parts of at most `part_rows` rows."""
 
     def __init__(self, directory: Path, part_rows: int) -> None:
         directory.mkdir()
@@ -285,15 +285,15 @@ class _SplitWriter:
         self.parts: list[PartInfo] = []
         self.missing: Counter[str] = Counter()
 
-    def add(self, lowered: pl.DataFrame, missing: Mapping[str, int]) -> None:
-        """Keep lowered rows and count their missing values; full parts go to the disk."""
+    def add(self, encoded: pl.DataFrame, missing: Mapping[str, int]) -> None:
+        """Keep encoded rows and count their missing values; full parts go to the disk."""
         self.missing.update(missing)
-        self.rows += lowered.height
-        self.positives += int(lowered["label"].sum())
-        if "weight" in lowered:
-            self.weights += np.bincount(lowered["label"], weights=lowered["weight"], minlength=2)
-        self.frames.append(lowered)
-        self.buffered += lowered.height
+        self.rows += encoded.height
+        self.positives += int(encoded["label"].sum())
+        if "weight" in encoded:
+            self.weights += np.bincount(encoded["label"], weights=encoded["weight"], minlength=2)
+        self.frames.append(encoded)
+        self.buffered += encoded.height
         while self.buffered >= self.part_rows:
             self._write(self.part_rows)
 

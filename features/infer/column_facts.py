@@ -6,17 +6,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Flags, Float64s
 from features.infer.column_names import TIME_WORDS, words_of
 from features.infer.moments import SURE_DIGITS, digits_of_moment, is_epoch, is_short_hour, is_written_moment
 from features.infer.number_texts import NumberStyle, as_integers, read_texts
 from features.spec import TEXT_TYPES
 
-Kind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
-Labels = npt.NDArray[np.bool_]
-
+ColumnKind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
 MIN_LABELS_A_CLASS = 10
 MIN_MOMENTS = 0.95
 MIN_DISTINCT_DATES = 8
@@ -33,7 +31,7 @@ class ColumnFacts:
 
     column: pl.Series
     """The sample [N]: numbers as numbers, flags as booleans, floats that all are integers as integers."""
-    kind: Kind
+    kind: ColumnKind
     style: NumberStyle | None = None
     """How numbers that are text are written, where that is not plain."""
     almost_numbers: str | None = None
@@ -134,7 +132,7 @@ class ColumnFacts:
         return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _kind(column: pl.Series) -> Kind:
+def _kind(column: pl.Series) -> ColumnKind:
     dtype = column.dtype
     if column.null_count() == len(column):
         return "empty"
@@ -153,7 +151,7 @@ def _kind(column: pl.Series) -> Kind:
     return "text" if dtype == pl.String else "other"
 
 
-def label_auc(column: pl.Series, labels: Labels) -> float:
+def label_auc(column: pl.Series, labels: Flags) -> float:
     """AUC [0.5, 1] of the label from this column [N] alone: by its values' label rates, or by its order for numbers.
 
     The rates come from a random half of the rows and are judged on the other, so that rare values prove nothing.
@@ -174,7 +172,7 @@ def label_auc(column: pl.Series, labels: Labels) -> float:
     return best
 
 
-def _auc(scores: npt.NDArray[np.float64], labels: Labels) -> float:
+def _auc(scores: Float64s, labels: Flags) -> float:
     """Probability that a positive is scored above a negative; ties count half."""
     num_positive, num_negative = int(labels.sum()), int((~labels).sum())
     if min(num_positive, num_negative) < MIN_LABELS_A_CLASS:

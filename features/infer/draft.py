@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from features.arrays import Flags
 from features.errors import InputError, missing_column
-from features.infer.column_facts import ColumnFacts, Labels, label_auc
+from features.infer.column_facts import ColumnFacts, label_auc
 from features.infer.label import find_label, inline, scalar
 from features.infer.rules import ROW_ID_UNIQUENESS, Guess, guess_feature
 from features.io.csv_format import CsvFormat
@@ -118,7 +119,7 @@ def _csv_lines(csv: CsvFormat | None) -> list[_Line]:
     return [_Line(f"csv: {inline(settings)}", "as asked for; of every delimited file")] if settings else []
 
 
-def _labels(is_one: pl.Series) -> tuple[pl.Series, Labels]:
+def _labels(is_one: pl.Series) -> tuple[pl.Series, Flags]:
     """(which rows have a label [N], the labels they have)."""
     return is_one.is_not_null(), is_one.drop_nulls().to_numpy()
 
@@ -135,7 +136,7 @@ def _group_line(facts: Mapping[str, ColumnFacts], label: str | None) -> _Line:
     return _Line("# group: COLUMN", "optional, for gAUC; no column is named like a user")
 
 
-def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Labels] | None) -> Guess:
+def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Flags] | None) -> Guess:
     guess = guess_feature(facts)
     reason = guess.reason
     if guess.is_used and labels is not None and facts.kind != "list":

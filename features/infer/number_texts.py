@@ -54,9 +54,9 @@ def read_texts(column: pl.Series, *, is_delimited: bool) -> Reading:
     texts = trimmed.drop_nulls()
     if not len(texts) or texts.str.contains(_NAMES).any():
         return Reading(column)
-    lowered = trimmed.str.to_lowercase()
-    if lowered.drop_nulls().is_in(["true", "false"]).all():
-        return Reading(lowered == "true")
+    lowercase = trimmed.str.to_lowercase()
+    if lowercase.drop_nulls().is_in(["true", "false"]).all():
+        return Reading(lowercase == "true")
     if not is_delimited and texts.str.contains(r"^-?\d+$").all():
         return Reading(column)
     numbers = _plain_numbers(trimmed)

@@ -22,8 +22,8 @@ from features.io.json_lines import open_packed, scan_json
 from features.io.partitions import partitions_of, with_partitions
 
 CHUNK_ROWS = 262_144
-Kind = Literal["parquet", "csv", "tsv", "ndjson"]
-KINDS: dict[str, Kind] = {
+FileFormat = Literal["parquet", "csv", "tsv", "ndjson"]
+FORMATS: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
@@ -39,26 +39,26 @@ BOM = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.[a-z]+)(\.gz)?$")
 
 
-def kind_of(path: Path) -> Kind | None:
+def format_of(path: Path) -> FileFormat | None:
     """Format of a file by its name; None where it has none that can be read.
 
-    >>> kind_of(Path("log.CSV.gz")), kind_of(Path("log.xlsx"))
+    >>> format_of(Path("log.CSV.gz")), format_of(Path("log.xlsx"))
     ('csv', None)
     """
     suffix = _SUFFIX.search(path.name.lower())
-    kind = KINDS.get(suffix[1]) if suffix else None
+    kind = FORMATS.get(suffix[1]) if suffix else None
     return None if suffix is None or (kind == "parquet" and suffix[2]) else kind
 
 
 def suffix_of(path: Path) -> str:
     """The end of a file's name that says its format; empty where none does."""
     found = _SUFFIX.search(path.name.lower())
-    return path.name[found.start() :] if found and kind_of(path) else ""
+    return path.name[found.start() :] if found and format_of(path) else ""
 
 
 def is_text(path: Path) -> bool:
     """True for files whose columns have no types."""
-    return kind_of(path) in ("csv", "tsv")
+    return format_of(path) in ("csv", "tsv")
 
 
 def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -133,13 +133,13 @@ def _files_below(root: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] not in "_."]
         folders[:] = [name for name in folders if os.path.realpath(Path(folder) / name) not in seen]
         found += [Path(folder) / name for name in names if name[0] not in "_."]
-    others = sorted(file for file in found if kind_of(file) is None and not _is_about_data(file))
+    others = sorted(file for file in found if format_of(file) is None and not _is_about_data(file))
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         remedy = "convert or move it, rename it to begin with `_`, or give a glob of what to read"
         expected = f"{root}: expected files of {_suffixes()} alone"
         raise InputError(expected, found=f"{others[0].relative_to(root)}{more}", remedy=remedy)
-    return sorted(file for file in found if kind_of(file) is not None)
+    return sorted(file for file in found if format_of(file) is not None)
 
 
 def _is_about_data(file: Path) -> bool:
@@ -147,7 +147,7 @@ def _is_about_data(file: Path) -> bool:
 
 
 def _suffixes() -> str:
-    return ", ".join(KINDS)
+    return ", ".join(FORMATS)
 
 
 def schema_of(path: Path, csv: CsvFormat | None = None) -> dict[str, pl.DataType]:
@@ -171,7 +171,7 @@ def _open(path: Path, csv: CsvFormat | None) -> tuple[pl.LazyFrame, dict[str, pl
     with _faults(path):
         frame = _scan(path, csv)
         schema = dict(frame.collect_schema())
-    if not schema and kind_of(path) == "ndjson":
+    if not schema and format_of(path) == "ndjson":
         found, remedy = "objects without a key", "write the names of the columns as keys"
         raise InputError(f"{path}: expected columns", found=found, remedy=remedy)
     for name in schema:
@@ -249,13 +249,13 @@ def _without_blank_lines(chunks: Iterable[pl.DataFrame], path: Path) -> Iterator
 
 def _is_empty(path: Path) -> bool:
     """True for a file without a byte, or of blank lines alone; its format must be known and it must be there."""
-    if kind_of(path) is None:
+    if format_of(path) is None:
         raise InputError(f"{path}: expected a file that ends in {_suffixes()}", remedy="convert or rename it")
     if not path.is_file():
         raise InputError(f"{path}: no such file", remedy="check the path")
     if path.stat().st_size == 0:
         return True
-    if kind_of(path) == "parquet":
+    if format_of(path) == "parquet":
         return False
     with _faults(path), open_packed(path) as file:
         while block := file.read(65_536):
@@ -266,11 +266,11 @@ def _is_empty(path: Path) -> bool:
 
 def _format(path: Path, csv: CsvFormat | None) -> CsvFormat:
     csv = csv or CsvFormat()
-    return csv.model_copy(update={"separator": "\t"}) if kind_of(path) == "tsv" else csv
+    return csv.model_copy(update={"separator": "\t"}) if format_of(path) == "tsv" else csv
 
 
 def _scan(path: Path, csv: CsvFormat | None) -> pl.LazyFrame:
-    if kind_of(path) == "parquet":
+    if format_of(path) == "parquet":
         return pl.scan_parquet(path, glob=False, hive_partitioning=False)
     if not is_text(path):
         return scan_json(path)
@@ -296,7 +296,7 @@ def _faults(path: Path) -> Iterator[None]:
         if is_text(path):
             check_fields(path)  # says where, which polars does not
         remedy = "the file is damaged or of another format: write it again"
-        if kind_of(path) == "ndjson":
+        if format_of(path) == "ndjson":
             remedy = "write one object per line, with values of one type under each name"
         found = " ".join(str(error).split())[:160]
         if "utf-8" in found.lower():
