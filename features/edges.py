@@ -1,4 +1,4 @@
-"""Edges between buckets of numbers, and the precision in which numbers are compared with them.
+"""Edges of buckets, and the precision in which numbers are compared with them.
 
 N numbers.
 """
@@ -12,24 +12,24 @@ import numpy as np
 from features.arrays import Float64s
 
 FIRST_INEXACT_FLOAT32 = 2**24
-"""From here on float32 no longer tells every two neighbouring integers apart."""
+"""From here on, float32 no longer distinguishes all neighbouring integers."""
 
 
 class Edges(NamedTuple):
-    """Edges of buckets, and how values are rounded before they are compared with them."""
+    """Edges of buckets, and the rounding of values that are compared with them."""
 
     values: Float64s
-    """Rounded already."""
+    """Rounded edges."""
     rounding: Callable[[Float64s], Float64s]
 
 
 @lru_cache(maxsize=1024)
 def edges_of(boundaries: tuple[float, ...]) -> Edges:
-    """Edges of buckets in the precision that values are compared in.
+    """Edges of buckets in the precision of the comparison.
 
-    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text. Where
-    float32 would merge two edges or change one that is an integer, integers from 2^24 on are compared exactly, or all
-    numbers: no float32 column has those edges.
+    That is float32, so that .1 is in the same bucket in a float32 column, a float64 column and a text. If float32 would
+    merge two edges or change an edge that is an integer, integers from 2^24 on are compared exactly, or else all
+    numbers; no float32 column has such edges.
 
     >>> edges_of((0.1, 0.7)).rounding(np.array([0.7])) == edges_of((0.1, 0.7)).values[1]
     array([ True])
@@ -46,7 +46,7 @@ def edges_of(boundaries: tuple[float, ...]) -> Edges:
 
 
 def as_float32(numbers: Float64s) -> Float64s:
-    """Numbers [N] as a float32 column would have them."""
+    """Numbers [N] rounded to float32."""
     return numbers.astype(np.float32).astype(np.float64)
 
 

@@ -1,7 +1,7 @@
-"""TableLayout: which rows of the one table an example reads, and where they stand in the network's input.
+"""TableLayout: the rows of the table that an example reads, and their columns in the network's input.
 
 S slots (one per view, feature and probe), w row width, M table rows, n_f distinct values of a feature in train. A
-view is one reading of the table under salts of its own: `main` feeds the network, FinalMLP's gates add `fs1` and `fs2`.
+view reads the table with its own salts: `main` feeds the network, FinalMLP's gates add `fs1` and `fs2`.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class TableLayout(BaseModel):
     num_rows: int = Field(ge=1, le=MAX_NUM_ROWS)
     """M."""
     width: int = Field(ge=1, le=4096)
-    """w: floats a row."""
+    """w: floats per row."""
     seed: int
     """The registry's seed, which all salts contain."""
     views: Annotated[dict[str, dict[str, Probes]], Field(max_length=16)]
@@ -45,9 +45,9 @@ class TableLayout(BaseModel):
     """List feature to `mean` or `sum`; scalars are left out."""
     kind: TableKind = "unified"
     num_values: dict[str, Annotated[int, Field(ge=0, le=MAX_NUM_ROWS)]] = {}
-    """Feature to n_f, the missing value not counted; none for kinds that do not depend on them."""
+    """Feature to n_f, without the missing value; empty for kinds that do not depend on it."""
     block: int = Field(default=1, ge=1, le=4096)
-    """Z: rows in succession that `robe` reads from one hashed place on."""
+    """Z: consecutive rows that `robe` reads from one hashed row on."""
 
     @staticmethod
     def of(
@@ -61,11 +61,11 @@ class TableLayout(BaseModel):
         num_values: Mapping[str, int] | None = None,
         block: int = 1,
     ) -> "TableLayout":
-        """Layout of a registry's token features; `probes` counts where a feature does not set its own.
+        """Layout of a registry's token features; `probes` is for features that do not set their own.
 
-        `num_values` is n_f of every token feature, for the kinds that need it; `collisionless` takes its number of rows
-        from it, and does not read `num_rows`; `robe` alone reads `block`. Raises `InputError` for sizes that no table
-        of this kind has and for a view of features that are not in the registry.
+        `num_values` is n_f of every token feature, for the kinds that need it: `collisionless` computes its number of
+        rows from it and ignores `num_rows`. Only `robe` reads `block`. Raises `InputError` for sizes that a table of
+        this kind cannot have and for a view of features that are not in the registry.
         """
         check_num_rows(num_rows)
         if width < 1 or probes < 1:
@@ -106,7 +106,7 @@ class TableLayout(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A layout is written without what came after its kind: its bundles keep their identity."""
+        """Settings that are newer than a layout's kind are not written, so its bundles keep their identity."""
         document = write(self)
         if not self.addressing.has_blocks:
             del document["block"]
@@ -121,7 +121,7 @@ class TableLayout(BaseModel):
 
     @cached_property
     def ranges(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(view, feature) to the rows that it may read: the first one, and how many; in output order."""
+        """(view, feature) to the first row and the number of rows that it may read; in output order."""
         readers = [(view, feature) for view, probes in self.views.items() for feature in probes]
         counts = counts_of_readers(self.views, self.num_values)
         return dict(zip(readers, self.addressing.ranges(self.num_rows, counts), strict=True))

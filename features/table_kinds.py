@@ -93,7 +93,7 @@ class Addressing:
     def rows(self, tokens: Any, xp: Any = np) -> Any:
         """Rows (int64) [N, S] of tokens [N, S], or of [N, 1] where all slots read the same feature.
 
-        With `xp=torch`, tokens and rows are tensors, the tokens as int64 bit patterns; torch computes with no uint64.
+        With `xp=torch`, tokens and rows are tensors; the tokens are int64 bit patterns.
         """
         raise NotImplementedError
 
@@ -109,19 +109,19 @@ class Addressing:
 
     @classmethod
     def table_rows(cls, num_rows: int, counts: Sequence[int]) -> int:
-        """M of a table with these settings, whose readers have so many distinct values each."""
+        """M of a table with this setting, given the distinct values of each reader."""
         return num_rows
 
     @classmethod
     def ranges(cls, num_rows: int, counts: Sequence[int]) -> list[tuple[int, int]]:
-        """First row and number of rows of each reader, whose distinct values `counts` gives."""
+        """First row and number of rows of each reader, given its distinct values."""
         return [(0, num_rows)] * len(counts)
 
     @classmethod
     def slot(
         cls, view: str, feature: str, probe: int, rows: tuple[int, int], salt: Callable[[int], int], block: int
     ) -> Slot:
-        """A probe of a reader that has these rows (the first one, and how many); `salt` gives the one of a number."""
+        """The slot of one probe; `rows` is the first row and the number of rows of its reader."""
         return Slot(view, feature, probe, salt(probe), *rows, rows[1])
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Slots: tokens to rows of the table, and rows to output columns.
+"""Slots: the lookups of a batch, and the pooling of their values into output columns.
 
 B examples, M table rows, w row width, S slots (one per view, feature and probe), W = S * w output columns, N tokens,
 L list tokens of a feature in a batch.
@@ -19,7 +19,7 @@ TABLE = "unified"
 
 
 def table_config(layout: TableLayout) -> EmbeddingBagConfig:
-    """torchrec's description of the table: one torchrec feature a slot."""
+    """torchrec's description of the table: one torchrec feature per slot."""
     names = [f"{slot.view}/{slot.feature}/{slot.probe}" for slot in layout.slots]
     return EmbeddingBagConfig(
         name=TABLE, embedding_dim=layout.width, num_embeddings=layout.num_rows, feature_names=names
@@ -27,7 +27,7 @@ def table_config(layout: TableLayout) -> EmbeddingBagConfig:
 
 
 class ListRows(NamedTuple):
-    """Rows that one list feature reads."""
+    """Rows that a list feature reads."""
 
     rows: Tensor  # [slots of the feature, L]
     lengths: Tensor  # [B]
@@ -40,15 +40,15 @@ class Lookups(NamedTuple):
     lists: dict[str, ListRows]
 
     def flat_rows(self) -> Tensor:
-        """All rows [n]: those of the scalars example by example, then list after list."""
+        """All rows [n]: those of the scalars, example by example, then those of each list feature."""
         return torch.cat([self.scalars.t().flatten(), *(part.rows.flatten() for part in self.lists.values())])
 
 
 class Slots:
-    """Tokens to rows, and rows to output columns; scalars are looked up together, list features one by one."""
+    """Lookups of all slots, and their output columns; scalars are looked up together, list features separately."""
 
     def __init__(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> None:
-        """`vocabulary` is needed where the layout is `collisionless`."""
+        """`vocabulary` is required for a collisionless layout."""
         self.layout = layout
         features = list(dict.fromkeys(slot.feature for slot in layout.slots))
         self.lists = {name: layout.positions_of(name) for name in features if name in layout.pooling}
@@ -56,7 +56,7 @@ class Slots:
         self._scalar_addressing = addressing_of(layout, vocabulary, self.scalars)
         self._list_addressing = {name: addressing_of(layout, vocabulary, self.lists[name]) for name in self.lists}
         stacked = self.scalars + [position for positions in self.lists.values() for position in positions]
-        # Where each slot stands in the stack "scalars, then list after list".
+        # Position of each slot in the stack "scalars, then each list feature".
         self.order = torch.argsort(torch.tensor(stacked, dtype=torch.int64)) if self.lists else None
 
     def lookups(self, sparse: KeyedJaggedTensor) -> Lookups:
@@ -66,7 +66,7 @@ class Slots:
             parts = sparse.to_dict()
             columns = {name: parts[name].values() for name in keys}
         else:
-            # Every bag holds one token, so that the values are [F, B] as they stand.
+            # Every bag holds one token, so the values already are [F, B].
             columns = dict(zip(keys, sparse.values().view(len(keys), num_examples), strict=True))
         scalars = torch.zeros(0, num_examples, dtype=torch.int64, device=sparse.values().device)
         if self.scalars:
@@ -91,7 +91,7 @@ class Slots:
         return torch.cat(slots), torch.cat(places)
 
     def sum(self, values: Tensor, lookups: Lookups) -> Tensor:
-        """Values [n, w] of the rows in reading order, summed over each bag: [B, W]."""
+        """Values [n, w] of `Lookups.flat_rows`, summed over each bag: [B, W]."""
         num_slots, num_examples = lookups.scalars.shape
         start = lookups.scalars.numel()
         parts = [values[:start].view(num_examples, num_slots, values.shape[1])]  # [B, scalar slots, w]
@@ -108,7 +108,7 @@ class Slots:
         return stacked.reshape(num_examples, -1)  # [B, S, w] -> [B, W]
 
     def scale(self, summed: Tensor, lookups: Lookups) -> Tensor:
-        """Sums [B, W] to means where a list feature asks for them."""
+        """Sums [B, W] as means for list features that are pooled by the mean."""
         means = [name for name in lookups.lists if self.layout.pooling[name] == "mean"]
         if not means:
             return summed
@@ -118,7 +118,7 @@ class Slots:
         return summed / counts.repeat_interleave(self.layout.width, dim=1)
 
     def jagged_rows(self, lookups: Lookups) -> KeyedJaggedTensor:
-        """Rows as torchrec takes them: one key a slot, in slot order."""
+        """Rows for torchrec: one key per slot, in slot order."""
         num_examples = lookups.scalars.shape[1]
         ones = torch.ones(num_examples, dtype=torch.int64, device=lookups.scalars.device)
         bags = {p: (rows, ones) for p, rows in zip(self.scalars, lookups.scalars, strict=True)}

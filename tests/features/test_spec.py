@@ -170,7 +170,7 @@ def test_lists_without_any_value_keep_their_rows(dtype):
 
 
 def test_a_scalar_is_no_list_and_text_needs_a_separator():
-    assert "found one value a row (Int64); declare it `categorical`" in str(refusal(SPLIT, [1]))
+    assert "found one value per row (Int64); declare it `categorical`" in str(refusal(SPLIT, [1]))
     assert "found text and no separator declared; set `separator:`" in str(refusal(TAGS, ["a|b"]))
 
 
