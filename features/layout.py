@@ -5,7 +5,7 @@ view reads the table with its own salts: `main` feeds the network, FinalMLP's ga
 """
 
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -129,17 +129,12 @@ class TableLayout(BaseModel):
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All S slots in output order."""
-        return tuple(
-            self.addressing.slot(
-                view, feature, probe, self.ranges[view, feature], partial(self._salt, feature, view), self.block
-            )
-            for view, probes in self.views.items()
-            for feature, num_probes in probes.items()
-            for probe in range(num_probes)
-        )
-
-    def _salt(self, feature: str, view: str, number: int) -> int:
-        return salt(self.seed, self.keys[feature], view, number)
+        slots: list[Slot] = []
+        for (view, feature), rows in self.ranges.items():
+            for probe in range(self.views[view][feature]):
+                number, *numbers = self.addressing.lookup(probe, *rows, self.block)
+                slots.append(Slot(view, feature, probe, salt(self.seed, self.keys[feature], view, number), *numbers))
+        return tuple(slots)
 
     @cached_property
     def view_widths(self) -> dict[str, dict[str, int]]:

@@ -151,7 +151,7 @@ def test_text_without_a_separator_is_no_list(raw: Callable[..., Path]):
 
 def test_text_in_a_csv_number_is_named_with_its_row(raw: Callable[..., Path]):
     path = raw("csv", price=["1", "", " 2 ", "1,5", "3"])
-    found = "expected a number; found '1,5' in row 4; set `decimal: \",\"` where a comma is the decimal point"
+    found = "expected a number; found '1,5' in row 4; set `decimal: \",\"` if a comma is the decimal mark"
     assert refusal(path).startswith(f"{path}: column 'price': {found}")
 
 

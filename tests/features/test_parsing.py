@@ -105,7 +105,7 @@ def test_a_comma_of_thousands_has_to_be_said():
     """1,234 is 1234 to some and 1.234 to others: off by a thousand in silence, where nobody said which."""
     assert parse_numbers(pl.Series(["950", "1,234"]), ".").to_list() == [950, 1234]
     assert parse_numbers(pl.Series(["950", "1,234"]), ",").to_list() == [950, 1.234]
-    with pytest.raises(InputError, match=r"found '1,234'; set `decimal: \",\"` where a comma is the decimal point"):
+    with pytest.raises(InputError, match=r"found '1,234'; set `decimal: \",\"` if a comma is the decimal mark"):
         parse_numbers(pl.Series(["950", "1,234"]))
 
 
