@@ -13,6 +13,7 @@ from features.addressing import Vocabulary
 from features.errors import InputError
 from features.layout import TableLayout
 from recsys.checkpoint import load_optimizer_tensors, optimizer_tensors
+from recsys.embedding.active_rows import ActiveRows
 from recsys.embedding.row_sparse_adam import RowSparseAdam, RowState
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 
@@ -50,13 +51,16 @@ class TableOptimizer(Protocol):
 
 
 class AdamTable:
-    """Row-sparse Adam over the rows that the embedding touched; dense quality at O(batch) a step."""
+    """Row-sparse Adam over the rows that training gathers; the quality of dense Adam at O(batch) per step."""
 
-    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
-        self.embedding = embedding
-        self.adam = RowSparseAdam(embedding.table.detach(), learning_rate=learning_rate, weight_decay=l2)
-        self._loan: RowState | None = None
-        embedding.fetch = self._fetch
+    def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
+        self.adam = RowSparseAdam(table, learning_rate=learning_rate, weight_decay=l2)
+        self._active_rows: RowState | None = None
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Up-to-date values [U, w] of distinct rows: a leaf, whose gradient the next `step` applies."""
+        self._active_rows = self.adam.gather_rows(rows)
+        return self._active_rows.w.requires_grad_()
 
     @property
     def learning_rate(self) -> float:
@@ -68,21 +72,16 @@ class AdamTable:
         self.adam.learning_rate = value
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the touched rows [U, w]; none where the batch had no token."""
-        return _gradients(self.embedding)
+        """The gradient of the gathered rows [U, w]; none where the batch had no token."""
+        return _gradients(self._active_rows)
 
     def step(self) -> None:
-        """One step on the touched rows."""
-        active_rows = self.embedding.active_rows
-        if active_rows is not None and self._loan is not None:
+        """One step on the gathered rows."""
+        if self._active_rows is not None:
             # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
-            gradient = active_rows.block.grad
-            self.adam.step(self._loan, torch.zeros_like(active_rows.block) if gradient is None else gradient)
-        self.embedding.active_rows = self._loan = None
-
-    def _fetch(self, rows: Tensor) -> Tensor:
-        self._loan = self.adam.gather_rows(rows)
-        return self._loan.w
+            w = self._active_rows.w
+            self.adam.step(self._active_rows, torch.zeros_like(w) if w.grad is None else w.grad)
+        self._active_rows = None
 
     def flush(self) -> None:
         """Apply the missed steps of all rows."""
@@ -100,10 +99,15 @@ class AdamTable:
 class DenseAdam:
     """torch's Adam with L2 over the whole table at every step, O(M): what `AdamTable` is measured against."""
 
-    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
-        self.embedding = embedding
-        self.table = embedding.table.detach().requires_grad_()
+    def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
+        self.table = table.requires_grad_()
         self.adam = torch.optim.Adam([self.table], lr=learning_rate, weight_decay=l2, fused=True)
+        self._active_rows: ActiveRows | None = None
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Values [U, w] of distinct rows: a leaf, whose gradient the next `step` applies."""
+        self._active_rows = ActiveRows(rows, self.table.detach().index_select(0, rows).requires_grad_())
+        return self._active_rows.w
 
     @property
     def learning_rate(self) -> float:
@@ -115,18 +119,17 @@ class DenseAdam:
         self.adam.param_groups[0]["lr"] = value
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the touched rows [U, w]: all others are zero."""
-        return _gradients(self.embedding)
+        """The gradient of the gathered rows [U, w]: all others are zero."""
+        return _gradients(self._active_rows)
 
     def step(self) -> None:
         """One step on every row."""
-        active_rows = self.embedding.active_rows
-        if active_rows is not None:
+        if self._active_rows is not None:
             self.table.grad = torch.zeros_like(self.table)
-            if active_rows.block.grad is not None:
-                self.table.grad.index_copy_(0, active_rows.rows, active_rows.block.grad)
+            for gradient in self.gradients():
+                self.table.grad.index_copy_(0, self._active_rows.rows, gradient)
             self.adam.step()
-        self.embedding.active_rows = None
+        self._active_rows = None
 
     def flush(self) -> None:
         """Every row is up to date at all times."""
@@ -221,9 +224,8 @@ class TableOptimizerWrapper:
         self.table.load_state_dict(state)
 
 
-def _gradients(embedding: UnifiedEmbedding) -> list[Tensor]:
-    active_rows = embedding.active_rows
-    return [] if active_rows is None or active_rows.block.grad is None else [active_rows.block.grad]
+def _gradients(active_rows: ActiveRows | RowState | None) -> list[Tensor]:
+    return [] if active_rows is None or active_rows.w.grad is None else [active_rows.w.grad]
 
 
 def build_table(
@@ -250,8 +252,10 @@ def _build(
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
     if config.optimizer != "rowwise_adagrad":
         embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
-        optimizer = AdamTable if config.optimizer == "adam" else DenseAdam
-        return embedding, optimizer(embedding, rate, config.l2)
+        kind = AdamTable if config.optimizer == "adam" else DenseAdam
+        optimizer = kind(embedding.table.detach(), rate, config.l2)
+        embedding.gather_fn = optimizer.gather
+        return embedding, optimizer
     if layout.width % 4:
         remedy = "set embedding.width to a multiple of 4, or embedding.optimizer=adam"
         raise InputError("rowwise_adagrad needs a width divisible by 4", found=str(layout.width), remedy=remedy)

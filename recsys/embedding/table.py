@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.addressing import Vocabulary
 from features.hashing import check_num_rows
 from features.layout import Kind, TableLayout
-from recsys.embedding.active_rows import ActiveRows, GatherFn, gather
+from recsys.embedding.active_rows import GatherFn, gather
 from recsys.embedding.addressing import TABLE, Slots, table_config
 from recsys.embedding.mask import Gate, Mask, MaskGate, Reads
 
@@ -58,11 +58,10 @@ class EmbeddingConfig(BaseModel):
 class UnifiedEmbedding(nn.Module):
     """One embedding table that all token features share.
 
-    The weights live in a torchrec collection of one table with one torchrec feature a slot. In training, `forward`
-    gathers the distinct rows of the batch into a small leaf, so that a step costs O(rows touched), and leaves it in
-    `active_rows` for the row optimiser. With `fused`, the settings of torchrec's row-wise Adagrad, the collection
-    updates
-    itself inside backward instead. Where a `gate` is set, it has the last word on the gathered values.
+    The weights live in a torchrec collection of one table with one torchrec feature per slot. In training, `forward`
+    gathers the distinct rows of the batch by `gather_fn` into a small leaf, so that a step costs O(rows read). With
+    `fused`, the settings of torchrec's row-wise Adagrad, the collection updates itself inside backward instead. A
+    `gate`, where one is set, masks or scales the gathered values.
 
     >>> from features.registry import FeatureRegistry
     >>> registry = FeatureRegistry.of(features={"user": "categorical", "item": "categorical"})
@@ -91,13 +90,10 @@ class UnifiedEmbedding(nn.Module):
         # numbers that this draws are given back.
         with torch.random.fork_rng(devices=[]):
             self.collection: Any = _collection(layout, fused)
-        self.table.requires_grad_(
-            False
-        )  # its gradient is that of `active_rows.block`, or stays inside the fused kernel
+        self.table.requires_grad_(False)  # its gradient is that of gathered rows, or stays inside the fused kernel
         initialise(self.table, init)
-        self.active_rows: ActiveRows | None = None
-        self.fetch: GatherFn = lambda rows: self.table.detach().index_select(0, rows)
-        """Values of distinct rows, up to date, when training reads them; the row optimiser sets its own."""
+        self.gather_fn: GatherFn = self._gather
+        """Rows that training reads, up to date; `build_table` binds that of the table's optimiser."""
         self.gate: Gate | None = None
         """What masks values between the table and the network; not under `fused`, which never shows them."""
         self._slots = Slots(layout, vocabulary)
@@ -128,13 +124,13 @@ class UnifiedEmbedding(nn.Module):
             assert self.gate is None
             return self._slots.scale(self.collection(self._slots.jagged_rows(lookups)).values(), lookups)
         rows = lookups.flat_rows()
-        if is_training:
-            self.active_rows, values = gather(rows, self.layout.num_rows, self.fetch)
-        else:
-            values = F.embedding(rows, self.table)
+        values = gather(rows, self.layout.num_rows, self.gather_fn) if is_training else F.embedding(rows, self.table)
         if self.gate is not None:
             values = self.gate(values, Reads(rows, *self._slots.readers(lookups)))
         return self._slots.scale(self._slots.sum(values, lookups), lookups)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        return self.table.detach().index_select(0, rows).requires_grad_()
 
 
 def _collection(layout: TableLayout, fused: dict[str, Any] | None) -> nn.Module:

@@ -16,6 +16,7 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys import trainer as trainer_module
 from recsys.dataset import Split
+from recsys.embedding.active_rows import ActiveRows
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.ranker import Ranker, build_ranker, model_config
@@ -90,6 +91,18 @@ def random_bags(layout: TableLayout, num_examples: int, seed: int = 0, num_value
 def embedding_of(layout: TableLayout, seed: int = 0) -> UnifiedEmbedding:
     torch.manual_seed(seed)
     return UnifiedEmbedding(layout)
+
+
+def recorded(embedding: UnifiedEmbedding) -> list[ActiveRows]:
+    """A list to which each forward pass in training adds the rows that it gathers."""
+    gather_fn, active_rows = embedding.gather_fn, []
+
+    def gather(rows: Tensor) -> Tensor:
+        active_rows.append(ActiveRows(rows, gather_fn(rows)))
+        return active_rows[-1].w
+
+    embedding.gather_fn = gather
+    return active_rows
 
 
 # Small training runs
