@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.errors import InputError
 from features.files import cannot_write, check_readable
@@ -60,6 +60,40 @@ def damaged(path: Path, error: Exception) -> InputError:
     check_readable(path)
     found = " ".join(str(error).split())[:160]
     return InputError(f"{path}: expected a checkpoint", found=found, remedy="remove it to start the run again")
+
+
+class KeptWeights:
+    """The weights that a run keeps in files of their own: the best ones and, until training ends, the initial ones."""
+
+    def __init__(self, ranker: nn.Module, directory: Path) -> None:
+        self.ranker = ranker
+        self._best, self._initial = directory / "best.safetensors", directory / "start.safetensors"
+
+    def save_best(self, epoch: int) -> None:
+        """Keep the ranker's weights as those of the best epoch."""
+        save_state(self._best, self.ranker.state_dict(), {"epoch": epoch})
+
+    def load_best(self) -> None:
+        """Load the best weights into the ranker."""
+        self.ranker.load_state_dict(load_state(self._best)[0])
+
+    def save_initial(self, score: float) -> None:
+        """Keep the ranker's weights and their validation score."""
+        save_state(self._initial, self.ranker.state_dict(), {"epoch": 0, "score": score})
+
+    def restore_initial_if_better(self, best_score: float) -> float | None:
+        """Make the initial weights the best ones if they have the higher score; returns their score then."""
+        if not self._initial.exists():
+            return None
+        tensors, numbers = load_state(self._initial)
+        is_better = numbers["score"] > best_score
+        if is_better:
+            save_state(self._best, tensors, {"epoch": 0})
+        return numbers["score"] if is_better else None
+
+    def remove_initial(self) -> None:
+        """Forget the initial weights."""
+        self._initial.unlink(missing_ok=True)
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

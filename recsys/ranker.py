@@ -40,6 +40,14 @@ class Ranker(nn.Module):
         penalty = None if self.embedding.gate is None else self.embedding.gate.penalty()
         return loss if penalty is None else loss + penalty
 
+    def parameter_groups(self, l2: float) -> list[dict[str, Any]]:
+        """Parameter groups of the network's optimiser: numeric embeddings take the table's L2, as in BARS."""
+        decayed = self.network.embedding_parameters()
+        ids = {id(parameter) for parameter in decayed}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
+        groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": l2}]
+        return [group for group in groups if group["params"]]
+
     @property
     def num_parameters(self) -> int:
         """Trained numbers, the table's included."""

@@ -20,6 +20,7 @@ from recsys.embedding.active_rows import ActiveRows
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.ranker import Ranker, build_ranker, model_config
+from recsys.schedule import TrainState
 from recsys.trainer import Trainer, TrainerConfig
 from tests.planted import planted_dataset
 from tests.rows import row
@@ -129,7 +130,7 @@ class Training:
     train: Split
     valid: Split
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> TrainState:
         return self.trainer.fit(self.train, self.valid)
 
 
