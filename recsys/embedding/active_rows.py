@@ -37,25 +37,25 @@ def gather(rows: Tensor, num_rows: int, gather_fn: GatherFn) -> Tensor:
     [[10.0], [101.0]]
     """
     if rows.device.type != "cpu":
-        distinct, places = torch.unique(rows, return_inverse=True)
-        return F.embedding(places, gather_fn(distinct))
-    reads = kernels.sort_reads(rows.numpy(), num_rows)
-    return _Gather.apply(gather_fn(torch.from_numpy(reads.rows)), reads)
+        distinct, inverse = torch.unique(rows, return_inverse=True)
+        return F.embedding(inverse, gather_fn(distinct))
+    found = kernels.sort_rows(rows.numpy(), num_rows)
+    return _Gather.apply(gather_fn(torch.from_numpy(found.rows)), found)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of a block [U, w] at the places of the reads: [n, w]. torch's own backward takes ten times as long."""
+    """Rows of a leaf [U, w] for each lookup: [n, w]. torch's own backward takes ten times as long."""
 
     @staticmethod
-    def forward(ctx: Any, block: Tensor, reads: kernels.SortedReads) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.reads = reads
-        return block.index_select(0, torch.from_numpy(reads.places))
+    def forward(ctx: Any, leaf: Tensor, found: kernels.SortedRows) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.found = found
+        return leaf.index_select(0, torch.from_numpy(found.inverse))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        reads: kernels.SortedReads = ctx.reads
-        total = torch.empty(len(reads.rows), grad.shape[1])
-        kernel = kernels.sum_reads(grad.shape[1])
-        arrays = grad.contiguous().numpy(), reads.order, reads.starts, total.numpy()
+        found: kernels.SortedRows = ctx.found
+        total = torch.empty(len(found.rows), grad.shape[1])
+        kernel = kernels.sum_gradients(grad.shape[1])
+        arrays = grad.contiguous().numpy(), found.order, found.starts, total.numpy()
         kernels.in_pieces(kernel, len(total), *arrays)
         return total, None

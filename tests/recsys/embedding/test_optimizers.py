@@ -93,7 +93,7 @@ def test_adam_steps_are_dense_adam():
     torch.testing.assert_close(embedding.table, table.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_rows_that_sleep_are_brought_up_to_date_before_they_are_read():
+def test_rows_that_lag_catch_up_before_they_are_read():
     embedding, optimizer = build("adam", l2=0.3, learning_rate=0.01)
     for seed in range(1, 30):
         take_step(embedding, optimizer, seed)
