@@ -1,7 +1,7 @@
-"""How the one table is trained: three optimisers behind one small interface.
+"""Optimisers of the table: three behind one small interface.
 
-M table rows, w row width. `adam` is ours and needs no kernel library; `rowwise_adagrad` is torchrec's fused one, the
-one that also runs sharded over processes.
+M table rows, w row width, U distinct rows of a batch. `adam` is ours and needs no kernel library; `rowwise_adagrad` is
+torchrec's fused kernel, which also runs sharded over processes.
 """
 
 from typing import Protocol
@@ -19,18 +19,18 @@ from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 
 
 class TableOptimizer(Protocol):
-    """What the trainer asks of a table optimiser."""
+    """The part of a table optimiser that the trainer uses."""
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come."""
+        """Rate of the next steps."""
         ...
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None: ...
 
     def gradients(self) -> list[Tensor]:
-        """Gradients of the table that a global norm may scale in place; none where the update is fused."""
+        """Gradients of the table, which clipping scales in place; none where the update is fused."""
         ...
 
     def step(self) -> None:
@@ -38,11 +38,11 @@ class TableOptimizer(Protocol):
         ...
 
     def flush(self) -> None:
-        """Bring every row up to date: before evaluation and export."""
+        """Bring every row up to date, before evaluation and export."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that continuing bit for bit needs, the table itself excepted."""
+        """Everything but the table itself that a resumed run needs to continue bit for bit."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -64,7 +64,7 @@ class AdamTable:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come; setting it first brings every row up to date at the old rate."""
+        """Rate of the next steps; setting it first brings every row up to date at the old rate."""
         return self.adam.learning_rate
 
     @learning_rate.setter
@@ -78,7 +78,7 @@ class AdamTable:
     def step(self) -> None:
         """One step on the gathered rows."""
         if self._active_rows is not None:
-            # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
+            # A batch whose lists are all empty reads no row; dense Adam would take a step all the same.
             w = self._active_rows.w
             self.adam.step(self._active_rows, torch.zeros_like(w) if w.grad is None else w.grad)
         self._active_rows = None
@@ -97,7 +97,7 @@ class AdamTable:
 
 
 class DenseAdam:
-    """torch's Adam with L2 over the whole table at every step, O(M): what `AdamTable` is measured against."""
+    """torch's Adam with L2 over the whole table at every step, O(M): the reference for `AdamTable`."""
 
     def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
         self.table = table.requires_grad_()
@@ -111,7 +111,7 @@ class DenseAdam:
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come."""
+        """Rate of the next steps."""
         return self.adam.param_groups[0]["lr"]
 
     @learning_rate.setter
@@ -132,7 +132,7 @@ class DenseAdam:
         self._active_rows = None
 
     def flush(self) -> None:
-        """Every row is up to date at all times."""
+        """Nothing: every row is always up to date."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and the number of steps."""
@@ -144,34 +144,34 @@ class DenseAdam:
 
 
 class FusedRowWiseAdagrad:
-    """torchrec's fused row-wise Adagrad: the update happens inside backward, on touched rows alone."""
+    """torchrec's fused row-wise Adagrad, which updates the rows that a batch reads inside backward."""
 
     def __init__(self, embedding: UnifiedEmbedding) -> None:
         self.optimizer = embedding.collection.fused_optimizer()  # pyright: ignore[reportCallIssue]
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come."""
+        """Rate of the next steps."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = value
-        self.optimizer.zero_grad()  # this is how torchrec hands the rate to the kernel
+        self.optimizer.zero_grad()  # passes the rate on to torchrec's kernel
 
     def gradients(self) -> list[Tensor]:
-        """None: the gradient never leaves the kernel, so that a global norm cannot count it."""
+        """None: gradients never leave the kernel, so that the global norm cannot include them."""
         return []
 
     def step(self) -> None:
-        """Nothing left to do after backward."""
+        """Nothing: backward has updated the table."""
 
     def flush(self) -> None:
-        """Every row is up to date at all times."""
+        """Nothing: every row is always up to date."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running sums of squares, one a row."""
+        """The running sums of squares, one per row."""
         return {"momentum": self._momentum()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -185,10 +185,10 @@ class FusedRowWiseAdagrad:
 
 
 class TableOptimizerWrapper:
-    """A table's optimiser that something else is stepped beside: a subclass adds to what this hands on.
+    """Forwards to a table's optimiser; a subclass also steps something else.
 
-    The rate and the gradients are the table's alone: what is beside it keeps a rate of its own, and does not count
-    towards the global norm.
+    The rate and the gradients are those of the table: what else a subclass trains has a rate of its own, and is not in
+    the global norm.
     """
 
     def __init__(self, table: TableOptimizer) -> None:
@@ -231,9 +231,9 @@ def _gradients(active_rows: ActiveRows | RowState | None) -> list[Tensor]:
 def build_table(
     layout: TableLayout, config: EmbeddingConfig, learning_rate: float, vocabulary: Vocabulary | None = None
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
-    """The embedding of a layout and the optimiser that its config names; `learning_rate` where it sets none.
+    """The embedding of a layout, bound to the optimiser that its config names; `learning_rate` if that sets none.
 
-    Raises `InputError` for a width that the fused kernel cannot take.
+    Raises `InputError` for a table that does not fit in memory, or a width that the fused kernel does not support.
     """
     rate = config.learning_rate or learning_rate
     try:
