@@ -100,7 +100,7 @@ class ConstantSchedule:
     """Trains all epochs at one rate and keeps the last weights."""
 
     def after_epoch(self, state: TrainState, score: float) -> Decision:
-        """Best, whatever the score."""
+        """Always best."""
         return Decision(is_best=True)
 
 
