@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.layout import COUNTED, TableLayout
+from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
+from features.table_kinds import TABLE_KINDS
 from recsys.batch import Batch
 from recsys.embedding.optimizers import TableOptimizer, build_table
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
@@ -77,7 +78,7 @@ def layout_of(
     vocabulary: Vocabulary | None = None,
 ) -> TableLayout:
     """The rows and columns of the table that a model reads; raises `InputError` if its kind cannot have them."""
-    if embedding.kind in COUNTED and vocabulary is None:
+    if TABLE_KINDS[embedding.kind].has_own_ranges and vocabulary is None:
         raise InputError(f"a {embedding.kind} table needs the vocabulary of the training data", found="none")
     tokens = tuple(feature.name for feature in registry.token_features)
     return TableLayout.of(

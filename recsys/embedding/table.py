@@ -19,7 +19,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.addressing import Vocabulary
 from features.hashing import check_num_rows
-from features.layout import Kind, TableLayout
+from features.layout import TableLayout
+from features.table_kinds import TableKind
 from recsys.embedding.active_rows import GatherFn, gather
 from recsys.embedding.addressing import TABLE, Slots, table_config
 from recsys.embedding.mask import Gate, Mask, MaskGate, Reads
@@ -30,7 +31,7 @@ class EmbeddingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Kind = "unified"
+    kind: TableKind = "unified"
     """`unified`: every feature and view reads all rows by hash; `hashed`: each has a range of its own, in proportion to
     its distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe;
     `quotient_remainder`: two probes, of one hash's quotient and remainder, each with a range of its own; `robe`: every
@@ -126,7 +127,7 @@ class UnifiedEmbedding(nn.Module):
         rows = lookups.flat_rows()
         values = gather(rows, self.layout.num_rows, self.gather_fn) if is_training else F.embedding(rows, self.table)
         if self.gate is not None:
-            values = self.gate(values, Reads(rows, *self._slots.readers(lookups)))
+            values = self.gate(values, Reads(rows, *self._slots.slot_and_example_of_lookups(lookups)))
         return self._slots.scale(self._slots.sum(values, lookups), lookups)
 
     def _gather(self, rows: Tensor) -> Tensor:

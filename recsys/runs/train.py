@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
-from features.layout import COUNTED
+from features.table_kinds import TABLE_KINDS
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.embedding.optimizers import TableOptimizer
@@ -54,7 +54,7 @@ def train_run(
     if run.is_finished:
         return _metrics_of_finished(run, track=track)
     # All of train is read for it: only where the table depends on it already, else when the run is reported.
-    distinct = distinct_tokens(train.tokens()) if experiment.embedding.kind in COUNTED else None
+    distinct = distinct_tokens(train.tokens()) if TABLE_KINDS[experiment.embedding.kind].has_own_ranges else None
     vocabulary = None if distinct is None else vocabulary_of(distinct)
     # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
     ranker, table_optimizer = build_ranker(

@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from features.encode import encode
-from features.hashing import MISSING_TOKEN, row_expression
-from features.hashing import rows_of_tokens as numpy_rows_of_tokens
+from features.hashing import MISSING_TOKEN, row_expression, rows_of_tokens
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.dataset import batch_of
 from recsys.embedding.active_rows import ActiveRows
-from recsys.embedding.addressing import rows_of_tokens
 from recsys.embedding.optimizers import AdamTable, build_table
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding, initialise
 from tests.recsys.conftest import (
@@ -57,7 +55,7 @@ def columns_of(layout: TableLayout, embedded: Tensor) -> dict[tuple[str, str], T
 def test_torch_numpy_and_polars_read_the_same_rows(tokens: list[int], salts: list[int], data: st.DataObject):
     num_rows = data.draw(st.one_of(st.integers(1, 2**31), st.sampled_from([1, 2, 3, 2**31 - 1, 2**31])))
     tokens_array, salts_array = np.array(tokens, dtype=np.uint64), np.array(salts, dtype=np.uint64)
-    expected = numpy_rows_of_tokens(tokens_array, salts_array[:, None], num_rows)
+    expected = rows_of_tokens(tokens_array, salts_array[:, None], num_rows)
     found = rows_of_tokens(
         torch.from_numpy(tokens_array.view(np.int64)), torch.from_numpy(salts_array.view(np.int64))[:, None], num_rows
     )
