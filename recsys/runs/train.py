@@ -16,8 +16,9 @@ from recsys.ranker import Ranker, build_ranker
 from recsys.runs.finish import Metrics, Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
 from recsys.runs.run_directory import RunDirectory
+from recsys.schedule import TrainState
 from recsys.tracking.tracker import Tracker, git_commit
-from recsys.trainer import Trainer, new_state
+from recsys.trainer import Trainer
 
 LOCK_TIMEOUT_SECONDS = 1.0
 """Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
@@ -104,12 +105,12 @@ def _fit(
     *,
     progress: bool,
     on_epoch: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+) -> TrainState:
     """The trainer's last state; a new one where a compressed model is taken as it is."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":
-            return new_state()
+            return TrainState()
         table_optimizer.learning_rate *= compression.rate_factor
         settings = settings.model_copy(update={"learning_rate": settings.learning_rate * compression.rate_factor})
     trainer = Trainer(
