@@ -25,6 +25,7 @@ from benchmarks.common import MEGABYTE, RAW
 from data.common import run
 from features.dataset.prepare import prepare
 from features.errors import InputError
+from features.line_worker import WorkerError
 from features.registry import FeatureRegistry
 
 STAGES = ("make", "prepare", "train", "control")
@@ -101,7 +102,7 @@ def measure(folder: Path, rows: int, limit_mb: int, window_mb: int) -> dict[str,
         with closing(common.Worker("benchmarks.larger_than_memory", argument)) as worker:
             try:
                 done[stage] = worker.ask("run")
-            except common.WorkerError as error:
+            except WorkerError as error:
                 return done | {stage: {"ended": str(error)[:80]}}
     return done
 
