@@ -49,7 +49,7 @@ def parity_of(
     check_registry(registry, scorer.bundle.registry, str(bundle))
     ranker = run.ranker(quantized=not quantized)
     if quantized:
-        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).eval()
+        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).ranker.eval()
     correction = scorer.bundle.manifest.prior_correction
     slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
     num_rows, ids_equal = 0, True

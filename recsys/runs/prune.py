@@ -24,7 +24,7 @@ from recsys.embedding.mask import Mask, load_mask, save_mask
 from recsys.embedding.table import EmbeddingConfig
 from recsys.evaluation.segments import token_counts
 from recsys.ranker import Ranker, layout_of
-from recsys.runs.run_directory import RunDirectory
+from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.train import train_run
 from recsys.trainer import Trainer
 from serving.bundle.bundle import Bundle
@@ -38,8 +38,6 @@ TIGHT = 2.5
 
 MISSING = np.uint64(MISSING_TOKEN)
 
-Metrics = dict[str, dict[str, float]]
-
 
 def prune_run(
     path: Path,
@@ -51,7 +49,7 @@ def prune_run(
     overrides: Sequence[str] = (),
     track: bool = True,
     progress: bool = False,
-) -> Metrics:
+) -> RunMetrics:
     """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
 
     `method` is a key into COMPRESSORS; None: `default_method`, or the one whose settings `overrides` change.

@@ -39,6 +39,9 @@ from recsys.ranker import Ranker, build_ranker
 from serving.bundle.profile import Distributions
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
+RunMetrics = dict[str, dict[str, float]]
+"""Section, such as "valid" or "perf", to its figures by name."""
+
 
 class RunDirectory:
     """Paths and contents of a run; nothing is read before it is asked for."""
@@ -143,7 +146,7 @@ class RunDirectory:
         self.run_info()
         return FeatureRegistry.from_json((self.path / "registry.json").read_text(encoding="utf-8"))
 
-    def metrics(self) -> dict[str, dict[str, float]]:
+    def metrics(self) -> RunMetrics:
         """metrics.json; raises `InputError` for a run that has not ended."""
         self.run_info()
         if not self.is_finished:
@@ -189,7 +192,7 @@ class RunDirectory:
             return ranker.eval()
         if self.mask_path.is_file():
             ranker.embedding.apply_mask(load_mask(self.mask_path))
-        return quantized_copy(ranker, experiment.compression.table_dtype).eval() if quantized else ranker.eval()
+        return (quantized_copy(ranker, experiment.compression.table_dtype).ranker if quantized else ranker).eval()
 
     def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
         """A model as it is before training, on the run's data, and its table's optimiser."""

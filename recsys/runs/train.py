@@ -13,9 +13,9 @@ from recsys.dataset import Split
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
 from recsys.ranker import Ranker, build_ranker
-from recsys.runs.finish import Metrics, Trained, finish_run
+from recsys.runs.finish import Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
-from recsys.runs.run_directory import RunDirectory
+from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer, new_state
 
@@ -37,7 +37,7 @@ def train_run(
     tags: Mapping[str, str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
-) -> Metrics:
+) -> RunMetrics:
     """Train in a run directory and return its metrics; a finished run is returned as it is, a cut-off one resumed.
 
     `prepare` may hold a fresh ranker to a mask before it is trained; what it returns stands in the section
@@ -52,9 +52,9 @@ def train_run(
     run.check(experiment, train.info, train.registry)
     if run.is_finished:
         return _metrics_of_finished(run, track=track)
-    # All of train is read for it: only where the table depends on it already, else when the run is reported.
-    distinct = distinct_tokens(train.tokens()) if experiment.embedding.kind in COUNTED else None
-    vocabulary = None if distinct is None else vocabulary_of(distinct)
+    # Reads all of train, so only for tables whose shape depends on it.
+    counted = experiment.embedding.kind in COUNTED
+    vocabulary = vocabulary_of(distinct_tokens(train.tokens())) if counted else None
     # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
     ranker, table_optimizer = build_ranker(
         train.registry,
@@ -83,10 +83,10 @@ def train_run(
         with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
-        return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
+        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker)
 
 
-def _metrics_of_finished(run: RunDirectory, *, track: bool) -> Metrics:
+def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:
     """Its metrics, once the store that will be named has been seen to hold it."""
     run_info = run.run_info()
     if track and run_info["mlflow_run_id"] is not None:
