@@ -115,7 +115,7 @@ def export_run(
         trained,
         run.registry(),
         out,
-        model=experiment.model_name,
+        model=experiment.model.name,
         table_dtype=cast(TableDtype, table_dtype or (compression.table_dtype if compression else "fp32")),
         metrics={name: values for name, values in metrics.items() if name not in ("perf", "compression")},
         info=run.info(),  # a run may outlive its dataset; the bundle then has no profile of it

@@ -102,7 +102,7 @@ def _export(
         ranker,
         train.registry,
         run.bundle,
-        model=experiment.model_name,
+        model=experiment.model.name,
         table_dtype=compression.table_dtype if compression else "fp32",
         quantized=quantized,
         metrics=dict(metrics),

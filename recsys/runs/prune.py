@@ -165,7 +165,7 @@ def _facts(train: Split, experiment: Experiment) -> TrainingStats:
     values = {name: ValueCounts(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
     probes = {feature.name: feature.probes for feature in train.registry.token_features if feature.probes}
     unified = experiment.embedding.model_copy(update={"kind": "unified"})
-    layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
+    layout = layout_of(train.registry, experiment.model.name, experiment.model, unified)
     return TrainingStats({view: tuple(names) for view, names in layout.views.items()}, values, probes)
 
 
@@ -184,7 +184,7 @@ class Stages(NamedTuple):
         own = self.parent.experiment()
         changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
         if changed is not None and not self._trains(experiment):
-            asked, mine = ({changed: one.model_dump()[changed]} for one in (experiment, own))
+            asked, mine = ({changed: one.model_dump(mode="json")[changed]} for one in (experiment, own))
             found = differences(asked, mine)
             remedy = "leave it as it is, or train a run of its own with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
@@ -193,7 +193,7 @@ class Stages(NamedTuple):
         """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
         vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.run_info.values.items()}
         layout = layout_of(
-            self.train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
+            self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
         )
         budget = self.compressor.budget
         counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind == "collisionless" else 0

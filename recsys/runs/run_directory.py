@@ -109,7 +109,7 @@ class RunDirectory:
     def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         remedy = "choose another --out, or remove this one"
         if self.experiment() != experiment:
-            found = differences(self.experiment().model_dump(), experiment.model_dump())
+            found = differences(self.experiment().model_dump(mode="json"), experiment.model_dump(mode="json"))
             raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
         check_registry(self.registry(), registry, str(self.path))
         if self.run_info()["dataset_digest"] != info.digest:
@@ -198,8 +198,8 @@ class RunDirectory:
         """A model as it is before training, on the run's data, and its table's optimiser."""
         return build_ranker(
             self.registry(),
-            experiment.model_name,
-            experiment.network_config(),
+            experiment.model.name,
+            experiment.model,
             experiment.embedding,
             seed=experiment.seed,
             learning_rate=experiment.trainer.learning_rate,

@@ -58,8 +58,8 @@ def train_run(
     # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
     ranker, table_optimizer = build_ranker(
         train.registry,
-        experiment.model_name,
-        experiment.network_config(),
+        experiment.model.name,
+        experiment.model,
         experiment.embedding,
         seed=experiment.seed,
         learning_rate=experiment.trainer.learning_rate,
