@@ -18,6 +18,7 @@ bundle/            the model as served
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.record = self.path / "run.json"
         self.bundle = self.path / "bundle"
         self.report = self.path / "report"
         self.profile_path = self.path / "profile.json"
@@ -62,7 +64,7 @@ class RunDirectory:
 
     def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         """Raise `InputError`, saying how they differ, where the directory belongs to another run or to others."""
-        if (self.path / "run.json").is_file():
+        if self.record.is_file():
             self._check_same(experiment, info, registry)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
@@ -76,7 +78,7 @@ class RunDirectory:
         vocabulary: Vocabulary | None = None,
     ) -> dict[str, Any]:
         """Make the (checked) directory unless it is there; returns run.json."""
-        if (self.path / "run.json").is_file():
+        if self.record.is_file():
             return self.run_info()
         run_info = {
             "key": uuid.uuid4().hex,
@@ -118,15 +120,15 @@ class RunDirectory:
     def run_info(self) -> dict[str, Any]:
         """run.json; raises `InputError` where there is no run."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            check_readable(self.path / "run.json")
+            check_readable(self.record)
             remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
             raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
 
-    def write_run_info(self, run_info: dict[str, Any]) -> None:
-        """Replace run.json."""
-        write_text(self.path / "run.json", json.dumps(run_info, indent=1))
+    def update_run_info(self, changes: Mapping[str, Any]) -> None:
+        """Change entries of run.json."""
+        write_text(self.record, json.dumps({**self.run_info(), **changes}, indent=1))
 
     def info(self) -> DatasetInfo | None:
         """The dataset that the run was trained on; None where it is gone, or prepared again since."""

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from features.errors import InputError
 from recsys.evaluation.significance import p_text, spread, welch
-from recsys.tracking.tracker import TrackedRun
+from recsys.tracking.tracked_runs import TrackedRun
 
 NOT_SETTINGS = ("name", "seed")
 """Params that do not change what a run is."""

@@ -24,7 +24,8 @@ from recsys.tracking.compare_runs import (
     settings_of,
 )
 from recsys.tracking.store import ui_address
-from recsys.tracking.tracker import TrackedRun, Tracker
+from recsys.tracking.tracked_runs import TrackedRun
+from recsys.tracking.tracker import Tracker
 
 DATA = "d1"
 
