@@ -25,7 +25,7 @@ from features.errors import InputError
 from serving.bundle.manifest import installed_version
 from serving.server.access import check_content, check_framing, check_token, is_loopback
 from serving.server.binary import HEADER
-from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form, Reply
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Reply, RequestFormat
 from serving.server.hosting import ModelHost, ServedModel
 from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
@@ -33,7 +33,7 @@ from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
 from serving.server.metrics import Request as AnsweredRequest
 from serving.server.openapi import document_of
 from serving.server.page import page_of
-from serving.server.protocol import metadata_of, tensors_of
+from serving.server.protocol import ModelMetadata, tensors_metadata, tensors_of
 
 SLOW_SECONDS = 0.25
 CLIENT_LEFT = 499
@@ -167,7 +167,7 @@ class App:
             return await self._answer(request, INVOCATIONS_CSV, "text/csv")
         return await self._answer(request, INVOCATIONS, "application/json")
 
-    async def _answer(self, request: Request, form: Form, *media_types: str) -> Response:
+    async def _answer(self, request: Request, format: RequestFormat, *media_types: str) -> Response:
         record: _Record = request.state.record
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
         record.version = Version(served.name, served.version)
@@ -181,21 +181,21 @@ class App:
                     is_read = True
                     record.stages["read"] = time.perf_counter() - record.begun
                     place = self._workers.take_place()  # not before: a slow client would keep others out
-                    work = functools.partial(self._work, served, form, body, record, time.perf_counter())
+                    work = functools.partial(self._work, served, format, body, record, time.perf_counter())
                     reply = await place.run(work)
         except TimeoutError:
             raise self._late(is_read) from None
         return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(
-        self, served: ServedModel, form: Form, body: bytes, record: _Record, submitted: float
+        self, served: ServedModel, format: RequestFormat, body: bytes, record: _Record, submitted: float
     ) -> tuple[Reply, Callable[[], None]]:
         """In a worker's thread: the reply, and the counting that can wait until it is sent."""
         clock = _Clock(record.stages, submitted)
         clock.end("wait")
         scorer = served.scorer
         try:
-            rows = form.read(body, scorer.registry, self._limits)
+            rows = format.read(body, scorer.registry, self._limits)
             record.num_rows = rows.num_rows
             clock.end("parse")
             encoded = scorer.encode(*rows.arguments, allow_missing=True)
@@ -205,7 +205,7 @@ class App:
             clock.end("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
-        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities, rows.is_binary))
+        reply = format.reply(Answer(served.name, served.version, rows.id or record.id, probabilities, rows.is_binary))
         clock.end("reply")
 
         def count() -> None:
@@ -263,14 +263,16 @@ class App:
         manifest = served.scorer.bundle.manifest
         fields = ("model", "run_id", "created_at", "muxrec_version", "table_dtype", "num_parameters")
         parameters = {name: value for name in fields if (value := getattr(manifest, name)) is not None}
+        inputs, outputs = tensors_metadata(served.scorer.registry)
         return _json(
-            {
-                "name": served.name,
-                "versions": [model.version for model in self._host.served],
-                "platform": "muxrec",
-                **metadata_of(served.scorer.registry),
-                "parameters": parameters | {"version": served.version},
-            }
+            ModelMetadata(
+                name=served.name,
+                versions=[model.version for model in self._host.served],
+                platform="muxrec",
+                inputs=inputs,
+                outputs=outputs,
+                parameters=parameters | {"version": served.version},
+            )
         )
 
     async def load(self, request: Request) -> Response:

@@ -3,19 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from features.registry import FeatureRegistry
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from features.spec import AnyFeature, CategoricalList, Numeric
 from serving.bundle.manifest import installed_version
 from serving.scorer import Scorer
-from serving.server.bodies import OUTPUT
-from serving.server.examples import Example, Row, example_rows, examples_of
+from serving.server.bodies import (
+    CandidatesRequest,
+    InputsRequest,
+    InstancesRequest,
+    InvocationsResponse,
+    RecordsRequest,
+    RowsRequest,
+    ScoreResponse,
+    SplitRequest,
+)
+from serving.server.examples import Example, example_rows, examples_of
 from serving.server.limits import Limits
-from serving.server.protocol import DATATYPES
+from serving.server.protocol import InferRequest, InferResponse, ModelMetadata
 
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
-_SCORE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_OBJECT: Schema = {"type": "object"}
 _ERRORS = {
     "400": "A body that cannot be used as it is",
     "401": "No token, or another one",
@@ -31,19 +42,7 @@ _ERRORS = {
 
 def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -> Schema:
     """The OpenAPI document of a server that serves this model under this name."""
-    registry, version = scorer.registry, scorer.bundle.model_id
-    row = _row_schema(registry, example_rows(registry, scorer.bundle.profile))
-    schemas = {
-        "Error": _object({"error": _TEXT}),
-        "Row": row,
-        "ScoreRequest": {"oneOf": _score_requests(limits)},
-        "ScoreResponse": _object({"model": _TEXT, "version": _TEXT, "scores": _list(_SCORE)}),
-        "InvocationsRequest": {"oneOf": _invocations_requests(registry, limits)},
-        "InvocationsResponse": _object({"predictions": _list(_object({OUTPUT: _SCORE}))}),
-        "InferRequest": _infer_request(registry),
-        "InferResponse": _infer_response(),
-        "ModelMetadata": _metadata_schema(),
-    }
+    version = scorer.bundle.model_id
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
@@ -51,10 +50,10 @@ def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -
             "version": installed_version(),
             "description": f"Probabilities of version {version}. A row is an object from feature to value; a feature "
             "that is absent or null is missing. Texts in examples are made up: a model does not keep any. "
-            f"At most {limits.max_rows} rows and {limits.max_body_bytes} bytes a request.",
+            f"At most {limits.max_rows} rows and {limits.max_body_bytes} bytes per request.",
         },
         "paths": _paths(name, version, examples_of(name, scorer)),
-        "components": {"schemas": schemas},
+        "components": {"schemas": _schemas(scorer, limits)},
     }
     if has_token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -69,10 +68,10 @@ def _paths(name: str, version: str, examples: Mapping[str, list[Example]]) -> Sc
     paths: Schema = {
         "/score": {"post": _scoring("Score rows, or the candidates of one context", "Score", examples)},
         "/invocations": {"post": _scoring("Score rows as MLflow's server takes them", "Invocations", examples)},
-        "/v2": {"get": _reading("Name and version of the server", "server_metadata", _any_object())},
-        "/v2/health/live": {"get": _reading("Whether the process answers", "live", _any_object(), open_to_all=True)},
+        "/v2": {"get": _reading("Name and version of the server", "server_metadata", _OBJECT)},
+        "/v2/health/live": {"get": _reading("Whether the process answers", "live", _OBJECT, open_to_all=True)},
         "/v2/health/ready": {
-            "get": _reading("Whether new requests are welcome", "ready", _any_object(), ("503",), open_to_all=True)
+            "get": _reading("Whether new requests are welcome", "ready", _OBJECT, ("503",), open_to_all=True)
         },
     }
     for path, parameters, suffix in ((model, [known], ""), (versioned, [known, that], "_version")):
@@ -80,15 +79,13 @@ def _paths(name: str, version: str, examples: Mapping[str, list[Example]]) -> Sc
         paths[f"{path}/infer"] = {"post": infer | {"operationId": f"infer{suffix}", "parameters": parameters}}
         for end, schema, summary in (
             ("", _ref("ModelMetadata"), "Inputs, outputs and versions of the model"),
-            ("/ready", _any_object(), "Whether the model is loaded"),
+            ("/ready", _OBJECT, "Whether the model is loaded"),
         ):
             operation = _reading(summary, f"model{end.replace('/', '_')}{suffix}", schema, ("404", "503"))
             paths[path + end] = {"get": operation | {"parameters": parameters}}
-    load = _reading("Look for a new version now", "load", _any_object(), ("403", "404", "409", "503"))
+    load = _reading("Look for a new version now", "load", _OBJECT, ("403", "404", "409", "503"))
     paths["/v2/repository/models/{name}/load"] = {"post": load | {"parameters": [known]}}
-    paths["/ping"] = {
-        "get": _reading("Readiness, as MLflow names it", "ping", _any_object(), ("503",), open_to_all=True)
-    }
+    paths["/ping"] = {"get": _reading("Readiness, as MLflow names it", "ping", _OBJECT, ("503",), open_to_all=True)}
     paths["/metrics"] = {"get": _reading("Counts for Prometheus", "metrics", None)}
     return paths
 
@@ -123,13 +120,42 @@ def _reading(
     return operation | {"security": []} if open_to_all else operation
 
 
-def _row_schema(registry: FeatureRegistry, rows: list[Row]) -> Schema:
-    properties: Schema = {
+class Error(TypedDict):
+    """Answer to a request that cannot be answered otherwise."""
+
+    error: str
+
+
+_BODIES: dict[str, Any] = {
+    "Error": Error,
+    "ScoreRequest": RowsRequest | CandidatesRequest,
+    "ScoreResponse": ScoreResponse,
+    "InvocationsRequest": SplitRequest | RecordsRequest | InstancesRequest | InputsRequest,
+    "InvocationsResponse": InvocationsResponse,
+    "InferRequest": InferRequest,
+    "InferResponse": InferResponse,
+    "ModelMetadata": ModelMetadata,
+}
+
+
+def _schemas(scorer: Scorer, limits: Limits) -> Schema:
+    """Schemas of all bodies by name: the models that read them, with the features and limits of this server."""
+    adapters = [(name, "validation", TypeAdapter(body)) for name, body in _BODIES.items()]
+    named, defined = TypeAdapter.json_schemas(adapters, ref_template=_ref("{model}")["$ref"])  # type: ignore[arg-type]
+    schemas: Schema = {name: schema for (name, _), schema in named.items() if schema != _ref(str(name))}
+    schemas |= defined["$defs"]
+    rows, features = example_rows(scorer.registry, scorer.bundle.profile), scorer.registry.features
+    schemas["Rows"]["maxItems"] = limits.max_rows
+    schemas["FeatureName"] = {"enum": [feature.name for feature in features]}
+    columns = {feature.name: {"type": "array", "items": _value_schema(feature)} for feature in features}
+    schemas["Columns"] = {"type": "object", "properties": columns, "minProperties": 1}
+    values: Schema = {
         feature.name: _value_schema(feature)
         | {"description": _description(feature), "examples": [row[feature.name] for row in rows]}
-        for feature in registry.features
+        for feature in features
     }
-    return {"type": "object", "properties": properties, "additionalProperties": True}
+    schemas["Row"] = {"type": "object", "properties": values, "additionalProperties": True}
+    return schemas
 
 
 def _description(feature: AnyFeature) -> str:
@@ -143,82 +169,16 @@ def _description(feature: AnyFeature) -> str:
 
 
 def _value_schema(feature: AnyFeature) -> Schema:
-    """What one value may be; -3.4e38 to 3.4e38 is what float32 holds."""
+    """The values that a feature takes; -3.4e38 to 3.4e38 is the range of float32."""
     if isinstance(feature, Numeric):
         number: Schema = {"type": ["number", "null"], "minimum": -3.4e38, "maximum": 3.4e38}
         return {"anyOf": [number, {"type": "string", "pattern": r"^-?[0-9]{1,18}(\.[0-9]{1,9})?$"}]}
     scalar: Schema = {"type": ["string", "integer", "boolean", "null"]}
     if not isinstance(feature, CategoricalList):
         return scalar
-    forms: list[Schema] = [_list(scalar), {"type": "null"}]
+    forms: list[Schema] = [{"type": "array", "items": scalar}, {"type": "null"}]
     return {"anyOf": forms if feature.separator is None else [*forms, _TEXT]}
-
-
-def _score_requests(limits: Limits) -> list[Schema]:
-    rows = _list(_ref("Row")) | {"maxItems": limits.max_rows}
-    context = _object({"context": _ref("Row"), "candidates": rows}, closed=True)
-    return [_object({"rows": rows}, closed=True), context]
-
-
-def _invocations_requests(registry: FeatureRegistry, limits: Limits) -> list[Schema]:
-    rows = _list(_ref("Row")) | {"maxItems": limits.max_rows}
-    names: Schema = {"enum": [feature.name for feature in registry.features]}
-    values: Schema = {"type": "array", "items": _list({})}
-    split = _object({"columns": _list(names) | {"uniqueItems": True, "minItems": 1}, "data": values})
-    columns = {feature.name: _list(_value_schema(feature)) for feature in registry.features}
-    inputs: Schema = {"type": "object", "properties": columns, "minProperties": 1}
-    forms = {
-        "dataframe_split": split,
-        "dataframe_records": rows,
-        "instances": rows,
-        "inputs": {"anyOf": [inputs, rows]},
-    }
-    return [_object({form: schema}) for form, schema in forms.items()]
-
-
-def _infer_request(registry: FeatureRegistry) -> Schema:
-    tensor = _object(
-        {
-            "name": {"type": "string", "examples": [feature.name for feature in registry.features]},
-            "shape": _list({"type": "integer", "minimum": 0}) | {"minItems": 1, "maxItems": 2},
-            "datatype": {"enum": list(DATATYPES)},
-        }
-    )
-    tensor["properties"] |= {"data": {"type": "array"}, "parameters": _any_object()}
-    inputs = _list(tensor) | {"minItems": 1}
-    request = _object({"inputs": inputs})
-    request["properties"] |= {
-        "id": _TEXT,
-        "outputs": _list(_object({"name": {"const": OUTPUT}})),
-        "parameters": _any_object(),
-    }
-    return request
-
-
-def _infer_response() -> Schema:
-    shape = _list({"type": "integer"})
-    output = _object({"name": {"const": OUTPUT}, "datatype": {"const": "FP64"}, "shape": shape, "data": _list(_SCORE)})
-    return _object({"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": _list(output)})
-
-
-def _metadata_schema() -> Schema:
-    tensor = _object({"name": _TEXT, "datatype": {"enum": list(DATATYPES)}, "shape": _list({"type": "integer"})})
-    lists = {"versions": _list(_TEXT), "inputs": _list(tensor), "outputs": _list(tensor)}
-    return _object({"name": _TEXT, "platform": _TEXT, "parameters": _any_object(), **lists})
 
 
 def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _any_object() -> Schema:
-    return {"type": "object"}
-
-
-def _object(properties: Mapping[str, Schema], *, closed: bool = False) -> Schema:
-    schema: Schema = {"type": "object", "properties": dict(properties), "required": list(properties)}
-    return schema | {"additionalProperties": False} if closed else schema
