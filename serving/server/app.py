@@ -29,8 +29,7 @@ from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, R
 from serving.server.hosting import ModelHost, ServedModel
 from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
-from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
-from serving.server.metrics import Request as AnsweredRequest
+from serving.server.metrics import NO_MODEL, AnsweredRequest, ModelVersion, ScoredRequest, ServerMetrics
 from serving.server.openapi import document_of
 from serving.server.page import page_of
 from serving.server.protocol import ModelMetadata, tensors_metadata, tensors_of
@@ -48,7 +47,7 @@ class _Record:
 
     id: str
     begun: float
-    version: Version = NO_MODEL
+    version: ModelVersion = NO_MODEL
     endpoint: str = "unknown"
     status: int = 500
     reason: Reason | None = None
@@ -68,7 +67,7 @@ class App:
         self,
         host: ModelHost,
         limits: Limits,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         *,
         token: str | None = None,
         slow_seconds: float = SLOW_SECONDS,
@@ -170,9 +169,9 @@ class App:
     async def _answer(self, request: Request, format: RequestFormat, *media_types: str) -> Response:
         record: _Record = request.state.record
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
-        record.version = Version(served.name, served.version)
+        record.version = ModelVersion(served.name, served.version)
         check_content(request.headers, *media_types)
-        self._workers.take_place().release()  # who cannot be served is told so before the body
+        self._workers.acquire_slot().release()  # who cannot be served is told so before the body
         is_read = False
         try:
             with self._bodies.held() as held:
@@ -180,9 +179,9 @@ class App:
                     body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
                     is_read = True
                     record.stages["read"] = time.perf_counter() - record.begun
-                    place = self._workers.take_place()  # not before: a slow client would keep others out
+                    slot = self._workers.acquire_slot()  # not before: a slow client would keep others out
                     work = functools.partial(self._work, served, format, body, record, time.perf_counter())
-                    reply = await place.run(work)
+                    reply = await slot.run(work)
         except TimeoutError:
             raise self._late(is_read) from None
         return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
@@ -211,7 +210,7 @@ class App:
         def count() -> None:
             try:
                 coverage = scorer.coverage(encoded)
-                self._metrics.add_scored(Scored(record.version, probabilities, coverage, dict(record.stages)))
+                self._metrics.add_scored(ScoredRequest(record.version, probabilities, coverage, dict(record.stages)))
                 num_rows = encoded.num_examples if encoded.context is None else 1
                 for line in served.window.add(coverage, num_rows):
                     _log.warning(
@@ -296,7 +295,7 @@ class App:
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' page."""
-        versions = {Version(one.name, one.version): one.loaded_at for one in self._host.served}
+        versions = {ModelVersion(one.name, one.version): one.loaded_at for one in self._host.served}
         self._metrics.set_served(versions, is_ready=self.is_ready)
         return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
 
@@ -314,7 +313,7 @@ class App:
 
     def _found(self, request: Request) -> ServedModel:
         served = self._host.find(request.path_params["name"], request.path_params.get("version"))
-        request.state.record.version = Version(served.name, served.version)
+        request.state.record.version = ModelVersion(served.name, served.version)
         return served
 
     def _finish(self, record: _Record, method: str) -> None:

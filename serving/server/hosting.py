@@ -21,7 +21,7 @@ from serving.server.unlike import Window
 KEPT_VERSIONS = 2
 WARM_UP_ROUNDS = 10
 
-Outcome = Literal["loaded", "unchanged", "refused"]
+LoadOutcome = Literal["loaded", "unchanged", "refused"]
 Resolve = Callable[[Path | None], Path]
 """The bundle directory to serve now, given the one that is open, if any; raises `InputError` where there is none."""
 
@@ -60,7 +60,7 @@ class ModelHost:
     """
 
     def __init__(
-        self, resolve: Resolve, name: str, *, num_threads: int = 1, on_load: Callable[[Outcome], None] | None = None
+        self, resolve: Resolve, name: str, *, num_threads: int = 1, on_load: Callable[[LoadOutcome], None] | None = None
     ) -> None:
         self.name = name
         self._resolve, self._num_threads = resolve, num_threads
@@ -100,7 +100,7 @@ class ModelHost:
             error = InputError(f"expected model {self.name!r}", found=repr(name[:80]), remedy="correct the path")
             raise RefusedError(404, "not_found", error)
 
-    def refresh(self) -> Outcome:
+    def refresh(self) -> LoadOutcome:
         """Load what `resolve` names if it is new; raises `InputError` for a bundle that is refused, now or before.
 
         The version that is served answers all the while and stays where the new one is refused. A refused directory is
@@ -122,7 +122,7 @@ class ModelHost:
             except InputError as error:
                 _log.error("model_refused", extra={"model": self.name, "error": str(error)})
 
-    def _look(self) -> Outcome:
+    def _look(self) -> LoadOutcome:
         """The outcome, counted; raises `InputError` for what is refused for the first time."""
         try:
             outcome = self._refresh()
@@ -137,7 +137,7 @@ class ModelHost:
         self._on_load(outcome)
         return outcome
 
-    def _refresh(self) -> Outcome:
+    def _refresh(self) -> LoadOutcome:
         current = self._served[0] if self._served else None
         path = self._resolve(self._path)
         files = _files(path.resolve())  # what a symbolic link leads to now, and not a mixture of then and later
@@ -154,7 +154,7 @@ class ModelHost:
         self._seen = files
         return outcome
 
-    def _load(self, path: Path, files: _Files, current: ServedModel | None) -> Outcome:
+    def _load(self, path: Path, files: _Files, current: ServedModel | None) -> LoadOutcome:
         begun = time.monotonic()
         bundle = Bundle.open(files.path)
         if current is not None and bundle.model_id == current.version:

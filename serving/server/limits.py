@@ -26,7 +26,7 @@ Reason = Literal[
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 T = TypeVar("T")
 
-PATIENCE = 8
+READ_ANYWAY_FACTOR = 8
 """Bodies up to so many times the largest size are read to their end before they are refused."""
 
 
@@ -138,8 +138,8 @@ async def read_body(
     What is somewhat too large is read to its end all the same: who is cut off while sending sees a broken connection
     and no answer.
     """
-    patience = PATIENCE * limits.max_body_bytes
-    if content_length is not None and content_length.isdecimal() and int(content_length[:20]) > patience:
+    max_read = READ_ANYWAY_FACTOR * limits.max_body_bytes
+    if content_length is not None and content_length.isdecimal() and int(content_length[:20]) > max_read:
         raise _too_large(content_length[:20], limits, is_read=False)
     body, found = bytearray(), 0
     while True:
@@ -152,7 +152,7 @@ async def read_body(
             hold(len(part))
             body += part
         is_read = not message.get("more_body", False)
-        if found > patience or (is_read and found > limits.max_body_bytes):
+        if found > max_read or (is_read and found > limits.max_body_bytes):
             raise _too_large(str(found) + ("" if is_read else " and more"), limits, is_read=is_read)
         if is_read:
             return bytes(body)
@@ -184,33 +184,33 @@ class Workers:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._places = threading.BoundedSemaphore(limits.max_concurrent)
+        self._slots = threading.BoundedSemaphore(limits.max_concurrent)
         self._pool = ThreadPoolExecutor(limits.num_workers, thread_name_prefix="scorer")
 
-    def take_place(self) -> "Place":
+    def acquire_slot(self) -> "RequestSlot":
         """A place for one request; raises `RefusedError` where all are taken."""
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             expected = f"expected at most {self._limits.max_concurrent} requests at a time"
             error = InputError(expected, found="one more", remedy="try again, or add a server")
             raise RefusedError(503, "overloaded", error, retry_seconds=1)
-        return Place(self._places, self._pool)
+        return RequestSlot(self._slots, self._pool)
 
     def close(self) -> None:
         """Let running work end, and start no more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Place:
+class RequestSlot:
     """One request's place among the workers; `release` it, or `run` work, which releases it in the end."""
 
-    def __init__(self, places: threading.BoundedSemaphore, pool: ThreadPoolExecutor) -> None:
-        self._places, self._pool, self._is_held = places, pool, True
+    def __init__(self, slots: threading.BoundedSemaphore, pool: ThreadPoolExecutor) -> None:
+        self._slots, self._pool, self._is_held = slots, pool, True
 
     def release(self) -> None:
         """Give the place back; does nothing where work has it."""
         if self._is_held:
             self._is_held = False
-            self._places.release()
+            self._slots.release()
 
     async def run(self, work: Callable[[], tuple[T, Callable[[], None]]]) -> T:
         """What the work returns, from another thread, which then calls what was returned with it.
@@ -237,7 +237,7 @@ class Place:
 
         running = self._pool.submit(job)
         self._is_held = False
-        running.add_done_callback(lambda _: self._places.release())
+        running.add_done_callback(lambda _: self._slots.release())
         try:
             return await asyncio.wrap_future(answer)
         except asyncio.CancelledError:

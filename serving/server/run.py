@@ -20,7 +20,7 @@ from serving.server.connection import protocol_of
 from serving.server.hosting import ModelHost, Resolve, check_name
 from serving.server.limits import Limits
 from serving.server.logs import start_logging
-from serving.server.metrics import Metrics
+from serving.server.metrics import ServerMetrics
 
 TOKEN_VARIABLE = "MUXREC_SERVE_TOKEN"
 DRAIN_SECONDS = 2.0
@@ -59,7 +59,7 @@ def serve(
     start_logging(log_level)
     limits = limits or Limits()
     token = _token()
-    metrics = Metrics()
+    metrics = ServerMetrics()
     models = ModelHost(resolve, name, num_threads=num_threads, on_load=metrics.add_load)
     app = App(models, limits, metrics, token=token, slow_seconds=slow_seconds)
     listener = _listen(host, port)
@@ -79,24 +79,24 @@ def serve(
         timeout_graceful_shutdown=int(limits.timeout_seconds) + 1,
     )
     server = _Server(config, app, drain_seconds)
-    keeper = _Keeper(models, server, watch_seconds)
+    loader = _ModelLoader(models, server, watch_seconds)
     place = listener.getsockname()
     details = {"host": place[0], "port": place[1], "pid": os.getpid(), "model": name, "has_token": token is not None}
     _log.info("listening", extra=details)
     if token is None and not is_loopback(place):
         _log.warning("open_to_the_network", extra={"remedy": f"set {TOKEN_VARIABLE}, or listen on 127.0.0.1"})
-    keeper.start()
+    loader.start()
     try:
         server.run(sockets=[listener])
     finally:
-        keeper.stop.set()
+        loader.stop.set()
         app.close()
-    if keeper.failure is not None:
-        raise keeper.failure
+    if loader.failure is not None:
+        raise loader.failure
     _log.info("stopped")
 
 
-class _Keeper(threading.Thread):
+class _ModelLoader(threading.Thread):
     """Loads the first model, and then each new one; a daemon, so that a slow registry cannot hold up the end."""
 
     def __init__(self, models: ModelHost, server: "_Server", watch_seconds: float) -> None:

@@ -311,14 +311,14 @@ def test_a_panic_of_a_library_is_an_error_like_another(served: Served, monkeypat
 def test_places_are_counted_under_threads() -> None:
     limits = Limits(max_concurrent=4, num_workers=2)
     workers = Workers(limits)
-    taken = [workers.take_place() for _ in range(4)]
+    taken = [workers.acquire_slot() for _ in range(4)]
     with pytest.raises(RefusedError):
-        workers.take_place()
+        workers.acquire_slot()
     taken[0].release()
     taken[0].release()  # once is enough
-    workers.take_place()
+    workers.acquire_slot()
     with pytest.raises(RefusedError):
-        workers.take_place()
+        workers.acquire_slot()
     workers.close()
 
 
