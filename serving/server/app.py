@@ -32,7 +32,7 @@ from serving.server.logs import request_id_of
 from serving.server.metrics import NO_MODEL, AnsweredRequest, ModelVersion, ScoredRequest, ServerMetrics
 from serving.server.openapi import document_of
 from serving.server.page import page_of
-from serving.server.protocol import ModelMetadata, tensors_metadata, tensors_of
+from serving.server.protocol import metadata_of, tensors_of
 
 SLOW_SECONDS = 0.25
 CLIENT_LEFT = 499
@@ -262,16 +262,14 @@ class App:
         manifest = served.scorer.bundle.manifest
         fields = ("model", "run_id", "created_at", "muxrec_version", "table_dtype", "num_parameters")
         parameters = {name: value for name in fields if (value := getattr(manifest, name)) is not None}
-        inputs, outputs = tensors_metadata(served.scorer.registry)
         return _json(
-            ModelMetadata(
-                name=served.name,
-                versions=[model.version for model in self._host.served],
-                platform="muxrec",
-                inputs=inputs,
-                outputs=outputs,
-                parameters=parameters | {"version": served.version},
-            )
+            {
+                "name": served.name,
+                "versions": [model.version for model in self._host.served],
+                "platform": "muxrec",
+                **metadata_of(served.scorer.registry),
+                "parameters": parameters | {"version": served.version},
+            }
         )
 
     async def load(self, request: Request) -> Response:

@@ -26,9 +26,10 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    create_model,
 )
 from pydantic_core import from_json, to_json
-from typing_extensions import TypeAliasType, TypedDict
+from typing_extensions import TypeAliasType
 
 from features.errors import InputError
 from features.io.readers import columns_of, read_chunks
@@ -79,9 +80,6 @@ class RequestFormat(NamedTuple):
 
     read: Callable[[bytes, FeatureRegistry, Limits], ParsedRequest]
     reply: Callable[[Answer], Reply]
-
-
-# --- models of bodies: each checks one and describes it ---------------------------------------------------------------
 
 
 def check_num_rows(found: int, limits: Limits) -> None:
@@ -143,63 +141,14 @@ class SplitFrame(BaseModel):
     data: Annotated[list[InstanceOf[list[Any]]], FailFast(), BeforeValidator(_bounded)]
 
 
-class _Invocations(BaseModel):
-    params: Any = None
-    """MLflow's parameters of inference; ignored."""
-
-
-class SplitRequest(_Invocations):
-    """A pandas frame in its `split` orientation."""
-
-    dataframe_split: SplitFrame
-
-
-class RecordsRequest(_Invocations):
-    """A pandas frame as records."""
-
-    dataframe_records: Rows
-
-
-class InstancesRequest(_Invocations):
-    """Rows, as TensorFlow Serving names them."""
-
-    instances: Rows
-
-
-class InputsRequest(_Invocations):
-    """Columns by name, or rows."""
-
-    inputs: Annotated[
-        Annotated[Columns, Tag("as columns")] | Annotated[Rows, Tag("as rows")],
-        Discriminator(lambda value: "as columns" if isinstance(value, dict) else "as rows"),
-    ]
-
-
+_RowsOrColumns = Annotated[
+    Annotated[Columns, Tag("as columns")] | Annotated[Rows, Tag("as rows")],
+    Discriminator(lambda value: "as columns" if isinstance(value, dict) else "as rows"),
+]
+_MLFLOW = {"dataframe_split": SplitFrame, "dataframe_records": Rows, "instances": Rows, "inputs": _RowsOrColumns}
+_FIELDS: dict[str, dict[str, Any]] = {key: {key: (body, ...), "params": (Any, None)} for key, body in _MLFLOW.items()}
 SCORE_REQUESTS = (RowsRequest, CandidatesRequest)
-INVOCATIONS_REQUESTS = (SplitRequest, RecordsRequest, InstancesRequest, InputsRequest)
-
-
-class ScoreResponse(TypedDict):
-    """Answer of `/score`."""
-
-    model: str
-    version: str
-    scores: list[Annotated[float, Field(ge=0, le=1)]]
-
-
-class Prediction(TypedDict):
-    """One row's answer of `/invocations`."""
-
-    probability: Annotated[float, Field(ge=0, le=1)]
-
-
-class InvocationsResponse(TypedDict):
-    """Answer of `/invocations`, as MLflow answers for a logged bundle."""
-
-    predictions: list[Prediction]
-
-
-# --- JSON to models ---------------------------------------------------------------------------------------------------
+INVOCATIONS_REQUESTS = tuple(create_model(key, **fields) for key, fields in _FIELDS.items())
 
 
 def read_json_object(body: bytes) -> dict[str, Any]:
@@ -241,7 +190,7 @@ def read_score(body: bytes, registry: FeatureRegistry, limits: Limits) -> Parsed
 def reply_score(answer: Answer) -> Reply:
     """`{"model": ..., "version": ..., "scores": [...]}`."""
     scores = answer.probabilities.tolist()
-    return Reply(to_json(ScoreResponse(model=answer.model, version=answer.version, scores=scores)))
+    return Reply(to_json({"model": answer.model, "version": answer.version, "scores": scores}))
 
 
 def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> ParsedRequest:
@@ -249,7 +198,7 @@ def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> 
     document = read_json_object(body)
     model = _model_of(document, INVOCATIONS_REQUESTS, "see /docs")
     request = validated(model, document, limits)
-    value = next(getattr(request, name) for name in model.model_fields if name != "params")
+    value = getattr(request, model.__name__)
     if isinstance(value, list):
         return ParsedRequest((value,), len(value))
     columns = _columns_of(value) if isinstance(value, SplitFrame) else value
@@ -259,8 +208,7 @@ def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> 
 
 def reply_invocations(answer: Answer) -> Reply:
     """`{"predictions": [{"probability": ...}, ...]}`."""
-    predictions = [Prediction(probability=probability) for probability in answer.probabilities.tolist()]
-    return Reply(to_json(InvocationsResponse(predictions=predictions)))
+    return Reply(to_json({"predictions": [{OUTPUT: probability} for probability in answer.probabilities.tolist()]}))
 
 
 def rows_of_columns(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistry) -> list[dict[str, Any]]:
@@ -337,9 +285,6 @@ def _mistake(error: ValidationError, document: Mapping[str, Any]) -> InputError:
         row = None
     where = ", ".join(names) + ": " if names else ""
     return InputError(f"{where}expected {expected}", found=found, remedy=remedy, row=row)
-
-
-# --- MLflow's frames, and csv -----------------------------------------------------------------------------------------
 
 
 def _columns_of(frame: SplitFrame) -> Mapping[str, Sequence[Any]]:

@@ -16,7 +16,7 @@ from features.spec import AnyFeature, Categorical, CategoricalList, Numeric
 from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
-from serving.server.protocol import tensors_metadata
+from serving.server.protocol import metadata_of
 
 NUM_ROWS = 2
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
     context = {name: rows[0][name] for name in names[:half]}
     candidates = [{name: row[name] for name in names[half:]} for row in rows]
     of_rows, of_candidates = (scorer.score(*arguments).tolist() for arguments in ((rows,), (context, candidates)))
-    inputs = [_tensor(one, rows) for one in tensors_metadata(registry)[0]]
+    inputs = [_tensor(one, rows) for one in metadata_of(registry)["inputs"]]
     output = {"name": OUTPUT, "datatype": "FP64", "shape": [NUM_ROWS], "data": of_rows}
     infer = {"model_name": name, "model_version": version, "id": "1", "outputs": [output]}
 

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: requests, latency, batch sizes and scores by version; missing and unseen values by feature."""
+"""Metrics for Prometheus: requests, latency, batch sizes, scores; missing and unseen values by feature."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -62,7 +62,7 @@ class Histogram(Collector):
     >>> histogram = Histogram("rows", "Rows per request.", ["model"], (1, 2))
     >>> histogram.observe(("clicks",), np.array([0.5, 1.0, 1.5, 9.0]))
     >>> [sample.value for sample in next(histogram.collect()).samples]  # up to 1, up to 2, all, their number, their sum
-    [2.0, 3.0, 4.0, 4.0, 12.0]
+    [2, 3, 4, 4, 12.0]
     """
 
     def __init__(self, name: str, documentation: str, labels: list[str], bounds: tuple[float, ...]) -> None:

@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NotRequired, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictStr
 from pydantic_core import to_json
-from typing_extensions import TypedDict
 
 from features.errors import InputError
 from features.registry import FeatureRegistry
@@ -59,8 +58,6 @@ _TYPES: dict[str, frozenset[type]] = {
     **dict.fromkeys(_RANGES, frozenset({int})),
     **dict.fromkeys(("FP16", "BF16", "FP32", "FP64"), frozenset({int, float})),
 }
-
-# --- models of bodies: each checks one and describes it ---------------------------------------------------------------
 
 Parameters = dict[str, Any] | None
 _Size = Annotated[int, Field(strict=True, ge=0, lt=MAX_DIMENSION)]
@@ -108,47 +105,6 @@ class InferRequest(BaseModel):
     parameters: Parameters = None
 
 
-class OutputTensor(TypedDict):
-    """The output `probability`, FP64 [B]: `data`, or `parameters` with the size of the raw bytes behind the JSON."""
-
-    name: Literal["probability"]
-    datatype: Literal["FP64"]
-    shape: list[int]
-    data: NotRequired[list[Annotated[float, Field(ge=0, le=1)]]]
-    parameters: NotRequired[dict[str, int]]
-
-
-class InferResponse(TypedDict):
-    """Answer of `infer`."""
-
-    model_name: str
-    model_version: str
-    id: str
-    outputs: list[OutputTensor]
-
-
-class TensorMetadata(TypedDict):
-    """An input or output of the model; -1 is a dimension of any size."""
-
-    name: str
-    datatype: Datatype
-    shape: list[int]
-
-
-class ModelMetadata(TypedDict):
-    """The model, and where it comes from."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-    parameters: dict[str, Any]
-
-
-# --- requests and answers ---------------------------------------------------------------------------------------------
-
-
 def read_tensors(body: bytes, registry: FeatureRegistry, limits: Limits, length: str | None = None) -> ParsedRequest:
     """An inference request; a list feature is [B, L], or two tensors `NAME__values` [T] and `NAME__offsets` [B + 1].
 
@@ -178,13 +134,12 @@ def read_tensors(body: bytes, registry: FeatureRegistry, limits: Limits, length:
 
 def reply_tensors(answer: Answer) -> Reply:
     """An inference response with the one output `probability`, FP64 [B]: as JSON, or raw bytes after the JSON."""
-    output = OutputTensor(name=OUTPUT, datatype="FP64", shape=[len(answer.probabilities)])
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP64", "shape": [len(answer.probabilities)]}
     raw = answer.probabilities.astype("<f8").tobytes() if answer.is_binary else b""
-    if answer.is_binary:
-        output["parameters"] = {"binary_data_size": len(raw)}
-    else:
-        output["data"] = answer.probabilities.tolist()
-    head = to_json(InferResponse(model_name=answer.model, model_version=answer.version, id=answer.id, outputs=[output]))
+    output |= (
+        {"parameters": {"binary_data_size": len(raw)}} if answer.is_binary else {"data": answer.probabilities.tolist()}
+    )
+    head = to_json({"model_name": answer.model, "model_version": answer.version, "id": answer.id, "outputs": [output]})
     return Reply(head + raw, "application/octet-stream", {HEADER: str(len(head))}) if answer.is_binary else Reply(head)
 
 
@@ -193,17 +148,17 @@ def tensors_of(length: str | None) -> RequestFormat:
     return RequestFormat(partial(read_tensors, length=length), reply_tensors)
 
 
-def tensors_metadata(registry: FeatureRegistry) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
-    """Inputs and outputs of the model."""
+def metadata_of(registry: FeatureRegistry) -> dict[str, list[dict[str, Any]]]:
+    """`inputs` and `outputs` of the model's metadata; -1 is a dimension of any size."""
     inputs = [
-        TensorMetadata(
-            name=feature.name,
-            datatype="FP64" if isinstance(feature, Numeric) else "BYTES",
-            shape=[-1, -1] if feature.is_list else [-1],
-        )
+        {
+            "name": feature.name,
+            "datatype": "FP64" if isinstance(feature, Numeric) else "BYTES",
+            "shape": [-1, -1] if feature.is_list else [-1],
+        }
         for feature in registry.features
     ]
-    return inputs, [TensorMetadata(name=OUTPUT, datatype="FP64", shape=[-1])]
+    return {"inputs": inputs, "outputs": [{"name": OUTPUT, "datatype": "FP64", "shape": [-1]}]}
 
 
 def _is_binary_wanted(request: InferRequest) -> bool:
