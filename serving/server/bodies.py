@@ -1,8 +1,7 @@
-"""Bodies of scoring requests, read into what the scorer takes, and its answers: row JSON, MLflow's formats and csv.
+"""Bodies of scoring requests and answers: row JSON, MLflow's formats and csv; `protocol.py` has the tensors.
 
-B rows. The Open Inference Protocol is in `protocol.py`. The pydantic models here both check a body and describe it
-(`openapi.py`); they never look at a row's values, whose meaning is the encoder's, as in training. An absent key or
-column is a missing value.
+B rows. The pydantic models check a body, and describe it in `openapi.py`. They leave the values of rows alone: the
+encoder decides what a value means, as in training. An absent key or column is a missing value.
 """
 
 import tempfile
@@ -51,11 +50,11 @@ class ParsedRequest(NamedTuple):
     id: str | None = None
     """The request's own id, where its protocol has one."""
     is_binary: bool = False
-    """Whether to answer with raw bytes, where its protocol has them."""
+    """Whether to answer with raw bytes, where its protocol allows it."""
 
 
 class Answer(NamedTuple):
-    """Scores, and what a reply says about them."""
+    """Scores, and the other contents of a reply."""
 
     model: str
     version: str
@@ -112,7 +111,7 @@ def _equal_lengths(columns: dict[str, Any], info: ValidationInfo) -> dict[str, l
     return columns
 
 
-# `openapi.py` describes these four by the features and limits of the model that is served.
+# Aliases, since `openapi.py` describes these four by the features and limits of the served model.
 Row = TypeAliasType("Row", InstanceOf[dict[str, Any]])
 Rows = TypeAliasType("Rows", Annotated[list[Row], FailFast(), BeforeValidator(_bounded)])
 Columns = TypeAliasType("Columns", Annotated[InstanceOf[dict[str, Any]], AfterValidator(_equal_lengths)])

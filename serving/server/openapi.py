@@ -1,4 +1,4 @@
-"""The server's description, written from the model that is served: OpenAPI 3.1; `page.py` shows it to people."""
+"""The server's description in OpenAPI 3.1, written from the served model; `page.py` renders it for people."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -23,13 +23,13 @@ _OBJECT: Schema = {"type": "object"}
 _SCORE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _ERRORS = {
     "400": "A body that cannot be used as it is",
-    "401": "No token, or another one",
-    "403": "Not from here",
+    "401": "No token, or a wrong one",
+    "403": "Only from the server's own machine, or with a token",
     "404": "No such model or version",
     "408": "The body did not arrive in time",
     "409": "The new bundle was refused; the old one is served",
     "413": "Too many bytes or rows",
-    "415": "A body of another type",
+    "415": "A body of another type, or a compressed one",
     "503": "Not ready, too many requests, or no answer in time; see Retry-After",
 }
 

@@ -138,7 +138,7 @@ def test_the_client_with_its_defaults(serve: Any, versions: list[Bundle]) -> Non
         assert client.get_model_metadata(NAME)["name"] == NAME
         client.load_model(NAME)
         calls = {
-            r"\[415\] expected a plain body; found 'gzip'; do not pack it": lambda: client.infer(
+            r"\[415\] expected a plain body; found 'gzip'; do not compress it": lambda: client.infer(
                 NAME, inputs, request_compression_algorithm="gzip"
             ),
             r"\[415\] expected a plain body; found 'deflate'": lambda: client.infer(
@@ -238,7 +238,7 @@ def test_limits_hold_for_bytes(client: Client) -> None:
         answer = client.post(INFER, content=text + bytes(count), headers={HEADER: str(len(text))})
         assert (answer.status_code, answer.json()["error"].partition(";")[0]) == (
             413,
-            "expected at most 50 rows a request",
+            "expected at most 50 rows per request",
         )
     answer = client.post(INFER, content=b"{}".ljust(20_001), headers={HEADER: "2"})
     assert answer.status_code == 413

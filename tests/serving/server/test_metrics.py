@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.bundle.bundle import Bundle
-from serving.server import unlike
+from serving.server import coverage_window
 from serving.server.limits import Limits, Workers
 from serving.server.logs import JsonFormatter
 from serving.server.metrics import AnsweredRequest, Histogram, ModelVersion, ScoredRequest, ServerMetrics
@@ -198,7 +198,7 @@ def test_a_traceback_is_inside_its_line() -> None:
 def test_values_unlike_training_are_one_line_of_warning(
     tmp_path: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlike, "WINDOW", 30)
+    monkeypatch.setattr(coverage_window, "WINDOW", 30)
     untrained = np.zeros(211, dtype=np.bool_)
     served = Served(make_bundle(tmp_path / "bundle", trained_rows=untrained).path, limits=Limits(num_workers=1)).start()
 
