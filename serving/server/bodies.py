@@ -257,33 +257,37 @@ _EXPECTED = {
 
 
 def _mistake(error: ValidationError, document: Mapping[str, Any]) -> InputError:
-    """The first mistake that pydantic found, with its place: names of fields, and of the tensor."""
+    """The first mistake that pydantic found, as an error with the place, what was expected there, and the remedy."""
     first = error.errors(include_url=False)[0]
-    kind, place, value, context = first["type"], list(first["loc"]), first["input"], first.get("ctx", {})
+    kind, place, value, context = first["type"], first["loc"], first["input"], first.get("ctx", {})
     if isinstance(context.get("error"), InputError):
         return context["error"]
     if kind == "missing":
-        place, expected, found, remedy = place[:-1], f"`{place[-1]}`", _keys(value), "see /docs"
-    else:
-        key = f"{kind} {context['class']}" if kind == "is_instance_of" else kind
-        expected, remedy = _EXPECTED.get(key, (first["msg"].removeprefix("Input should be "), "see /docs"))
-        expected = expected.format(**context)
-        if kind == "is_instance_of" or kind.endswith("_type"):
-            found = kind_of(value)
-        else:
-            found = f"{context['actual_length']} items" if "actual_length" in context else repr(value)[:40]
-    names = [str(one) for one in place if isinstance(one, str)]
-    row = next((one for one in place if isinstance(one, int)), None)
-    if row is not None and kind != "is_instance_of":  # a tensor's position, or an item's of one of its fields
-        tensor = document["inputs"][row] if names[0] == "inputs" else None
-        names[0] = (
-            f"input {tensor['name'][:80]!r}"
-            if isinstance(tensor, dict) and isinstance(tensor.get("name"), str)
-            else names[0]
-        )
-        row = None
-    where = ", ".join(names) + ": " if names else ""
-    return InputError(f"{where}expected {expected}", found=found, remedy=remedy, row=row)
+        where = _where(place[:-1], document)
+        return InputError(f"{where}expected `{place[-1]}`", found=_keys(value), remedy="see /docs")
+    key = f"{kind} {context['class']}" if kind == "is_instance_of" else kind
+    expected, remedy = _EXPECTED.get(key, (first["msg"].removeprefix("Input should be "), "see /docs"))
+    is_named_by_value = isinstance(value, str | float | int) and kind in (
+        "literal_error",
+        "greater_than_equal",
+        "less_than",
+    )
+    found = repr(value)[:40] if is_named_by_value else kind_of(value)
+    if "actual_length" in context:
+        found = f"{context['actual_length']} items"
+    row = place[-1] if kind == "is_instance_of" and isinstance(place[-1], int) else None
+    expected = f"{_where(place, document)}expected {expected.format(**context)}"
+    return InputError(expected, found=found, remedy=remedy, row=row)
+
+
+def _where(place: tuple[int | str, ...], document: Mapping[str, Any]) -> str:
+    """Names of the fields that lead to a value, with a tensor's own name, as the start of a message."""
+    names = [one for one in place if isinstance(one, str)]
+    if names[:1] == ["inputs"] and len(place) > 1 and isinstance(place[1], int):
+        tensor = document["inputs"][place[1]]
+        name = tensor.get("name") if isinstance(tensor, dict) else None
+        names[0] = f"input {name[:80]!r}" if isinstance(name, str) else names[0]
+    return ", ".join(names) + ": " if names else ""
 
 
 def _columns_of(frame: SplitFrame) -> Mapping[str, Sequence[Any]]:
