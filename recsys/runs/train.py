@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
-from features.layout import COUNTED
+from features.table_kinds import TABLE_KINDS
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.embedding.optimizers import TableOptimizer
@@ -16,8 +16,9 @@ from recsys.ranker import Ranker, build_ranker
 from recsys.runs.finish import Metrics, Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
 from recsys.runs.run_directory import RunDirectory
+from recsys.schedule import TrainState
 from recsys.tracking.tracker import Tracker, git_commit
-from recsys.trainer import Trainer, new_state
+from recsys.trainer import Trainer
 
 LOCK_TIMEOUT_SECONDS = 1.0
 """Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
@@ -53,7 +54,7 @@ def train_run(
     if run.is_finished:
         return _metrics_of_finished(run, track=track)
     # All of train is read for it: only where the table depends on it already, else when the run is reported.
-    distinct = distinct_tokens(train.tokens()) if experiment.embedding.kind in COUNTED else None
+    distinct = distinct_tokens(train.tokens()) if TABLE_KINDS[experiment.embedding.kind].has_own_ranges else None
     vocabulary = None if distinct is None else vocabulary_of(distinct)
     # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
     ranker, table_optimizer = build_ranker(
@@ -104,12 +105,12 @@ def _fit(
     *,
     progress: bool,
     on_epoch: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+) -> TrainState:
     """The trainer's last state; a new one where a compressed model is taken as it is."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":
-            return new_state()
+            return TrainState()
         table_optimizer.learning_rate *= compression.rate_factor
         settings = settings.model_copy(update={"learning_rate": settings.learning_rate * compression.rate_factor})
     trainer = Trainer(

@@ -29,13 +29,14 @@ from pydantic import BaseModel, ConfigDict
 from features.dataset.info import DatasetInfo, read_dataset
 from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
+from features.line_worker import LineWorker, WorkerError
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.report import Outcome, best_of, trial_name, write_sweep_report
 from recsys.sweep.search_space import SearchSpace, check_space, with_settings
-from recsys.sweep.worker_process import WorkerError, WorkerProcess
+from recsys.sweep.worker import start_worker
 from recsys.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Sweep:
         self.study = optuna.load_study(study_name=STUDY, storage=_storage(out), pruner=self.pruner)
         self._lock_descriptor = lock
         self._mutex = threading.RLock()
-        self._running: set[WorkerProcess] = set()
+        self._running: set[LineWorker] = set()
         self._is_stopping = False
         # Nobody else holds the directory: what is still running was cut off.
         self._cut_off = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
@@ -204,7 +205,7 @@ class Sweep:
 
     def _work(self, number: int, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
         """One thread: take a trial, have it trained, until there is none left."""
-        process: WorkerProcess | None = None
+        process: LineWorker | None = None
         try:
             while (trial := self._next()) is not None:
                 process = process or self._start(number, workers)
@@ -212,6 +213,7 @@ class Sweep:
                     outcome = self._trial(trial, process, tracker)
                 except WorkerError as death:
                     self._running.discard(process)
+                    process.close()
                     process = None
                     if self._is_stopping:
                         return
@@ -221,13 +223,12 @@ class Sweep:
                     advance(1, note=self._note(outcome))
         finally:
             if process:
-                process.stop()
-                process.wait()
+                process.close()
                 self._running.discard(process)
 
-    def _start(self, number: int, workers: int) -> WorkerProcess:
+    def _start(self, number: int, workers: int) -> LineWorker:
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        process = WorkerProcess(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
+        process = start_worker(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
         self._running.add(process)
         return process
 
@@ -259,7 +260,7 @@ class Sweep:
         seed = int(np.random.SeedSequence([self.facts.seed, number]).generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
-    def _trial(self, trial: Trial, process: WorkerProcess, tracker: Tracker | None) -> Outcome:
+    def _trial(self, trial: Trial, process: LineWorker, tracker: Tracker | None) -> Outcome:
         """Have a trial trained and write down how it ended."""
         with self._mutex:
             settings = {key: values.setting(values.suggest(trial, key)) for key, values in self.space.items()}
@@ -274,7 +275,7 @@ class Sweep:
             tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.facts.dataset, "out": str(run)}
         request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
-        ended = process.train(request, lambda record: self._prune(trial, record))
+        ended = process.ask(request, lambda record: self._prune(trial, record))
         outcome = self._end(trial, ended)
         _clear(run, is_complete=outcome.state == "complete")
         return outcome
@@ -291,11 +292,12 @@ class Sweep:
         return self.study.get_trials(deepcopy=False)[trial.number]
 
     def _crashed(self, trial: Trial, death: WorkerError) -> Outcome | None:
-        """Once a trial is tried again when its process died; the second time it has failed."""
+        """A trial is tried again once when its process died; the second time it has failed."""
+        error = f"the training process {death}"
         with self._mutex:
             crashes = trial.user_attrs.get("crashes", 0) + 1
             trial.set_user_attr("crashes", crashes)
-            logger.warning("trial %d: %s", trial.number, death)
+            logger.warning("trial %d: %s", trial.number, error)
             if crashes < MAX_CRASHES:
                 self._cut_off.append(trial.number)
                 return None
@@ -303,7 +305,7 @@ class Sweep:
         with contextlib.suppress(InputError):
             if tracked := _run_of_trial(run):
                 tracked.finish("FAILED")
-        return self._end(trial, {"end": "failed", "error": str(death)})
+        return self._end(trial, {"end": "failed", "error": error})
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> Outcome:
         """Write down how a trial ended."""
