@@ -84,20 +84,19 @@ class TableLayout(BaseModel):
         num_rows = addressing.table_rows(num_rows, counts_of_readers(slots, counts))
         check_num_rows(num_rows)
         addressing.check(kind, num_rows, slots, counts, set(features))
-        settings: dict[str, Any] = {
-            "num_rows": num_rows,
-            "width": width,
-            "seed": registry.seed,
-            "views": slots,
-            "keys": {name: feature.stable_key for name, feature in features.items()},
-            "pooling": {
+        return TableLayout(
+            num_rows=num_rows,
+            width=width,
+            seed=registry.seed,
+            views=slots,
+            keys={name: feature.stable_key for name, feature in features.items()},
+            pooling={
                 name: getattr(feature, "pooling", "mean") for name, feature in features.items() if feature.is_list
             },
-            "kind": kind,
-            "num_values": counts,
-            "block": block if addressing.has_blocks else 1,
-        }
-        return TableLayout(**settings)
+            kind=kind,
+            num_values=counts,
+            block=block if addressing.has_blocks else 1,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
