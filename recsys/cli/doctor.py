@@ -272,7 +272,10 @@ def _read(path: str) -> str:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check the installation, and print the command that fixes each problem; exit 1 if there is one."""
+    """Check the installation, and print a fix for each problem.
+
+    Exit 1 if something is missing.
+    """
     lines = diagnose()
     if as_json:
         sys.stdout.write(json.dumps([line._asdict() for line in lines]) + "\n")
