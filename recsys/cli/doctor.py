@@ -3,6 +3,7 @@
 Everything heavy, compiled kernels above all, is tried in a process of its own, all at once: a crash there is a finding.
 """
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -145,9 +146,7 @@ def _fused_step() -> str:
 def _probe_tracking() -> Iterator[tuple[str, str]]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    import mlflow
-
-    yield "mlflow", mlflow.__version__
+    yield "mlflow", importlib.import_module("mlflow").__version__
     from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
 
     uri = tracking_uri()
