@@ -61,7 +61,7 @@ def locked_directory(folder: Path, *, timeout_seconds: float = 0.0) -> Iterator[
     Raises `InputError` where another process still holds it after `timeout_seconds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = take_lock(folder / "lock", patience=timeout_seconds)
+    descriptor = take_lock(folder / "lock", timeout_seconds=timeout_seconds)
     if descriptor is None:
         expected = f"{folder}: expected no other process at work"
         raise InputError(expected, found="one", remedy="wait for it, or work in another folder")
