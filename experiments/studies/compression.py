@@ -208,7 +208,10 @@ def frontier(
     points = points_of(facts, choice)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with locked_directory(work, patience=LOCK_TIMEOUT_SECONDS) as lock, _logged(out, track and not report_only) as log:
+    with (
+        locked_directory(work, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock,
+        _logged(out, track and not report_only) as log,
+    ):
         kept, failures = Results(work / "results.jsonl"), []
         if not report_only:
             processes = Processes(work, threads=threads, keep_runs=keep_runs, lock=lock)

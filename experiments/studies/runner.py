@@ -291,7 +291,7 @@ def results(
     }
     cores = len(os.sched_getaffinity(0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with locked_directory(work, patience=LOCK_TIMEOUT_SECONDS) as lock:
+    with locked_directory(work, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
         processes = Processes(work, threads=max(1, cores // workers), keep_runs=keep_runs, lock=lock)
         kept = Results(work / "results.jsonl")
         jobs, failures = plan(studies, facts, seeds)

@@ -186,7 +186,7 @@ def cells_of(facts: Facts, data: str, model: str, variants: Callable[[int], Iter
     """Cells of one model on one dataset; `variants` is handed the rows of the collisionless table."""
     run, shared = NETWORKS[data, model]
     network = {key.removeprefix("model."): value for key, value in shared.items() if key.startswith("model.")}
-    start = {key: value for key, value in RUNS[run]().model.items() if key != "name"}
+    start = RUNS[run]().model.model_dump(exclude={"name"})
     rows = collisionless_rows(facts, model, {**start, **network})
     cells = [
         Cell(data, model, variant.label, variant.budget, run, {**shared, **variant.settings}, variant.against)

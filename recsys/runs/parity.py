@@ -49,7 +49,7 @@ def parity_of(
     check_registry(registry, scorer.bundle.registry, str(bundle))
     ranker = run.ranker(quantized=not quantized)
     if quantized:
-        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).eval()
+        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).ranker.eval()
     correction = scorer.bundle.manifest.prior_correction
     num_rows, ids_equal = 0, True
     worst, rounding, error = 0.0, 0.0, 0.0
@@ -70,15 +70,13 @@ def parity_of(
     result |= {"trainer_rounding": rounding, "scorer_rounding": error}
     result["warnings"] = coverage_warnings(coverage, scorer.bundle) if inputs else []
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
-    run_info = run.run_info()
-    if run_info["mlflow_run_id"] is not None:
-        figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
-        try:
-            tracker = Tracker.of(run_info, run.path / "run.json")
+    try:
+        if tracker := Tracker.of(run.record):
+            figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
             tracker.log_metrics(figures)
             result["store"] = shown_uri(tracker.uri)
-        except InputError as error:  # the result matters more than its record
-            logger.warning("parity was not logged to MLflow: %s", error)
+    except InputError as error:  # the result matters more than its record
+        logger.warning("parity was not logged to MLflow: %s", error)
     return result
 
 

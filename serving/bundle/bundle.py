@@ -49,19 +49,30 @@ from serving.bundle.manifest import (
     read_manifest,
     to_json,
 )
-from serving.bundle.table import Bitmap, StoredTable, TableDtype, pack_bits, served_rows, write_table
+from serving.bundle.table import (
+    Bitmap,
+    Coder,
+    StoredTable,
+    TableDtype,
+    learn_coder,
+    pack_bits,
+    served_rows,
+    write_table,
+)
 from serving.bundle.table_plan import CODE_BITS
 from serving.bundle.tensors import fault
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
 __all__ = [
     "Bundle",
+    "Coder",
     "FileEntry",
     "Manifest",
     "PriorCorrection",
     "StoredTable",
     "TableDtype",
     "installed_version",
+    "learn_coder",
     "open_session",
     "served_rows",
     "write_bundle",
@@ -164,6 +175,7 @@ def write_bundle(
     profile: Mapping[str, Any],
     table_dtype: TableDtype = "fp32",
     row_widths: npt.NDArray[Any] | None = None,
+    coder: Coder | None = None,
     trained_rows: npt.NDArray[Any] | None = None,
     vocabulary: Vocabulary | None = None,
     prior_correction: PriorCorrection | None = None,
@@ -178,8 +190,8 @@ def write_bundle(
     `table` is [M, w]; `row_widths` [M] how many columns of each row are stored, where not all are; `trained_rows` flags
     [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the registry and `probability`; `vocabulary` is
     that of a collisionless table, and left out for the others. So are rows of zeros, and metrics that are not finite.
-    `compression` is for the manifest: what became of the table, as JSON holds it. The manifest has the lowest format
-    version that allows for all this.
+    `coder` is what `learn_coder` gives for the table; None: learned here. `compression` is for the manifest: what
+    became of the table, as JSON holds it. The manifest has the lowest format version that allows for all this.
 
     Raises `InputError` when `out` exists (unless `overwrite` and it is a bundle), when a part does not fit the
     layout, and when the disk is full.
@@ -192,7 +204,7 @@ def write_bundle(
         found = ", ".join(vocabulary or {}) or "none"
         raise InputError(f"vocabulary: expected tokens of {', '.join(layout.num_values)}", found=found)
     with temporary_directory_beside(out) as temporary:
-        write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows), row_widths)
+        write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows), row_widths, coder)
         is_compact = row_widths is not None or table_dtype in CODE_BITS or compression is not None
         buffer = io.BytesIO()
         golden.write_parquet(buffer)
