@@ -5,11 +5,9 @@ B examples. The recipe is that of BARS (Zhu et al., "BARS: Towards Open Benchmar
 validation score, and a stop after two such epochs in a row, at the best weights.
 """
 
-import contextlib
 import json
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,15 +277,6 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a whole file, but of another model
             raise checkpoint.damaged(self._state_path, error) from None
         logger.info("resumed at epoch %d, step %d", self.state.epoch + 1, self.state.step)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        # getrusage also counts the memory of the process that started this one.
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="ignore").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +94,12 @@ def _resident_mb() -> float:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     return float("nan")  # where there is no such file; metrics that are not finite are left out
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        # getrusage also counts the memory of the process that started this one.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="ignore").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
