@@ -73,7 +73,7 @@ class Scored(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ModelComparison:
     """Two models on one test set."""
 
     champion: dict[str, Any]
@@ -97,7 +97,7 @@ def compare_models(
     *,
     test: Sequence[str | Path] = (),
     negative_rate: float | None = None,
-) -> Comparison:
+) -> ModelComparison:
     """Compare two models: bundles, finished runs or `models:/` URIs; `test` is by default the data of the run.
 
     `negative_rate` is the share of the negatives that the test rows kept, by default as `TestSet.of` has it. Raises
@@ -110,12 +110,12 @@ def compare_models(
     return compare_scorers(scorers[0], scorers[1], TestSet.of(sources, scorers[1], negative_rate))
 
 
-def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> Comparison:
+def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> ModelComparison:
     """`compare_models` of two that are open."""
     scored = score_test([champion, challenger], test)
     judged = [evaluate(scored.labels, p, scored.groups, scored.weights) for p in scored.probabilities]
     old, new = scored.probabilities
-    return Comparison(
+    return ModelComparison(
         champion=_facts(champion),
         challenger=_facts(challenger),
         test={
@@ -241,7 +241,7 @@ def _facts(scorer: Scorer) -> dict[str, Any]:
     return run_info | {"table": manifest.table_dtype, **serving_cost(scorer)}
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: ModelComparison) -> Table:
     """The comparison for a terminal; the interval leaves 5 % on either side."""
     test = comparison.test
     title = f"{test['rows']:,} rows of {test['name']}, digest {test['digest'][:12]}; bounds of 95 % each"

@@ -20,11 +20,11 @@ from rich.table import Table
 from features.errors import InputError
 from features.files import made_in_cache, take_lock
 from recsys.evaluation.paired_difference import Difference
-from recsys.promotion.compare_models import Comparison, TestSet, compare_scorers
+from recsys.promotion.compare_models import ModelComparison, TestSet, compare_scorers
 from recsys.runs.parity import parity_of
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.logged_model import log_model
-from recsys.tracking.model_registry import ModelRegistry, Version
+from recsys.tracking.model_registry import ModelRegistry, RegisteredVersion
 from recsys.tracking.tracker import Tracker
 from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
@@ -44,7 +44,7 @@ class Margins(BaseModel):
     """In clicks promised at the wrong place, as a share of all clicks."""
 
 
-class Check(NamedTuple):
+class PromotionCheck(NamedTuple):
     """One line of the gate."""
 
     name: str
@@ -60,12 +60,12 @@ class Promotion:
 
     store: str
     """Address of the MLflow store, without a password."""
-    version: Version
+    version: RegisteredVersion
     alias: str
-    champion: Version | None
+    champion: RegisteredVersion | None
     """Who held the alias before; None for nobody."""
-    checks: list[Check]
-    comparison: Comparison | None
+    checks: list[PromotionCheck]
+    comparison: ModelComparison | None
 
     @property
     def passed(self) -> bool:
@@ -137,16 +137,16 @@ def promote(
     raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
 
 
-def _number(version: Version | None) -> str | None:
+def _number(version: RegisteredVersion | None) -> str | None:
     return version.number if version else None
 
 
-def _verified(scorer: Scorer) -> Check:
+def _verified(scorer: Scorer) -> PromotionCheck:
     difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
     return _check("verify", difference <= tolerance, f"golden rows differ by {difference:.1e}, {tolerance:.1e} allowed")
 
 
-def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
+def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> PromotionCheck:
     found = parity_of(path, bundle, inputs, quantized=True)
     rows = f"{found['rows']:,} {'raw' if inputs else 'golden'} rows"
     ids = "ids equal" if found["ids_equal"] else "ids differ"
@@ -155,16 +155,16 @@ def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
 
 def _judged(
     registry: ModelRegistry,
-    champion: Version | None,
-    version: Version,
+    champion: RegisteredVersion | None,
+    version: RegisteredVersion,
     scorer: Scorer,
     test: TestSet,
     margins: Margins,
-) -> tuple[list[Check], Comparison | None]:
+) -> tuple[list[PromotionCheck], ModelComparison | None]:
     """The checks against the champion on the test rows."""
     if champion is None or champion.number == version.number:
         note = "no champion yet" if champion is None else "is the champion"
-        return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
+        return [PromotionCheck("auc", "passed", note), PromotionCheck("calibration", "passed", note)], None
     fetched = registry.fetch(champion.name, champion.number, cache=made_in_cache("models"))
     comparison = compare_scorers(Scorer(fetched), scorer, test)
     by_name = {one.metric: one for one in comparison.differences}
@@ -175,7 +175,7 @@ def _judged(
     ], comparison
 
 
-def _not_worse(name: str, one: Difference, margin: float, rows: int) -> Check:
+def _not_worse(name: str, one: Difference, margin: float, rows: int) -> PromotionCheck:
     """Passed where the challenger is surely not worse by more than the margin."""
     note = (
         f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
@@ -189,11 +189,11 @@ def _not_worse(name: str, one: Difference, margin: float, rows: int) -> Check:
     return _check(name, one.loss <= margin, note)
 
 
-def _check(name: str, passed: bool, note: str) -> Check:
-    return Check(name, "passed" if passed else "failed", note)
+def _check(name: str, passed: bool, note: str) -> PromotionCheck:
+    return PromotionCheck(name, "passed" if passed else "failed", note)
 
 
-def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, Version]:
+def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, RegisteredVersion]:
     """The version that a bundle is, logged and registered where it was not."""
     with _alone(name):
         tracker = Tracker.of(run.record) or _track(run)

@@ -29,7 +29,7 @@ ABOUT = "Models that `muxrec promote` registered; an alias says which one is ser
 STORE_REMEDY = "set MLFLOW_TRACKING_URI to the store that holds it"
 
 
-class Version(NamedTuple):
+class RegisteredVersion(NamedTuple):
     """A version of a registered model."""
 
     name: str
@@ -52,7 +52,7 @@ class ModelRegistry:
         uri = uri or tracking_uri()
         return ModelRegistry(connect_existing(uri), uri)
 
-    def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:
+    def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> RegisteredVersion:
         """A version by its number or alias; raises `InputError` where there is none."""
         what = f"{name}@{alias}" if alias else f"{name}/{number}"
         with _clear(f"expected the registered model models:/{what}"):
@@ -62,7 +62,7 @@ class ModelRegistry:
                 found = self.client.get_model_version(name, str(number))
         return _version(found)
 
-    def holder(self, name: str, alias: str) -> Version | None:
+    def holder(self, name: str, alias: str) -> RegisteredVersion | None:
         """The version that an alias points to; None where there is no such model or alias yet."""
         with _clear(f"cannot look up {name}@{alias}"):
             try:
@@ -86,7 +86,7 @@ class ModelRegistry:
 
     def register(
         self, name: str, logged_model: str, run_id: str, tags: Mapping[str, str], about: str | None = None
-    ) -> Version:
+    ) -> RegisteredVersion:
         """The version that a LoggedModel is, made where it is none yet; so a second call changes nothing.
 
         `about` is its description in MLflow's pages.
@@ -103,13 +103,13 @@ class ModelRegistry:
             )
             return _version(made)
 
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+    def tag(self, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
         with _clear(f"cannot write tags of {version.name}/{version.number}"):
             for key, value in tags.items():
                 self.client.set_model_version_tag(version.name, version.number, key, value)
 
-    def set_alias(self, alias: str, version: Version) -> None:
+    def set_alias(self, alias: str, version: RegisteredVersion) -> None:
         """Move an alias to a version."""
         with _clear(f"cannot set the alias {alias!r}"):
             self.client.set_registered_model_alias(version.name, alias, version.number)
@@ -185,10 +185,10 @@ def _forget_old(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _version(found: ModelVersion) -> Version:
+def _version(found: ModelVersion) -> RegisteredVersion:
     source = found.source or ""
     logged = found.model_id or (source.removeprefix("models:/") if source.startswith("models:/") else None)
-    return Version(found.name, str(found.version), logged, dict(found.tags or {}))
+    return RegisteredVersion(found.name, str(found.version), logged, dict(found.tags or {}))
 
 
 @contextmanager
