@@ -66,12 +66,12 @@ class Compression(BaseModel):
         start = kind.start
         if (kind.replaces_table or kind.has_one_start) and values.get("start", start) != start:
             found, remedy = f"compression.start={values['start']}", "leave compression.start out"
-            raise InputError(f"{method} has only one start of its last training", found=found, remedy=remedy)
+            raise InputError(f"{method} begins its last training in only one way", found=found, remedy=remedy)
         return {"start": start, **values, "settings": settings}
 
     @property
     def is_tuned(self) -> bool:
-        """Whether the last training begins with trained weights."""
+        """True where the last training begins with trained weights."""
         return self.start == "finetune" and not self.compressor().replaces_table
 
     @property
@@ -146,16 +146,19 @@ class Experiment(BaseModel):
 
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment file; raises `InputError` that names the file and the key."""
+    return validated(read_yaml(path, "an experiment file"), str(path))
+
+
+def read_yaml(path: Path, expected: str) -> Any:
+    """A YAML file as plain values; raises `InputError` that says what kind of file was expected."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         check_readable(path)
-        raise InputError(
-            f"{path}: expected an experiment file", found=getattr(error, "strerror", None) or str(error)
-        ) from None
+        found = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: expected {expected}", found=found) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
-    return validated(document, str(path))
 
 
 def validated(document: Any, where: str) -> Experiment:

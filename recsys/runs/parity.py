@@ -90,7 +90,7 @@ def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl
 
 
 def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, bundle: Bundle) -> bool:
-    """Whether torch with the trainer's layout and numpy with the bundle's read the same rows."""
+    """True where torch with the trainer's layout and numpy with the bundle's read the same rows."""
     for name, tokens in encode(raw, registry).tokens.items():
         ours = trained.rows(torch.from_numpy(tokens.view(np.int64).copy())[None], trained.layout.positions_of(name))
         if not np.array_equal(ours.numpy(), rows_of(bundle.layout, bundle.vocabulary, name, tokens)):

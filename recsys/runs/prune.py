@@ -254,7 +254,7 @@ class Stages(NamedTuple):
         return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
 
     def _trains(self, experiment: Experiment) -> bool:
-        """Whether the mask comes from a training of its own: a supernet, or the run's model on another table."""
+        """True where the mask comes from a training of its own: a supernet, or the run's model on another table."""
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from features.errors import InputError
-from features.files import check_readable
-from recsys.config import Experiment, flatten, unknown_key, with_overrides
+from recsys.config import Experiment, flatten, read_yaml, unknown_key, with_overrides
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -42,7 +40,7 @@ class _Range(BaseModel):
 
 class _Numbers(_Range):
     log: bool = False
-    """Whether to sample on a logarithmic scale."""
+    """True to sample on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -160,16 +158,7 @@ def read_space(path: Path) -> dict[str, Float | Int | Choice]:
     Raises `InputError` that names the file and the key.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        check_readable(path)
-        raise InputError(
-            f"{path}: expected a search space", found=getattr(error, "strerror", None) or str(error)
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
-    try:
-        return _READER.validate_python(document)
+        return _READER.validate_python(read_yaml(path, "a search space"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1]) or "the file"

@@ -41,6 +41,7 @@ from recsys.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 STUDY = "sweep"
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 STARTUP_TRIALS = 5
 """Random trials that are not pruned: TPE and the median need them."""
 WARMUP_EPOCHS = 2
@@ -300,13 +301,12 @@ class Sweep:
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> TrialResult:
         """Record a trial's end in the study."""
-        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
         with self._mutex:
             for key in ("metrics", "error"):
                 if key in ended:
                     trial.set_user_attr(key, ended[key])
             score = ended["metrics"]["valid"][self.experiment.trainer.monitor] if "metrics" in ended else None
-            self.study.tell(trial.number, score, state=states[ended["end"]])
+            self.study.tell(trial.number, score, state=STATES[ended["end"]])
             return self._result(self._frozen(trial))
 
     def results(self) -> list[TrialResult]:
@@ -314,13 +314,12 @@ class Sweep:
         return [self._result(trial) for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
     def _result(self, trial: FrozenTrial) -> TrialResult:
-        names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
         settings = {key: self.space[key].setting(parameter) for key, parameter in trial.params.items()}
         seen = trial.intermediate_values
         best = (max if self.experiment.trainer.monitor == "auc" else min)(seen.values(), default=None)
         return TrialResult(
             number=trial.number,
-            state=names[trial.state],
+            state=next(name for name, state in STATES.items() if state == trial.state),
             score=trial.value if trial.state == TrialState.COMPLETE else best,
             epochs=len(seen),
             settings=settings,
@@ -358,8 +357,7 @@ class Sweep:
                 if tracked := Tracker.of(RunDirectory(result.run).record):
                     tracked.set_tags({"sweep.state": result.state})
             ended = self.results()
-            counts = {name: sum(one.state == name for one in ended) for name in ("complete", "pruned", "failed")}
-            figures = {f"sweep/{name}": float(count) for name, count in counts.items()}
+            figures = {f"sweep/{name}": float(sum(one.state == name for one in ended)) for name in STATES}
             if best := best_of(ended, self.experiment):
                 figures |= dict(_best_figures(best))
                 texts = {f"best.{key}": str(value) for key, value in best.settings.items()}
