@@ -1,7 +1,7 @@
 """The end of a run: evaluate, export, report and log the trained model."""
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from recsys.runs.compression_record import compression_figures, compression_reco
 from recsys.runs.evaluate import metrics_of
 from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.serving_cost import serving_cost
+from recsys.schedule import TrainState
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.tracker import Tracker
 from recsys.trainer import EVALUATION_BATCH_SIZE, peak_memory_mb
@@ -42,7 +43,7 @@ class Trained(NamedTuple):
     ranker: Ranker
     train: Split
     valid: Split
-    state: dict[str, Any]
+    state: TrainState
     """The trainer's."""
     before: dict[str, float]
     """Figures of the run that this one was compressed from; empty for others."""
@@ -72,7 +73,7 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> RunMetrics:
 
     mask = embedding.mask
     kept = kept_by_feature(embedding.layout, mask, distinct, embedding.vocabulary) if mask else []
-    write_report(run.report, state["history"], state["best_epoch"], evaluated, collisions, usage, kept)
+    write_report(run.report, state.history, state.best_epoch, evaluated, collisions, usage, kept)
     card = model_card(experiment, train.info, train.registry, metrics, evaluated, collisions, kept)
     write_text(run.report / "model_card.md", card)
     if tracker:
@@ -116,14 +117,14 @@ def _export(
     )
 
 
-def _performance(state: dict[str, Any]) -> dict[str, float]:
+def _performance(state: TrainState) -> dict[str, float]:
     return {
-        "samples_per_s": state["examples"] / max(state["seconds"], 1e-9),
-        "samples_per_s_with_evaluation": state["examples"] / max(state["seconds"] + state["eval_seconds"], 1e-9),
-        "train_seconds": state["seconds"],
-        "eval_seconds": state["eval_seconds"],
-        "epochs": state["epoch"],
-        "best_epoch": state["best_epoch"],
+        "samples_per_s": state.examples / max(state.seconds, 1e-9),
+        "samples_per_s_with_evaluation": state.examples / max(state.seconds + state.eval_seconds, 1e-9),
+        "train_seconds": state.seconds,
+        "eval_seconds": state.eval_seconds,
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
         "peak_memory_mb": peak_memory_mb(),
     }
 

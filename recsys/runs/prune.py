@@ -196,7 +196,7 @@ class Stages(NamedTuple):
             self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
         )
         budget = self.compressor.budget
-        counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind == "collisionless" else 0
+        counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.addressing.has_vocabulary else 0
         keeps_every_row = self.compressor.keeps_every_row and not self._trains(experiment)
         if keeps_every_row:
             kept = stored_widths(self.parent.ranker().embedding.table.detach()).numpy()
@@ -275,7 +275,7 @@ class Stages(NamedTuple):
 
     def _num_bytes(self, run: RunDirectory, ranker: Ranker, reads: list[SlotLookups]) -> Callable[[Mask], int]:
         layout, dtype = ranker.embedding.layout, self.compressor.budget.dtype
-        vocabulary = run.vocabulary_path.stat().st_size if layout.kind == "collisionless" else 0
+        vocabulary = run.vocabulary_path.stat().st_size if layout.addressing.has_vocabulary else 0
         is_unread = np.ones(layout.num_rows, dtype=np.bool_)
         for slot in reads:
             is_unread[slot.rows.numpy()] = False

@@ -29,8 +29,8 @@ from features.addressing import Vocabulary
 from features.dataset.info import DatasetInfo, read_dataset
 from features.errors import InputError, differences
 from features.files import check_readable, temporary_directory_beside, write_text
-from features.layout import COUNTED
 from features.registry import FeatureRegistry
+from features.table_kinds import TABLE_KINDS
 from recsys import checkpoint
 from recsys.config import Experiment, read_experiment
 from recsys.embedding.mask import load_mask
@@ -173,7 +173,7 @@ class RunDirectory:
 
     def vocabulary(self) -> Vocabulary | None:
         """The distinct tokens of train; None for tables that do not depend on them."""
-        if self.experiment().embedding.kind not in COUNTED:
+        if not TABLE_KINDS[self.experiment().embedding.kind].has_own_ranges:
             return None
         try:
             return read_vocabulary(self.vocabulary_path)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
-from features.layout import COUNTED
+from features.table_kinds import TABLE_KINDS
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.embedding.optimizers import TableOptimizer
@@ -29,8 +29,9 @@ from recsys.ranker import Ranker
 from recsys.runs.finish import Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
 from recsys.runs.run_directory import RunDirectory, RunMetrics, fresh_ranker
+from recsys.schedule import TrainState
 from recsys.tracking.tracker import Tracker, git_commit
-from recsys.trainer import Trainer, new_state
+from recsys.trainer import Trainer
 
 LOCK_TIMEOUT_SECONDS = 1.0
 """Wait for another process in the run directory: one that was just killed may still be exiting."""
@@ -65,8 +66,8 @@ def train_run(
     if run.is_finished:
         return _metrics_of_finished(run, track=track)
     # Reads all of train, so only for tables whose shape depends on it.
-    counted = experiment.embedding.kind in COUNTED
-    vocabulary = vocabulary_of(distinct_tokens(train.tokens())) if counted else None
+    has_own_ranges = TABLE_KINDS[experiment.embedding.kind].has_own_ranges
+    vocabulary = vocabulary_of(distinct_tokens(train.tokens())) if has_own_ranges else None
     # Built before anything is written or logged, so that settings that cannot work leave nothing behind.
     ranker, table_optimizer = fresh_ranker(experiment, train.registry, vocabulary)
     run.begin(experiment, train.info, train.registry, data, vocabulary)
@@ -115,12 +116,12 @@ def _fit(
     *,
     progress: bool,
     on_epoch: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+) -> TrainState:
     """The trainer's last state; a new one for a compressed model that is not trained again."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":
-            return new_state()
+            return TrainState()
         table_optimizer.learning_rate *= compression.rate_factor
         settings = settings.model_copy(update={"learning_rate": settings.learning_rate * compression.rate_factor})
     trainer = Trainer(

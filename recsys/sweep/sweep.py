@@ -29,13 +29,14 @@ from pydantic import BaseModel, ConfigDict
 from features.dataset.info import DatasetInfo, read_dataset
 from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
+from features.line_worker import LineWorker, WorkerError
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.report import TrialResult, best_of, trial_name, write_sweep_report
 from recsys.sweep.search_space import SearchSpace, check_space, with_settings
-from recsys.sweep.worker_process import WorkerError, WorkerProcess
+from recsys.sweep.worker import start_worker
 from recsys.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class Sweep:
         self.study = optuna.load_study(study_name=STUDY, storage=_storage(out), pruner=self.pruner)
         self._lock_descriptor = lock
         self._mutex = threading.RLock()
-        self._running: set[WorkerProcess] = set()
+        self._running: set[LineWorker] = set()
         self._is_stopping = False
         # The directory is locked, so trials that are still RUNNING were interrupted.
         self._interrupted = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
@@ -198,7 +199,7 @@ class Sweep:
 
     def _work(self, number: int, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
         """Body of a thread: take trials and have them trained until none is left."""
-        process: WorkerProcess | None = None
+        process: LineWorker | None = None
         try:
             while (trial := self._next()) is not None:
                 process = process or self._start(number, workers)
@@ -206,6 +207,7 @@ class Sweep:
                     result = self._trial(trial, process, tracker)
                 except WorkerError as death:
                     self._running.discard(process)
+                    process.close()
                     process = None
                     if self._is_stopping:
                         return
@@ -215,13 +217,12 @@ class Sweep:
                     advance(1, note=self._note(result))
         finally:
             if process:
-                process.stop()
-                process.wait()
+                process.close()
                 self._running.discard(process)
 
-    def _start(self, number: int, workers: int) -> WorkerProcess:
+    def _start(self, number: int, workers: int) -> LineWorker:
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        process = WorkerProcess(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
+        process = start_worker(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
         self._running.add(process)
         return process
 
@@ -253,7 +254,7 @@ class Sweep:
         seed = int(np.random.SeedSequence([self.record.seed, number]).generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
-    def _trial(self, trial: Trial, process: WorkerProcess, tracker: Tracker | None) -> TrialResult:
+    def _trial(self, trial: Trial, process: LineWorker, tracker: Tracker | None) -> TrialResult:
         """Have a trial trained, and record its end in the study."""
         with self._mutex:
             settings = {key: values.setting(values.suggest(trial, key)) for key, values in self.space.items()}
@@ -268,7 +269,7 @@ class Sweep:
             tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.record.dataset, "out": str(run)}
         request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
-        ended = process.train(request, lambda record: self._prune(trial, record))
+        ended = process.ask(request, lambda record: self._prune(trial, record))
         result = self._end(trial, ended)
         _remove_checkpoints(run, is_complete=result.state == "complete")
         return result
@@ -286,10 +287,11 @@ class Sweep:
 
     def _crashed(self, trial: Trial, death: WorkerError) -> TrialResult | None:
         """Retry a trial whose process died (None), or fail it after `MAX_CRASHES`."""
+        error = f"the training process {death}"
         with self._mutex:
             crashes = trial.user_attrs.get("crashes", 0) + 1
             trial.set_user_attr("crashes", crashes)
-            logger.warning("trial %d: %s", trial.number, death)
+            logger.warning("trial %d: %s", trial.number, error)
             if crashes < MAX_CRASHES:
                 self._interrupted.append(trial.number)
                 return None
@@ -297,7 +299,7 @@ class Sweep:
         with contextlib.suppress(InputError):
             if tracked := Tracker.of(run.record):
                 tracked.finish("FAILED")
-        return self._end(trial, {"end": "failed", "error": str(death)})
+        return self._end(trial, {"end": "failed", "error": error})
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> TrialResult:
         """Record a trial's end in the study."""

@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
-from features.files import sha256_of, temporary_directory_beside
+from features.files import replace_directory, sha256_of, temporary_directory_beside
 from recsys.tracking.store import connect_existing, shown_uri, store_errors, tracking_uri
 from serving.bundle.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, read_manifest
@@ -135,7 +135,11 @@ class ModelRegistry:
                 if not _is_whole(target):
                     download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/"), dst_path=str(temporary / "all"))
                     Bundle.open(temporary / "all" / Path(inside).name)
-                    _put(temporary / "all" / Path(inside).name, target)
+                    try:
+                        replace_directory(temporary / "all" / Path(inside).name, target)
+                    except OSError:  # another process may have put the same there
+                        if not target.is_dir():
+                            raise
         os.utime(target)
         _forget_old(folder)
         return target
@@ -162,18 +166,6 @@ def _is_whole(target: Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def _put(made: Path, target: Path) -> None:
-    """Move a directory to its place; a damaged one, or the same from another process, may be there."""
-    old = made.with_suffix(".old")
-    with suppress(FileNotFoundError):
-        target.rename(old)
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def _forget_old(folder: Path) -> None:

@@ -14,7 +14,6 @@ import dataclasses
 import io
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ import polars as pl
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.files import cannot_write, check_readable, flush, sha256_of, temporary_directory_beside
+from features.files import check_readable, flush, replace_directory, sha256_of, temporary_directory_beside
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.bundle.manifest import (
@@ -201,7 +200,7 @@ def write_bundle(
     _check_target(out, overwrite=overwrite)
     if table.shape != (layout.num_rows, layout.width):
         raise InputError(f"expected a table [{layout.num_rows}, {layout.width}]", found=str(list(table.shape)))
-    if layout.kind == "collisionless" and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
+    if layout.addressing.has_vocabulary and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
         found = ", ".join(vocabulary or {}) or "none"
         raise InputError(f"vocabulary: expected tokens of {', '.join(layout.num_values)}", found=found)
     with temporary_directory_beside(out) as temporary:
@@ -212,7 +211,7 @@ def write_bundle(
         parts = {DENSE: dense_onnx, GOLDEN: buffer.getvalue(), PROFILE: to_json(profile, PROFILE)}
         for name, part in parts.items():
             _write(temporary / name, part)
-        if layout.kind == "collisionless" and vocabulary is not None:
+        if layout.addressing.has_vocabulary and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
         settings: dict[str, Any] = {
             "format_version": 3 if registry.has_later_settings else 2 if is_compact else 1,
@@ -235,7 +234,7 @@ def write_bundle(
         _write(temporary / MANIFEST, manifest_bytes(settings))
         bundle = Bundle.open(temporary)  # the reader is the judge, before anybody else can see the directory
         flush(temporary)
-        _swap(temporary, out)
+        replace_directory(temporary, out)
     return dataclasses.replace(bundle, path=out)
 
 
@@ -331,24 +330,6 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         if not (out / name).is_file():
             remedy = "choose another name, or delete it yourself"
             raise InputError(f"{out}: expected a bundle to overwrite", found=f"no {name}", remedy=remedy)
-
-
-def _swap(temporary: Path, out: Path) -> None:
-    """Put a finished directory in its place; one that stood there goes only afterwards, or comes back."""
-    old = temporary.with_suffix(".old")
-    try:
-        if out.exists():
-            out.rename(old)
-        try:
-            temporary.rename(out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            raise
-    except OSError as error:
-        raise cannot_write(out, error) from None
-    flush(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(path: Path, content: bytes) -> None:

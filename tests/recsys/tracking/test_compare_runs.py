@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from features.errors import InputError
-from recsys.cli.options import console
-from recsys.cli.sweep import wide
+from recsys.cli.options import console, wide
 from recsys.report.text import result_table
 from recsys.tracking.compare_page import LOCAL_UI, comparison_page
 from recsys.tracking.compare_runs import (
