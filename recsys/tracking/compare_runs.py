@@ -33,7 +33,7 @@ class Column(NamedTuple):
     """Decimals, in units of `scale`."""
     scale: float = 1.0
     is_short: bool = False
-    """Whether the terminal's table shows it too."""
+    """True for figures in the terminal's table."""
 
 
 LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")

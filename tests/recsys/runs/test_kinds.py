@@ -169,8 +169,8 @@ def test_a_damaged_vocabulary_is_one_line(kind, trained, project, muxrec, tmp_pa
     content = (trained / VOCABULARY).read_bytes()
     try:
         (trained / VOCABULARY).write_bytes(content[:-8])
-        refused(muxrec("evaluate", trained), VOCABULARY, "cut off", "bring the file back, or train again")
+        refused(muxrec("evaluate", trained), VOCABULARY, "cut off", "restore the file, or train again")
         (trained / VOCABULARY).unlink()
-        refused(muxrec("evaluate", trained), VOCABULARY, "readable file", "bring the file back, or train again")
+        refused(muxrec("evaluate", trained), VOCABULARY, "readable file", "restore the file, or train again")
     finally:
         (trained / VOCABULARY).write_bytes(content)
