@@ -134,7 +134,7 @@ def main(
             (f"{name}: one request of {size}", _request_table(measured[f"requests {size}"])) for size in numbers
         ]
         loads = {size: measured[f"load {size}"][LOADED] for size in numbers}
-        sections.append((f"{name}: half of saturation, random arrivals", _load_table(loads)))
+        sections.append((f"{name}: half of saturation, at random moments", _load_table(loads)))
         sections.append((f"{name}: {num_rows:,} rows", _batch_table(measured["batch"])))
         sections.append((f"{name}: a new process", _start_table(measured["start"])))
     sections.append(("Base install", _install_table()))
