@@ -14,7 +14,7 @@ from experiments.studies.runner import AnyWork, Record, Results
 from features.files import temporary_directory_beside
 from features.golden import golden_frame
 from recsys.runs.run_directory import RunDirectory
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 TIME = "scorer_us_per_row"

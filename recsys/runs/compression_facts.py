@@ -7,7 +7,7 @@ from recsys.compression.gate import reader_of_slots, readers_of
 from recsys.config import Experiment
 from recsys.embedding.mask import Mask
 from recsys.ranker import Ranker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 
 def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from recsys.export import correction_of, export_bundle
 from recsys.runs.compression_facts import compression_facts
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.table import TableDtype
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from recsys.tracking.logged_model import log_model
 from recsys.tracking.tracker import Tracker
 from recsys.trainer import EVALUATION_BATCH_SIZE, peak_memory_mb
 from recsys.training_profile import training_profile
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 Metrics = dict[str, dict[str, float]]
 """Section, such as "valid" or "perf", to the name and value of its figures."""

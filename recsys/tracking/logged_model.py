@@ -6,7 +6,7 @@ from pathlib import Path
 import features
 import serving
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 SERVING_PACKAGES = (
     "numpy",

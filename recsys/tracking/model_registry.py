@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from features.errors import InputError
 from features.files import sha256_of, temporary_directory_beside
 from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, read_manifest
 
 KEPT_VERSIONS = 4

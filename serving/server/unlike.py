@@ -6,7 +6,7 @@ A client that begins to write `True` for `true` gets scores all the same, and wr
 import threading
 from collections.abc import Mapping
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage, coverage_warnings
 
 WINDOW = 100

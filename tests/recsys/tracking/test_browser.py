@@ -35,7 +35,7 @@ from recsys.tracking.compare_runs import compare_runs
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
 from recsys.tracking.tracker import Tracker, tracked_runs
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SECONDS = 180
