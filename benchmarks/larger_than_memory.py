@@ -80,7 +80,7 @@ def train(dataset: Path, window_bytes: int, limit_mb: int) -> dict[str, float]:
     config = TrainerConfig(epochs=1, batch_size=4096)
     with tempfile.TemporaryDirectory() as directory:
         state = Trainer(ranker, optimizer, config, Path(directory), seed=1).fit(*splits)
-    return {"rows": state["examples"], "seconds": state["seconds"], "auc": state["history"][-1]["valid_auc"]}
+    return {"rows": state.examples, "seconds": state.seconds, "auc": state.history[-1]["valid_auc"]}
 
 
 def work(stage: str, folder: str, rows: int, limit_mb: int, window_mb: int) -> dict[str, float]:

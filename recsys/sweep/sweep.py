@@ -95,7 +95,7 @@ def run_sweep(
     if "valid" not in info.splits:
         raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
     facts = _begin(experiment, space, data, info, out, seed)
-    with locked_directory(out, patience=LOCK_TIMEOUT_SECONDS) as lock:
+    with locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
         sweep = Sweep(out, facts, experiment, space, info, trials, lock, track=track)
         return sweep.run(workers, progress=progress)
 
@@ -173,7 +173,7 @@ class Sweep:
     def run(self, workers: int, *, progress: bool) -> list[Outcome]:
         """Train what is missing; an interrupt ends the processes and leaves their trials to the next call."""
         tracker = self._tracker() if self.track else None
-        try:
+        with tracker.ending() if tracker else contextlib.nullcontext():
             with progress_bar("sweep", self.num_trials, enabled=progress) as advance:
                 advance(len(self.outcomes()))
                 self._train(workers, tracker, advance)
@@ -181,13 +181,6 @@ class Sweep:
             write_sweep_report(self.out / "report", self.study, outcomes, self.experiment)
             if tracker:
                 tracker.log_files(self.out / "report", "report")
-        except BaseException as error:
-            if tracker:
-                with contextlib.suppress(InputError):  # where the store is what failed
-                    tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        if tracker:
-            tracker.finish()
         return outcomes
 
     def _train(self, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
@@ -303,7 +296,7 @@ class Sweep:
                 return None
         run = RunDirectory(self.out / "trials" / f"{trial.number:04d}")
         with contextlib.suppress(InputError):
-            if tracked := _run_of_trial(run):
+            if tracked := Tracker.of(run.record):
                 tracked.finish("FAILED")
         return self._end(trial, {"end": "failed", "error": error})
 
@@ -345,8 +338,8 @@ class Sweep:
 
     def _tracker(self) -> Tracker:
         """MLflow's run of the sweep; the trials' runs are its children."""
-        if self.facts.mlflow_run_id is not None:
-            tracker = Tracker.of(self.facts.model_dump(), self.out / "sweep.json").resume()
+        if tracker := Tracker.of(self.out / "sweep.json"):
+            tracker.resume()
         else:
             tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
             name = f"sweep {self.experiment.name}"
@@ -364,7 +357,7 @@ class Sweep:
             return
         with self._mutex:
             with contextlib.suppress(InputError):
-                if tracked := _run_of_trial(RunDirectory(outcome.run)):
+                if tracked := Tracker.of(RunDirectory(outcome.run).record):
                     tracked.set_tags({"sweep.state": outcome.state})
             ended = self.outcomes()
             counts = {name: sum(one.state == name for one in ended) for name in ("complete", "pruned", "failed")}
@@ -374,12 +367,6 @@ class Sweep:
                 texts = {f"best.{key}": str(value) for key, value in best.settings.items()}
                 tracker.set_tags({"best.trial": str(best.number), **texts})
             tracker.log_metrics(figures, step=len(ended))
-
-
-def _run_of_trial(run: RunDirectory) -> Tracker | None:
-    """The MLflow run of a trial; None for one that is not tracked."""
-    facts = run.run_info()
-    return Tracker.of(facts, run.path / "run.json") if facts["mlflow_run_id"] else None
 
 
 def _best_figures(best: Outcome) -> Iterator[tuple[str, float]]:
