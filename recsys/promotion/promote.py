@@ -26,7 +26,7 @@ from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry, RegisteredVersion
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5

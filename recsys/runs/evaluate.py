@@ -17,7 +17,7 @@ from recsys.export import correction_of, export_bundle
 from recsys.runs.compression_record import compression_record
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.table import TableDtype
 
 

@@ -29,7 +29,7 @@ from recsys.tracking.logged_model import log_model
 from recsys.tracking.tracker import Tracker
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from recsys.training_profile import TrainSummary, summarize_train, training_profile
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 PREFIXES = {"valid": "val", "test": "test", "perf": "perf", "compression": "compression"}

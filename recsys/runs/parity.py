@@ -19,7 +19,7 @@ from recsys.ranker import Ranker
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.tracking.store import shown_uri
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage, coverage_warnings
 from serving.scorer import Scorer
 

@@ -27,7 +27,7 @@ from recsys.ranker import Ranker, layout_of
 from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.train import train_run
 from recsys.trainer import Trainer
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.table import table_bytes
 
 DEFAULT_METHOD = "optembed"

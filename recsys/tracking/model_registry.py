@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from features.errors import InputError
 from features.files import replace_directory, sha256_of, temporary_directory_beside
 from recsys.tracking.store import connect_existing, shown_uri, store_errors, tracking_uri
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, read_manifest
 
 KEPT_VERSIONS = 4

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from features.encode import encode
 from features.hashing import MISSING_TOKEN
 from recsys import checkpoint
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.conftest import SMALL, read_scores
 from tests.rows import COUNTED
 from tests.rows import KINDS as ALL_KINDS
