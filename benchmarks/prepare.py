@@ -2,7 +2,7 @@
 
     python -m benchmarks.prepare [--rows 1e6,4e6] [--out work/benchmarks/prepare.md]
 
-Each contender reads one parquet file of 26 text columns and writes ids or tokens as parquet, in a process of its own, as
+Each contender reads one parquet file of 26 text columns and writes ids or tokens as parquet, in a process of its own:
 its peak memory is measured. The floor is polars alone: scan, hash, write. Only `prepare` also checks values, splits,
 counts and takes checksums.
 """
