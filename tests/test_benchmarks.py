@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks.common import Worker, WorkerError, in_turn, parse_sizes
+from benchmarks.common import Worker, in_turn, parse_sizes
 from benchmarks.contenders import METHODS, Case, DenseAdam, Muxrec, Source, SparseAdam
 from benchmarks.prepare import CONTENDERS, FLOOR, NAMES, work
 from benchmarks.requests import CASES, requests
@@ -20,6 +20,7 @@ from benchmarks.scorers import Contender
 from benchmarks.train import PROCESS_BYTES, blocks_of, groups_of, parse_methods
 from benchmarks.untrained import write_bundle_of
 from features.errors import InputError
+from features.line_worker import WorkerError
 
 ROOT = Path(__file__).parents[1]
 MANY = 1 << 60

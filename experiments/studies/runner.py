@@ -337,7 +337,7 @@ def studies(
         name: read_data(directories[name]) for name in sorted({name for one in chosen.values() for name in one.data})
     }
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with locked_directory(work, patience=LOCK_TIMEOUT_SECONDS) as lock:
+    with locked_directory(work, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
         store, failures = RunStore(work), []
         if not report_only:
             runs = plan([cell for one in chosen.values() for cell in one.cells(own)], own, seeds, cells)

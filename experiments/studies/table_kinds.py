@@ -223,7 +223,7 @@ class Panel(NamedTuple):
         """The panel of a model on the dataset `name`."""
         run, shared = NETWORKS[name, model]
         network = {key.removeprefix("model."): value for key, value in shared.items() if key.startswith("model.")}
-        start = {key: value for key, value in RUNS[run]().model.items() if key != "name"}
+        start = RUNS[run]().model.model_dump(exclude={"name"})
         return cls(name, model, collisionless_rows(data[name], model, {**start, **network}))
 
     def cell(

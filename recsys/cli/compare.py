@@ -50,7 +50,7 @@ def compare(
     from recsys.tracking.compare_page import comparison_page
     from recsys.tracking.compare_runs import as_plain, compare_runs, runs_table
     from recsys.tracking.store import page_of, shown_uri, tracking_uri, ui_address
-    from recsys.tracking.tracker import tracked_runs
+    from recsys.tracking.tracked_runs import tracked_runs
 
     comparison = compare_runs(*tracked_runs(names[0] if names else None), baseline)
     if out:

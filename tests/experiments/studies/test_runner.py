@@ -230,7 +230,7 @@ def test_the_processes_of_a_study_keep_its_lock(tmp_path, monkeypatch):
 def test_collisionless_rows_are_those_of_the_table_that_is_trained(dataset, study_data, settings):
     train = Split(dataset, "train")
     vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
-    config = RUNS["final_mlp"]().network_config().model_copy(update={k: tuple(v) for k, v in settings.items()})
+    config = RUNS["final_mlp"]().model.model_copy(update={k: tuple(v) for k, v in settings.items()})
     embedding = RUNS["final_mlp"]().embedding.model_copy(update={"kind": "collisionless", "probes": 1})
     ranker, _ = build_ranker(
         train.registry, "final_mlp", config, embedding, seed=1, learning_rate=0.1, vocabulary=vocabulary
