@@ -1,10 +1,10 @@
-"""What `benchmarks.train` holds against each other: ways to train one table, each beside the same network.
+"""The contenders of `benchmarks.train`: ways to train a table, each with the same network.
 
-    python -m benchmarks.contenders '{"method": "muxrec", "num_rows": 100000}'     asked by lines, see `main`
+    python -m benchmarks.contenders '{"method": "muxrec", "num_rows": 100000}'     answers lines, see `main`
 
-B examples, F categorical features, M table rows, w row width, U rows that a batch reads. Every contender reads the very
-rows [B, F] that muxrec's hash gives for the batch, and trains the network with the same loss, clipping and fused Adam;
-the table alone differs.
+B examples, F categorical features, M table rows, w row width, U distinct rows of a batch. Every contender reads the
+same rows [B, F] that muxrec's hash gives for the batch, and trains the network with the same loss, clipping and fused
+Adam; only the table differs.
 """
 
 import sys
@@ -40,10 +40,10 @@ L2 = 1e-5
 MAX_NORM = TrainerConfig().max_gradient_norm
 CLICK_RATE = 0.25
 BURST = 10
-"""Batches that are made together, outside of the clock."""
+"""Batches that are made together, before the clock starts."""
 
 QUICK: dict[str, Any] = {"batch_size": 64, "min_steps": 2, "min_seconds": 0.0, "max_warm_up_seconds": 0.0}
-"""Settings of a case that only has to run."""
+"""Settings for a case that only has to run."""
 
 
 class Case(BaseModel):
@@ -56,22 +56,22 @@ class Case(BaseModel):
     network: str = "mlp"
     """Key into MODELS; its defaults."""
     num_rows: int
-    """M; each feature has as many values, so that nearly every row is somebody's."""
+    """M; each feature has as many values, so that nearly every row belongs to one."""
     ids: Literal["uniform", "power law"] = "uniform"
-    """How the values of a feature are drawn."""
+    """Distribution of the values of a feature."""
     batch_size: int = 4096
     num_features: int = 26
     width: int = 16
     min_steps: int = 10
-    """Least timed steps a round."""
+    """Fewest timed steps per round."""
     min_seconds: float = 1.0
-    """Least timed seconds a round."""
+    """Fewest timed seconds per round."""
     max_warm_up_seconds: float = 20.0
-    """The warm-up ends after this, once it has made `min_steps`."""
+    """Limit of the warm-up, which makes at least `min_steps`."""
 
     @property
     def warm_up_steps(self) -> int:
-        """About as many steps as lie between two reads of a row, 300 at most: what sleeps has then slept its time."""
+        """About as many steps as lie between two reads of a row, at most 300: rows then lag as they do later."""
         return max(self.min_steps, min(self.num_rows // (self.batch_size * self.num_features), 300))
 
     @property
@@ -81,7 +81,7 @@ class Case(BaseModel):
 
     @property
     def embedding(self) -> EmbeddingConfig:
-        """The table: one row of full width a value."""
+        """The table: one row of full width per value."""
         return EmbeddingConfig(num_rows=self.num_rows, width=self.width, probes=1, l2=L2, learning_rate=LEARNING_RATE)
 
     @property
@@ -96,13 +96,13 @@ class Draw(NamedTuple):
     tokens: Tensor
     """[F, B], int64."""
     rows: Tensor
-    """Row of the table that each token reads [B, F], int64."""
+    """The table row of each token [B, F], int64."""
     labels: Tensor
     """[B], float32."""
 
 
 class Source:
-    """Endless batches of a case; the same for the same case."""
+    """An endless supply of batches, the same for the same case."""
 
     def __init__(self, case: Case) -> None:
         self.case, layout = case, case.layout
@@ -126,10 +126,10 @@ class Source:
 
 
 class Contender(Protocol):
-    """What is timed: `step` alone."""
+    """A way to train a table; only `step` is timed."""
 
     def ready(self, draw: Draw) -> Any:
-        """What `step` takes."""
+        """The input of `step`."""
         ...
 
     def step(self, ready: Any) -> float:
@@ -137,17 +137,15 @@ class Contender(Protocol):
         ...
 
     def finish(self) -> None:
-        """What the end of an epoch asks for; also touches all memory that a longer run would have touched."""
+        """The work at the end of an epoch; also touches all memory that a longer run would touch."""
         ...
 
 
 class Muxrec:
-    """The real thing: `Trainer.step` of a ranker that `build_ranker` made."""
+    """`Trainer.step` with a ranker of `build_ranker`."""
 
-    def __init__(self, case: Case, *, optimizer: str = "adam", precision: str | None = None) -> None:
-        config = TrainerConfig.model_validate(
-            {"learning_rate": LEARNING_RATE, **({"precision": precision} if precision else {})}
-        )
+    def __init__(self, case: Case, *, optimizer: str = "adam", precision: str = "fp32") -> None:
+        config = TrainerConfig.model_validate({"learning_rate": LEARNING_RATE, "precision": precision})
         embedding = case.embedding.model_copy(update={"optimizer": optimizer})
         network = model_config(case.network, {})
         self.keys = [feature.name for feature in case.registry.token_features]
@@ -159,7 +157,7 @@ class Muxrec:
         self.trainer = Trainer(ranker, self.table_optimizer, config, unused, seed=1, l2=L2)
 
     def ready(self, draw: Draw) -> Batch:
-        """As the loader hands it over."""
+        """A batch as the loader makes it."""
         ones = np.ones(len(draw.labels), dtype=np.int64)
         bags = [(tokens, ones) for tokens in draw.tokens.numpy()]
         return Batch(
@@ -173,12 +171,12 @@ class Muxrec:
         return self.trainer.step(ready).item()
 
     def finish(self) -> None:
-        """Every row up to date, as before an evaluation."""
+        """Bring every row up to date, as before an evaluation."""
         self.table_optimizer.flush()
 
 
 class Floor:
-    """The network alone, on embeddings that are ready but ask for their gradient, as those of any table do."""
+    """The network alone, on ready embeddings that require a gradient, as those of a table do."""
 
     def __init__(self, case: Case, *, precision: str = "fp32") -> None:
         self.network = network_of(case)
@@ -194,13 +192,13 @@ class Floor:
 
     def step(self, ready: tuple[Tensor, Tensor]) -> float:
         """Forward, backward, clipping and fused Adam."""
-        return self.descend(*ready)
+        return self.step_from(*ready)
 
     def finish(self) -> None:
-        """Nothing."""
+        """Nothing to do."""
 
-    def descend(self, embedded: Tensor, labels: Tensor) -> float:
-        """A step from embeddings [B, F * w] on."""
+    def step_from(self, embedded: Tensor, labels: Tensor) -> float:
+        """The part of a step that follows the lookup of embeddings [B, F * w]."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.is_bf16):
             logits = self.network(embedded, embedded.new_zeros(len(embedded), 0))
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
@@ -213,12 +211,12 @@ class Floor:
         return loss.item()
 
     def table_gradients(self) -> list[Tensor]:
-        """What else the global norm counts."""
+        """Further gradients in the global norm."""
         return []
 
 
 class DenseAdam(Floor):
-    """`nn.Embedding` and one Adam with L2 over all of it: what FuxiCTR, RecBole and DeepCTR-Torch do."""
+    """`nn.Embedding` and one Adam with L2 over the whole table, as in FuxiCTR, RecBole and DeepCTR-Torch."""
 
     def __init__(self, case: Case, *, fused: bool | None = None, is_sparse: bool = False) -> None:
         super().__init__(case)
@@ -233,13 +231,13 @@ class DenseAdam(Floor):
             self.optimizers = [torch.optim.Adam(groups, lr=LEARNING_RATE, fused=fused)]
 
     def ready(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Rows [B, F], mapped before the clock starts, and labels."""
+        """Rows [B, F], hashed before the clock starts, and labels."""
         return draw.rows, draw.labels
 
     def step(self, ready: tuple[Tensor, Tensor]) -> float:
         """Gather, forward, backward with a gradient [M, w], clipping, Adam."""
         rows, labels = ready
-        return self.descend(self.table(rows).flatten(1), labels)
+        return self.step_from(self.table(rows).flatten(1), labels)
 
     def table_gradients(self) -> list[Tensor]:
         """The table's gradient [M, w]."""
@@ -248,20 +246,20 @@ class DenseAdam(Floor):
 
 
 class SparseAdam(DenseAdam):
-    """`nn.Embedding(sparse=True)` and torch's SparseAdam, which knows no L2 and leaves rows that nobody reads alone."""
+    """`nn.Embedding(sparse=True)` and torch's SparseAdam, without L2, which moves only the rows that a batch reads."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(case, is_sparse=True)
         self.optimizers.append(torch.optim.SparseAdam(self.table.parameters(), lr=LEARNING_RATE))
 
     def table_gradients(self) -> list[Tensor]:
-        """The gradient of the rows read [U, w], each row once."""
+        """The gradient of the distinct rows [U, w]."""
         assert self.table.weight.grad is not None
         self.table.weight.grad = self.table.weight.grad.coalesce()
         return [self.table.weight.grad.values()]
 
     def finish(self) -> None:
-        """Touch the moments of rows that nobody has read yet."""
+        """Touch the moments of rows that no batch has read yet."""
         (state,) = self.optimizers[-1].state.values()
         for name in ("exp_avg", "exp_avg_sq"):
             state[name].add_(0)
@@ -275,16 +273,14 @@ def network_of(case: Case) -> Model:
 
 
 class Method(NamedTuple):
-    """One contender: its row in the table, and how it is built."""
+    """One contender: its title in the report, and how to build it."""
 
     title: str
     build: Callable[[Case], Contender]
     table_copies: float = 0.0
-    """Floats that it holds at its peak for each float of the table."""
+    """Peak number of floats in memory per float of the table."""
     floor: str = "floor"
-    """The contender without a table that it is held against."""
-    needs_precision: bool = False
-    """Whether the trainer must know `precision`."""
+    """The contender without a table that it is compared with."""
 
 
 METHODS = {
@@ -295,9 +291,7 @@ METHODS = {
     "dense": Method("nn.Embedding, dense Adam (default)", DenseAdam, 6.0),
     "sparse": Method("nn.Embedding(sparse), SparseAdam, no L2", SparseAdam, 3.0),
     "floor_bf16": Method("floor, bf16", lambda case: Floor(case, precision="bf16")),
-    "muxrec_bf16": Method(
-        "muxrec, adam, bf16", lambda case: Muxrec(case, precision="bf16"), 3.1, "floor_bf16", needs_precision=True
-    ),
+    "muxrec_bf16": Method("muxrec, adam, bf16", lambda case: Muxrec(case, precision="bf16"), 3.1, "floor_bf16"),
 }
 
 
@@ -310,7 +304,7 @@ class Bench:
         self.contender = METHODS[case.method].build(case)
 
     def run(self, min_steps: int, min_seconds: float) -> dict[str, Any]:
-        """Steps and their seconds, until there are enough of both; batches are made outside of the clock."""
+        """Number and seconds of steps, until there are enough of both; making batches is not timed."""
         steps, seconds = 0, 0.0
         while steps < min_steps or seconds < min_seconds:
             burst = [self.contender.ready(self.source.draw()) for _ in range(BURST)]
@@ -332,7 +326,7 @@ class Bench:
         return {"steps": steps, "seconds": seconds}
 
     def finish(self) -> dict[str, Any]:
-        """Seconds of the end of an epoch, and the peak of the whole process."""
+        """Seconds at the end of an epoch, and peak memory of the whole process."""
         began = time.perf_counter()
         self.contender.finish()
         return {"finish_seconds": time.perf_counter() - began, "peak_mb": peak_mb()}
@@ -340,14 +334,12 @@ class Bench:
 
 def main(argument: str) -> None:
     """Answer "build", "warm up", "round" and "finish" of one case."""
-    prepare_for_training()  # whoever started this has done so too: the part that torch reads when it is loaded
+    prepare_for_training()  # the parent process has done so too, for the part that torch reads when it is loaded
     case = Case.model_validate_json(argument)
     benches: list[Bench] = []
 
     def answer(question: str) -> dict[str, Any]:
         if question == "build":
-            if METHODS[case.method].needs_precision and "precision" not in TrainerConfig.model_fields:
-                return {"skipped": "this trainer knows no `precision`"}
             benches.append(Bench(case))
             return {"threads": torch.get_num_threads()}
         (bench,) = benches

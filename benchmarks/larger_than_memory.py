@@ -25,6 +25,7 @@ from benchmarks.common import MEGABYTE, RAW
 from data.common import run
 from features.dataset.prepare import prepare
 from features.errors import InputError
+from features.line_worker import WorkerError
 from features.registry import FeatureRegistry
 
 STAGES = ("make", "prepare", "train", "control")
@@ -79,7 +80,7 @@ def train(dataset: Path, window_bytes: int, limit_mb: int) -> dict[str, float]:
     config = TrainerConfig(epochs=1, batch_size=4096)
     with tempfile.TemporaryDirectory() as directory:
         state = Trainer(ranker, optimizer, config, Path(directory), seed=1).fit(*splits)
-    return {"rows": state["examples"], "seconds": state["seconds"], "auc": state["history"][-1]["valid_auc"]}
+    return {"rows": state.examples, "seconds": state.seconds, "auc": state.history[-1]["valid_auc"]}
 
 
 def work(stage: str, folder: str, rows: int, limit_mb: int, window_mb: int) -> dict[str, float]:
@@ -101,7 +102,7 @@ def measure(folder: Path, rows: int, limit_mb: int, window_mb: int) -> dict[str,
         with closing(common.Worker("benchmarks.larger_than_memory", argument)) as worker:
             try:
                 done[stage] = worker.ask("run")
-            except common.WorkerError as error:
+            except WorkerError as error:
                 return done | {stage: {"ended": str(error)[:80]}}
     return done
 

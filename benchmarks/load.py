@@ -1,9 +1,9 @@
-"""How fast batches come, beside how fast a training step takes them.
+"""Speed of loading batches, against the speed at which training steps consume them.
 
     python -m benchmarks.load [--rows 2e6] [--out work/benchmarks/load.md]
 
 A planted dataset is prepared in a temporary folder; `Split.batches` then runs whole shuffled epochs over it, once with
-all rows in memory and once in windows that it reads again each time. The floor is numpy's gather of the same rows.
+all rows in memory and once in windows that it reads again in each epoch. The floor is a numpy gather of the same rows.
 """
 
 import tempfile
@@ -44,15 +44,15 @@ TABLE_ROWS = 1_000_000
 WINDOW_BYTES = 1 << 26
 MEMORY, WINDOWS, FLOOR = "Split, all rows in memory", "Split, windows from parquet", "floor: numpy gathers the rows"
 STEP = "step:"
-HEADINGS = ("what", "rows/s", "ms a batch", "times the step", "share of the floor")
+HEADINGS = ("what", "rows/s", "ms per batch", "times the step", "share of the floor")
 NUM_VALID = 1000
 
 Round = Callable[[int], float]
-"""A round by its number, to rows a second."""
+"""Runs a round, given its number; returns rows per second."""
 
 
 def make_dataset(directory: Path, num_rows: int) -> Path:
-    """A dataset directory with so many training rows; returns its path."""
+    """Path of a new dataset directory with `num_rows` training rows."""
     edges = {"train": (0, num_rows), "valid": (num_rows, num_rows + NUM_VALID)}
     files: dict[str, list[str | Path]] = {}
     for split, (start, stop) in edges.items():
@@ -64,7 +64,7 @@ def make_dataset(directory: Path, num_rows: int) -> Path:
 
 
 def gather(num_rows: int, batch_size: int) -> Round:
-    """An epoch of the floor: a shuffled order, cut into batches that are gathered from an int64 matrix [rows, F]."""
+    """Epochs of the floor: batches of a shuffled order, gathered from an int64 matrix [rows, F]."""
     matrix = np.random.default_rng(1).integers(0, 2**62, (num_rows, RAW.num_features))
 
     def epoch(number: int) -> float:
@@ -78,7 +78,7 @@ def gather(num_rows: int, batch_size: int) -> Round:
 
 
 def load(split: Split, batch_size: int) -> Round:
-    """A shuffled epoch of a split."""
+    """Shuffled epochs of a split."""
 
     def epoch(number: int) -> float:
         began = time.perf_counter()
@@ -89,7 +89,7 @@ def load(split: Split, batch_size: int) -> Round:
 
 
 def steps_of(case: Case, stack: ExitStack) -> dict[str, Round]:
-    """The training steps that this trainer can do, each in a process that ends with `stack`."""
+    """Training steps of muxrec's contenders, each in a process that ends with `stack`."""
 
     def steps(worker: Worker) -> Round:
         def some(number: int) -> float:
@@ -102,14 +102,14 @@ def steps_of(case: Case, stack: ExitStack) -> dict[str, Round]:
     for method in STEPS:
         argument = case.model_copy(update={"method": method}).model_dump()
         worker = stack.enter_context(closing(Worker("benchmarks.contenders", argument)))
-        if "skipped" not in worker.ask("build"):
-            worker.ask("warm up")
-            rounds[f"{STEP} {METHODS[method].title}"] = steps(worker)
+        worker.ask("build")
+        worker.ask("warm up")
+        rounds[f"{STEP} {METHODS[method].title}"] = steps(worker)
     return rounds
 
 
 def measure(dataset: Path, num_rounds: int, window_bytes: int, case: Case) -> dict[str, list[float]]:
-    """Rows a second of each round: the loaders, their floor, and the steps."""
+    """Rows per second in each round: the loaders, their floor, and the steps."""
     whole = Split(dataset, "train", window_bytes=1 << 40)
     windows = Split(dataset, "train", window_bytes=window_bytes)
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def measure(dataset: Path, num_rounds: int, window_bytes: int, case: Case) -> di
             **steps_of(case, stack),
         }
         for one in rounds.values():
-            one(0)  # reads the files, fills caches; not counted
+            one(0)  # not counted: reads the files and fills caches
         speeds: dict[str, list[float]] = {name: [] for name in rounds}
         for number in range(1, num_rounds + 1):
             say(f"round {number} of {num_rounds}")
@@ -130,7 +130,7 @@ def measure(dataset: Path, num_rounds: int, window_bytes: int, case: Case) -> di
 
 
 def table_of(speeds: dict[str, list[float]], batch_size: int) -> str:
-    """Each loader, with its speed in units of the fastest step."""
+    """The report's table: each loader with its speed as a multiple of the fastest step's."""
     medians = {name: Spread.of(values).median for name, values in speeds.items()}
     steps = [name for name in speeds if name.startswith(STEP)]
     fastest = max(steps, key=lambda name: medians[name])
@@ -148,7 +148,7 @@ def main(
     quick: QuickOption = False,
     out: OutOption = None,
 ) -> None:
-    """Measure the loader beside the training step."""
+    """Measure the loader against the training step."""
     facts = machine()
     prepare_for_training()
     num_rows = 5000 if quick else parse_sizes(rows)[0]

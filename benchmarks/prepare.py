@@ -2,7 +2,7 @@
 
     python -m benchmarks.prepare [--rows 1e6,4e6] [--out work/benchmarks/prepare.md]
 
-Every run is a process of its own, so that its peak memory is, too; `benchmarks.lowering` says what each does. The floor
+Every run is a process of its own, so that its peak memory is, too; `benchmarks.encoding` says what each does. The floor
 is polars alone: scan, hash, write. Only `prepare` also checks, splits, counts and takes checksums.
 """
 
@@ -29,7 +29,7 @@ from benchmarks.common import (
     short,
     write_raw,
 )
-from benchmarks.lowering import CONTENDERS, FLOOR, PEER
+from benchmarks.encoding import CONTENDERS, FLOOR, PEER
 from data.common import run
 
 HEADINGS = ("contender", "rows/s", "times the vocabulary", "share of the floor", "peak MB", "MB written")
@@ -49,7 +49,7 @@ def measure(num_rows: int, rounds: int, folder: Path) -> Runs:
         for name in in_turn(list(CONTENDERS), number):
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 argument = {"method": name, "raw": str(raw), "out": f"{out}/dataset"}
-                worker = Worker("benchmarks.lowering", argument)
+                worker = Worker("benchmarks.encoding", argument)
                 try:
                     runs[name].append(worker.ask("run"))
                 finally:

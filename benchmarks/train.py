@@ -1,9 +1,9 @@
-"""A training step by size of the table, beside its floor and the usual ways to train a table.
+"""Time of a training step by size of the table, against its floor and the usual ways to train a table.
 
     python -m benchmarks.train [--sizes 1e5,1e6,1e7,1e8] [--methods floor,muxrec] [--out work/benchmarks/train.md]
 
-The floor is the same network without any table. Contenders that fit into memory together take turns, round by round;
-a ratio is the median of the ratios inside a round. `benchmarks.contenders` says what each contender does.
+The floor is the same network without a table. Contenders that fit in memory together take turns, round by round; a
+ratio is the median of the ratios within a round. `benchmarks.contenders` defines the contenders.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,6 @@ from benchmarks.common import (
     RoundsOption,
     Spread,
     Worker,
-    WorkerError,
     free_bytes,
     in_turn,
     machine,
@@ -33,6 +32,7 @@ from benchmarks.common import (
 from benchmarks.contenders import METHODS, QUICK, Case
 from data.common import run
 from features.errors import InputError
+from features.line_worker import WorkerError
 from recsys.runs.process import prepare_for_training
 
 SIZES = "1e5,1e6,1e7,1e8"
@@ -43,11 +43,11 @@ PEER = "dense_fused"
 PROCESS_BYTES = 500 * MEGABYTE
 """Libraries, network and batches of one process."""
 SHARE_OF_FREE = 0.85
-"""Of the free memory that contenders may fill together."""
+"""Part of the free memory that contenders may fill together."""
 HEADINGS = (
     "contender",
     "samples/s",
-    "ms a step",
+    "ms per step",
     "share of its floor",
     "times dense Adam",
     "peak MB",
@@ -57,14 +57,14 @@ HEADINGS = (
 
 
 class Block(NamedTuple):
-    """One table of the report."""
+    """One table of the report: contenders on the same case."""
 
     cases: dict[str, Case]
-    """Method to what its worker builds; they differ in the method alone."""
+    """Method to the case that its worker builds; they differ only in the method."""
 
     @property
     def case(self) -> Case:
-        """What they share."""
+        """A case that stands for all: only the method differs."""
         return next(iter(self.cases.values()))
 
     @property
@@ -73,38 +73,38 @@ class Block(NamedTuple):
         return f"{short(self.case.num_rows)} rows, {self.case.network}, {self.case.ids} ids"
 
     def needed_bytes(self, method: str) -> int:
-        """Memory that a contender takes at its peak, about."""
+        """Approximate peak memory of a contender."""
         return PROCESS_BYTES + int(METHODS[method].table_copies * self.case.num_rows * self.case.width * 4)
 
     @property
     def state_bytes(self) -> int:
-        """Table, two moments, and the last step of each row."""
+        """Bytes of the table, two moments, and the last step of each row."""
         return self.case.num_rows * (3 * self.case.width * 4 + 4)
 
 
 @dataclass
 class Measured:
-    """What came of one contender."""
+    """Measurements of one contender."""
 
     skipped: str | None = None
-    """Why there are no figures."""
+    """Reason for which there are no measurements."""
     build: dict[str, Any] = field(default_factory=dict)
     warm_up: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    """`steps` and `seconds` of each."""
+    """`steps` and `seconds` of each round."""
     end: dict[str, Any] = field(default_factory=dict)
     """`peak_mb` and `finish_seconds`."""
     beside: dict[str, list[float]] = field(default_factory=dict)
-    """Contender of the same rounds to its seconds a step."""
+    """Contender in the same rounds to its seconds per step."""
 
     @property
     def step_seconds(self) -> list[float]:
-        """One value a round."""
+        """One value per round."""
         return [one["seconds"] / one["steps"] for one in self.rounds]
 
 
 def parse_methods(text: str) -> list[str]:
-    """Contenders of a list such as "floor,muxrec", the floor among them in any case; raises `InputError`.
+    """Contenders of a list such as "floor,muxrec", always with their floors; raises `InputError` for an unknown one.
 
     >>> parse_methods("muxrec")
     ['floor', 'muxrec']
@@ -117,7 +117,7 @@ def parse_methods(text: str) -> list[str]:
 
 
 def blocks_of(sizes: Sequence[int], methods: Sequence[str], **settings: Any) -> list[Block]:
-    """Every contender at every size; then a power law and a larger network, each at its size or the nearest below."""
+    """Every contender at every size; then a power law and a larger network, each at its size or the largest given."""
 
     def block(chosen: Sequence[str], num_rows: int, **more: Any) -> Block:
         values = {"num_rows": num_rows, **settings, **more}
@@ -132,7 +132,7 @@ def blocks_of(sizes: Sequence[int], methods: Sequence[str], **settings: Any) -> 
 
 
 def groups_of(block: Block, free: int) -> Iterator[list[str]]:
-    """Contenders that fit into memory together, each group beside all floors; in none are those too large alone."""
+    """Contenders that fit in memory together, each group with all floors; those too large by themselves are in none."""
     floors = [method for method in block.cases if not METHODS[method].table_copies]
     floor_bytes = sum(map(block.needed_bytes, floors))
     group: list[str] = []
@@ -147,7 +147,7 @@ def groups_of(block: Block, free: int) -> Iterator[list[str]]:
 
 
 def measure(block: Block, rounds: int) -> dict[str, Measured]:
-    """All contenders of a block; one that does not fit or ends early says why."""
+    """Measurements of all contenders of a block; one that does not fit or fails has a reason instead."""
     free = free_bytes()
     results: dict[str, Measured] = {}
     for group in groups_of(block, free):
@@ -162,12 +162,12 @@ def measure(block: Block, rounds: int) -> dict[str, Measured]:
 
 
 def measure_group(block: Block, group: Sequence[str], rounds: int) -> dict[str, Measured]:
-    """Start a process each, and let them take turns."""
+    """Start a process for each contender, and let them take turns."""
     results = {method: Measured() for method in group}
     workers: dict[str, Worker] = {}
 
     def ask(method: str, question: str) -> dict[str, Any]:
-        """The answer; after an early end there is none, and the contender is out."""
+        """The answer, or the reason for which the worker ended; the contender is then out."""
         try:
             return workers[method].ask(question)
         except WorkerError as error:

@@ -5,15 +5,14 @@ from pathlib import Path
 from benchmarks.requests import Case
 from experiments.runs import RUNS
 from recsys.export import export_bundle
-from recsys.ranker import Ranker, build_ranker, model_config
+from recsys.ranker import Ranker, build_ranker
 
 
 def ranker_of(case: Case) -> Ranker:
     """The ranker of a case's run; the same in every process."""
     experiment = RUNS[case.run]()
-    name, settings = experiment.model["name"], {k: v for k, v in experiment.model.items() if k != "name"}
-    config = model_config(name, settings)
-    return build_ranker(case.registry, name, config, experiment.embedding, seed=1, learning_rate=1e-3)[0].eval()
+    name, table = experiment.model.name, experiment.embedding
+    return build_ranker(case.registry, name, experiment.model, table, seed=1, learning_rate=1e-3)[0].eval()
 
 
 def write_bundle_of(case: Case, out: Path) -> None:

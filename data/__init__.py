@@ -1,1 +1,1 @@
-"""Make a dataset: one module a public dataset; the blobs themselves are never kept here."""
+"""Scripts that build datasets: one module per public dataset. The data itself is never stored in the repository."""

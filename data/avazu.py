@@ -1,10 +1,11 @@
-"""Avazu Kaggle click-through rate: 24 categorical columns, three of them taken from the hour; streamed.
+"""Avazu Kaggle click-through rate: 24 categorical columns, three of them derived from the hour.
 
     python -m data.avazu --raw train.csv.gz --out work/avazu [--split in-order]
 
 As in Avazu_x4 of BARS the impression's `id` is dropped, and `hour` (YYMMDDHH) becomes hour_of_day, weekday, is_weekend.
 """
 
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -21,12 +22,10 @@ from data.common import (
     SplitOption,
     build,
     check_fields,
-    find_file,
     first_line,
-    given_parts,
+    read_parts,
     require_columns,
     run,
-    split_source,
     write_raw_dataset,
 )
 from features.dataset.info import DatasetSource
@@ -48,19 +47,9 @@ WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 def write_raw(out: Path, raw: Path, *, split: Split = Split.RANDOM, ratios: str = "8:1:1", seed: int = 1) -> RawDataset:
     """Write `out/raw` and `out/registry.yaml`, all columns text.
 
-    Raises `InputError` for a file of another layout, or an hour that is not YYMMDDHH.
+    Raises `InputError` for a file in another layout and for an hour that is not YYMMDDHH.
     """
-    given = given_parts(raw)
-    if given is not None:
-        parts = {part: _parquet_rows(path) for part, path in given.items()}
-        rule, layout = "as given", "parquet"
-    else:
-        path = find_file(raw, TEXT_FILES)
-        is_parquet = path.suffix == ".parquet"
-        layout = "parquet" if is_parquet else "train.csv"
-        parts, rule = split_source(
-            _parquet_rows(path) if is_parquet else text_rows(path), split=split, ratios=ratios, seed=seed
-        )
+    parts, rule, layout = read_parts(raw, TEXT_FILES, text_rows, _parquet_rows, split=split, ratios=ratios, seed=seed)
     source = f"Avazu click-through rate prediction (Kaggle), {layout}"
     return write_raw_dataset(
         out,
@@ -71,7 +60,7 @@ def write_raw(out: Path, raw: Path, *, split: Split = Split.RANDOM, ratios: str 
 
 
 def hour_parts(hour: pl.Expr) -> list[pl.Expr]:
-    """`hour_of_day` (0 to 23), `weekday` (english) and `is_weekend` of a YYMMDDHH text.
+    """`hour_of_day` (0 to 23), `weekday` (English) and `is_weekend` of a YYMMDDHH text.
 
     >>> pl.select(hour_parts(pl.lit("14102123"))).row(0)
     (23, 'tuesday', False)
@@ -86,7 +75,7 @@ def hour_parts(hour: pl.Expr) -> list[pl.Expr]:
 
 
 def text_rows(path: Path) -> pl.LazyFrame:
-    """Query of the official csv, `click` its label; raises `InputError` where the header is another one."""
+    """Query of the official csv, `click` renamed to `label`; raises `InputError` for another header."""
     header = first_line(path).split(",")
     missing = [column for column in ("click", "hour", *PUBLISHED) if column not in header]
     if missing:
@@ -114,11 +103,8 @@ def main(
     overwrite: Overwrite = False,
 ) -> None:
     """Make Avazu (Kaggle) from the official train.csv (also .gz), or a folder with train/valid/test.parquet."""
-
-    def write() -> RawDataset:
-        return write_raw(out, raw, split=split, ratios=ratios, seed=seed)
-
-    build(out, write, notice=LICENCE, overwrite=overwrite)
+    make = partial(write_raw, out, raw, split=split, ratios=ratios, seed=seed)
+    build(out, make, notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the dataset modules share: checksums, splits, atomic files, the registry file, and the command wrapper."""
+"""Shared code of the dataset modules: checksums, splits, raw files, the registry file, and the command wrapper."""
 
 import gzip
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,44 +10,42 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import typer
 import yaml
 
+from features.arrays import UInt8s
 from features.dataset.info import DatasetSource
 from features.dataset.prepare import prepare
 from features.errors import InputError
-from features.files import sha256_of, temporary_directory_beside, write_text
+from features.files import replace_directory, sha256_of, temporary_directory_beside, write_text
 from features.registry import FeatureRegistry
 
 PARTS = ("train", "valid", "test")
 LABEL = pl.col("label").cast(pl.Int8)
 
-Codes = npt.NDArray[np.uint8]
-
-Out = Annotated[Path, typer.Option("--out", help="Folder to make: raw/, registry.yaml and the prepared dataset.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to create: raw/, registry.yaml and the prepared dataset.")]
 RAW_HELP = "The published files: a folder, or the one file that holds the data."
 Raw = Annotated[Path, typer.Option("--raw", help=RAW_HELP)]
 RawOrFetched = Annotated[Path | None, typer.Option("--raw", help=RAW_HELP + " Without it they are fetched.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make a finished dataset again.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of a random split; not used for a split as given.")]
-Ratios = Annotated[str, typer.Option("--ratios", help="train:valid:test, for sources that are not split yet.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Build a finished dataset again.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of a random split; ignored for other splits.")]
+Ratios = Annotated[str, typer.Option("--ratios", help="train:valid:test, for data that is not split yet.")]
 
 
 class Split(StrEnum):
-    """How rows that are not split yet are dealt to the parts."""
+    """Rule that assigns unsplit rows to train, valid and test."""
 
     RANDOM = "random"
     IN_ORDER = "in-order"
 
 
-SplitOption = Annotated[Split, typer.Option("--split", help="For sources that are not split yet.")]
+SplitOption = Annotated[Split, typer.Option("--split", help="Split rule for data that is not split yet.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawDataset:
-    """What `write_raw` of a module leaves on disk."""
+    """Files that a module's `write_raw` has written, and their figures."""
 
     source: DatasetSource
     registry: Path
@@ -60,7 +57,7 @@ class RawDataset:
 
 
 def check_sha256(path: Path, expected: str, *, remedy: str) -> None:
-    """Raise `InputError` unless the file is the one that `expected` was taken from."""
+    """Raise `InputError` unless the file has the sha256 `expected`."""
     found = sha256_of(path)
     if found != expected:
         raise InputError(f"{path.name}: expected sha256 {expected}", found=found, remedy=remedy)
@@ -68,25 +65,25 @@ def check_sha256(path: Path, expected: str, *, remedy: str) -> None:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn the refusal of a user's file into an `InputError` that says what was expected."""
+    """Turn the error of a reader over a user's file into an `InputError` that expects `what`."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         found = next(iter(str(error).splitlines()), type(error).__name__)
-        if "(os error" in found:  # polars reports a full disk in the words of the parquet writer
+        if "(os error" in found:  # polars wraps the system's error, such as a full disk
             remedy = "free space, or check the permissions"
             raise InputError("expected files that can be read and written", found=found, remedy=remedy) from None
         remedy = "compare the file with the layouts that --help names, or fetch it again"
         raise InputError(f"expected {what}", found=found, remedy=remedy) from None
 
 
-def part_codes(num_rows: int, *, split: Split, ratios: str = "8:1:1", seed: int = 1) -> Codes:
-    """Part of every row [N]: 0 train, 1 valid, 2 test; rows keep the order of the file inside a part.
+def part_codes(num_rows: int, *, split: Split, ratios: str = "8:1:1", seed: int = 1) -> UInt8s:
+    """Part of every row [N]: 0 train, 1 valid, 2 test; within a part, rows keep the order of the file.
 
-    `random` deals the permutation's first rows to train, the next to valid, the rest to test.
-    Raises `InputError` for ratios that are not three positive integers, or where a part would be empty.
+    `random` assigns the first rows of a permutation to train, the next to valid and the rest to test. Raises
+    `InputError` for ratios that are not three positive integers and where a part would be empty.
 
     >>> part_codes(10, split=Split.IN_ORDER).tolist()
     [0, 0, 0, 0, 0, 0, 0, 0, 1, 2]
@@ -107,14 +104,14 @@ def part_codes(num_rows: int, *, split: Split, ratios: str = "8:1:1", seed: int 
 
 
 def split_rule(split: Split, ratios: str, seed: int) -> str:
-    """The rule of `part_codes` in words, for `dataset.json`."""
+    """Description of the rule of `part_codes`, for `dataset.json`."""
     if split == Split.RANDOM:
         return f"random {ratios}, numpy default_rng({seed}).permutation over file order"
     return f"in file order {ratios}"
 
 
-def split_rows(rows: pl.LazyFrame, codes: Codes) -> dict[str, pl.LazyFrame]:
-    """The three parts of a frame [N] as queries that stream."""
+def split_rows(rows: pl.LazyFrame, codes: UInt8s) -> dict[str, pl.LazyFrame]:
+    """Streaming queries of the three parts of a frame [N]."""
     index = "row of the source"  # a name that no published column has
 
     def code_of(indices: pl.Series) -> pl.Series:
@@ -126,7 +123,7 @@ def split_rows(rows: pl.LazyFrame, codes: Codes) -> dict[str, pl.LazyFrame]:
 
 
 def split_source(rows: pl.LazyFrame, *, split: Split, ratios: str, seed: int) -> tuple[dict[str, pl.LazyFrame], str]:
-    """Deal the rows of a source that is not split yet: part to query, and the rule in words."""
+    """Split the rows of one source: part to query, and the rule in words."""
     with reading("a whole file in the published layout"):
         num_rows = int(rows.select(pl.len()).collect(engine="streaming").item())
     codes = part_codes(num_rows, split=split, ratios=ratios, seed=seed)
@@ -134,7 +131,7 @@ def split_source(rows: pl.LazyFrame, *, split: Split, ratios: str, seed: int) ->
 
 
 def first_line(path: Path) -> str:
-    """First line of a text or gzip file without its end; raises `InputError` where it is neither."""
+    """First line of a text or gzip file without its line end; raises `InputError` for any other file."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             return file.readline(65536).decode().rstrip("\r\n")
@@ -143,9 +140,9 @@ def first_line(path: Path) -> str:
 
 
 def check_fields(path: Path, separator: str, num_fields: int, *, remedy: str) -> None:
-    """Raise `InputError` unless the first and the last line have so many fields: polars fills a cut line with nulls.
+    """Raise `InputError` unless the first and last line have `num_fields` fields: polars fills a cut line with nulls.
 
-    The last line of a gzip file is not looked at: a cut archive shows by itself.
+    The last line of a gzip file is not checked: a cut archive cannot be unpacked.
     """
     lines = {"first": first_line(path)}
     if path.suffix != ".gz" and lines["first"]:
@@ -155,18 +152,18 @@ def check_fields(path: Path, separator: str, num_fields: int, *, remedy: str) ->
     for place, line in lines.items():
         found = line.count(separator) + 1
         if found != num_fields:
-            expected = f"{path.name}: expected {num_fields} fields a line, separated by {separator!r}"
+            expected = f"{path.name}: expected {num_fields} fields per line, separated by {separator!r}"
             raise InputError(expected, found=f"{found} in the {place} line", remedy=remedy)
 
 
 def given_parts(raw: Path, *, suffix: str = ".parquet") -> dict[str, Path] | None:
-    """Part to file where a folder holds train, valid and test already; None where it does not."""
+    """Part to file of a folder that holds train, valid and test; None for any other."""
     files = {part: raw / f"{part}{suffix}" for part in PARTS}
     return files if all(path.is_file() for path in files.values()) else None
 
 
 def find_file(raw: Path, names: tuple[str, ...]) -> Path:
-    """`raw` itself if it is a file, else the first of `names` inside; raises `InputError` that lists both sides."""
+    """`raw` itself if it is a file, else the first of `names` in it; raises `InputError` if there is none."""
     if raw.is_file():
         return raw
     if not raw.exists():
@@ -180,8 +177,32 @@ def find_file(raw: Path, names: tuple[str, ...]) -> Path:
     raise InputError(f"expected {' or '.join(names)}", found=found, remedy=remedy)
 
 
+def read_parts(
+    raw: Path,
+    names: tuple[str, ...],
+    read_text: Callable[[Path], pl.LazyFrame],
+    read_parquet: Callable[[Path], pl.LazyFrame],
+    *,
+    split: Split,
+    ratios: str,
+    seed: int,
+) -> tuple[dict[str, pl.LazyFrame], str, str]:
+    """Parts of a source given as one of the files `names`, or as three parquet files that are split already.
+
+    Returns part to query, the split rule in words, and the layout: `parquet` or the first of `names`.
+    """
+    given = given_parts(raw)
+    if given is not None:
+        return {part: read_parquet(path) for part, path in given.items()}, "as given", "parquet"
+    path = find_file(raw, names)
+    is_parquet = path.suffix == ".parquet"
+    rows = read_parquet(path) if is_parquet else read_text(path)
+    parts, rule = split_source(rows, split=split, ratios=ratios, seed=seed)
+    return parts, rule, "parquet" if is_parquet else names[0]
+
+
 def require_columns(rows: pl.LazyFrame, columns: list[str], where: Path | str) -> pl.LazyFrame:
-    """The named columns in this order; raises `InputError` that lists the missing ones."""
+    """The named columns in this order; raises `InputError` with the names of missing ones."""
     with reading(f"{where} to be a readable table"):
         present = rows.collect_schema().names()
     missing = [column for column in columns if column not in present]
@@ -199,10 +220,10 @@ def write_raw_dataset(
     features: Mapping[str, str | dict[str, Any]],
     group: str | None = None,
 ) -> RawDataset:
-    """Stream the parts to `out/raw` and write `out/registry.yaml`; both appear whole or not at all.
+    """Stream the parts to `out/raw` and write `out/registry.yaml`; either appears complete or not at all.
 
-    The marker of a finished dataset is removed only when the new raw files are ready.
-    Raises `InputError` for a source that cannot be read, an empty part, or a label that is not 0 or 1.
+    `dataset.json`, which marks a finished dataset, is removed only when the new raw files are ready. Raises
+    `InputError` for a source that cannot be read, an empty part, and a label that is not 0 or 1.
     """
     files = {part: out / "raw" / f"{part}.parquet" for part in PARTS}
     registry = out / "registry.yaml"
@@ -215,9 +236,7 @@ def write_raw_dataset(
                 summaries[part] = _summary(folder / files[part].name, part)
         (out / "dataset.json").unlink(missing_ok=True)
         write_text(registry, registry_text(features, group=group, comment=source.name))
-        if (out / "raw").exists():
-            shutil.rmtree(out / "raw")
-        folder.rename(out / "raw")
+        replace_directory(folder, out / "raw")
     return RawDataset(
         source=source,
         registry=registry,
@@ -243,7 +262,7 @@ def _summary(path: Path, part: str) -> tuple[int, float]:
 def registry_text(
     features: Mapping[str, str | dict[str, Any]], *, group: str | None = None, comment: str | None = None
 ) -> str:
-    r"""The registry file in the form a person would write: one line a feature.
+    r"""Text of a registry file, formatted as a person would write it: one line per feature.
 
     >>> print(registry_text({"user": "categorical", "price": {"type": "numeric"}}, group="user"), end="")
     label: label
@@ -263,10 +282,9 @@ def registry_text(
 
 
 def build(out: Path, write_raw: Callable[[], RawDataset], *, notice: str, overwrite: bool) -> None:
-    """Make a dataset directory: print the licence notice, write the raw files, lower them with
-    `features.dataset.prepare`.
+    """Build a dataset directory: print the licence notice, write the raw files and prepare them.
 
-    A finished dataset is left as it is unless `overwrite`.
+    A finished dataset is kept unless `overwrite` is set.
     """
     if (out / "dataset.json").exists() and not overwrite:
         print(f"{out} is finished already; nothing done (--overwrite makes it again)")
@@ -284,7 +302,7 @@ def build(out: Path, write_raw: Callable[[], RawDataset], *, notice: str, overwr
 
 
 def run(function: Callable[..., None], arguments: list[str] | None = None) -> NoReturn:
-    """Run a module's command; a user's mistake is one line on stderr and exit status 2, never a traceback."""
+    """Run a module's command; an input error is one line on stderr and exit status 2, not a traceback."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     try:
@@ -294,7 +312,7 @@ def run(function: Callable[..., None], arguments: list[str] | None = None) -> No
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
-        # Usage errors: typer carries its own copy of click since 0.2x, so their class has no stable public name.
+        # Usage errors: since 0.2x typer vendors click, so their class has no stable public name.
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             raise

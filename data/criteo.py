@@ -1,11 +1,12 @@
-"""Criteo Kaggle display advertising: 13 integer and 26 hashed categorical columns, one click a row, in time order.
+"""Criteo Kaggle display advertising: 13 integer and 26 hashed categorical columns, a row per impression, in time order.
 
     python -m data.criteo --raw train.txt --out work/criteo [--split in-order --ratios 12:1:1]
 
-The text is never held in memory: every part is a streamed scan. A random split needs 9 bytes a row for the permutation.
+The text is streamed and never held in memory. A random split needs 9 bytes per row for the permutation.
 """
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +25,9 @@ from data.common import (
     SplitOption,
     build,
     check_fields,
-    find_file,
-    given_parts,
+    read_parts,
     require_columns,
     run,
-    split_source,
     write_raw_dataset,
 )
 from features.dataset.info import DatasetSource
@@ -43,10 +42,10 @@ TEXT_FILES = ("train.txt", "train.txt.gz", "train.parquet")
 
 
 class Protocol(StrEnum):
-    """How the integer columns are declared."""
+    """Feature type of the integer columns."""
 
     X4 = "x4"
-    """Tokens by floor(ln(x)^2), as Criteo_x4 of BARS."""
+    """Tokens of floor(ln(x)^2), as in Criteo_x4 of BARS."""
     LOG1P = "log1p"
     """Float columns, sign(x) ln(1 + |x|)."""
 
@@ -65,19 +64,9 @@ def write_raw(
 ) -> RawDataset:
     """Write `out/raw` and `out/registry.yaml`; missing values are nulls.
 
-    Raises `InputError` for a file of another layout.
+    Raises `InputError` for a file in another layout.
     """
-    given = given_parts(raw)
-    if given is not None:
-        parts = {part: _parquet_rows(path) for part, path in given.items()}
-        rule, layout = "as given", "parquet"
-    else:
-        path = find_file(raw, TEXT_FILES)
-        is_parquet = path.suffix == ".parquet"
-        layout = "parquet" if is_parquet else "train.txt"
-        parts, rule = split_source(
-            _parquet_rows(path) if is_parquet else text_rows(path), split=split, ratios=ratios, seed=seed
-        )
+    parts, rule, layout = read_parts(raw, TEXT_FILES, text_rows, _parquet_rows, split=split, ratios=ratios, seed=seed)
     numeric = {"type": "numeric", "transform": TRANSFORMS[protocol]}
     source = f"Criteo display advertising challenge (Kaggle), {layout}"
     return write_raw_dataset(
@@ -89,9 +78,9 @@ def write_raw(
 
 
 def text_rows(path: Path) -> pl.LazyFrame:
-    """Query of the official text: 40 columns by tabs, no header; an empty field is a null.
+    """Query of the official text: 40 tab-separated columns, no header; an empty field is null.
 
-    Raises `InputError` where the first or the last line has not 40 fields.
+    Raises `InputError` unless the first and the last line have 40 fields.
     """
     check_fields(path, "\t", len(COLUMNS), remedy="give a whole train.txt (test.txt has no labels)")
     schema = {column: pl.String for column in COLUMNS} | {"label": pl.Int8} | dict.fromkeys(NUMERIC, pl.Int64)
@@ -107,7 +96,7 @@ def main(
     out: Out,
     raw: Raw,
     protocol: Annotated[
-        Protocol, typer.Option("--protocol", help="x4: integers are tokens by floor(ln(x)^2). log1p: floats.")
+        Protocol, typer.Option("--protocol", help="x4: integers become tokens of floor(ln(x)^2). log1p: floats.")
     ] = Protocol.X4,
     split: SplitOption = Split.RANDOM,
     ratios: Ratios = "8:1:1",
@@ -115,11 +104,8 @@ def main(
     overwrite: Overwrite = False,
 ) -> None:
     """Make Criteo (Kaggle) from the official train.txt (also .gz), or a folder with train/valid/test.parquet."""
-
-    def write() -> RawDataset:
-        return write_raw(out, raw, protocol=protocol, split=split, ratios=ratios, seed=seed)
-
-    build(out, write, notice=LICENCE, overwrite=overwrite)
+    make = partial(write_raw, out, raw, protocol=protocol, split=split, ratios=ratios, seed=seed)
+    build(out, make, notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Frappe_x1 of BARS: which app a person used in which context; ten categorical columns, split as published.
+"""Frappe_x1 of BARS: app usage in context; ten categorical columns, split as published.
 
     python -m data.frappe --raw FOLDER --out work/frappe
 
-Where the folder also holds vocab.parquet (`field`, `feature_id`, `raw_value`), the global libfm numbers are written
-back as the values they stand for; without it the numbers are the values.
+With a vocab.parquet (`field`, `feature_id`, `raw_value`) in the folder, the global libfm ids are replaced by the values
+that they encode; without it the ids are the values.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ LIBFM_FILES = {
 def write_raw(out: Path, raw: Path) -> RawDataset:
     """Write `out/raw` and `out/registry.yaml` with the published split.
 
-    Raises `InputError` where no complete set of the three files is in `raw`.
+    Raises `InputError` unless `raw` holds a complete set of the three files.
     """
     parts, layout = _read_parts(raw)
     if (raw / VOCABULARY).is_file():
@@ -73,7 +73,7 @@ def _read_parts(raw: Path) -> tuple[dict[str, pl.LazyFrame], str]:
         paths = [raw / pattern.format(name) for name in names]
         if all(path.is_file() for path in paths):
             return {part: libfm_rows(path) for part, path in zip(PARTS, paths, strict=True)}, "libfm"
-    find_file(raw, ("train.parquet", "train.csv", "frappe.train.libfm", "train.libsvm"))  # says what is missing
+    find_file(raw, ("train.parquet", "train.csv", "frappe.train.libfm", "train.libsvm"))  # raises with what is missing
     remedy = "give a folder that holds all three under one naming"
     raise InputError(f"expected train, valid and test files in {raw}", found="not all of them", remedy=remedy)
 
@@ -85,9 +85,9 @@ def _typed(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
 
 
 def libfm_rows(path: Path) -> pl.LazyFrame:
-    """Rows of a libfm file: `label id:1 id:1 ...`, the ids in the order of `COLUMNS`; a label of -1 counts as 0.
+    """Rows of a libfm file, `label id:1 id:1 ...` with ids in the order of `COLUMNS`; label -1 becomes 0.
 
-    Raises `InputError` for a line of another shape.
+    Raises `InputError` for a line in another form.
     """
     lines = pl.Series("line", path.read_text(encoding="utf-8").split("\n")).str.strip_chars()
     lines = lines.filter(lines != "")
@@ -103,7 +103,7 @@ def libfm_rows(path: Path) -> pl.LazyFrame:
 
 
 def _named(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
-    """Each column's global ids replaced by the values that the vocabulary gives them."""
+    """Rows with each column's global ids replaced by their values in the vocabulary."""
     with reading(f"{path.name} with field, feature_id and raw_value"):
         table = pl.read_parquet(path, columns=["field", "feature_id", "raw_value"])
     columns: list[pl.Expr] = []

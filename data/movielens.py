@@ -1,4 +1,4 @@
-"""MovieLens-100K and -1M with label = rating >= 4: the small public dataset that everybody can fetch.
+"""MovieLens-100K and -1M with label = rating >= 4: the small public dataset, fetched automatically.
 
 python -m data.movielens --out work/ml100k
 python -m data.movielens --variant 1m --raw FOLDER --out work/ml1m [--drop-threes] [--features six]
@@ -46,7 +46,7 @@ WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 WHEEL_FOLDER = "recbole/dataset_example/ml-100k"
 PIP_DOWNLOAD = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:")
-"""The wheel is only read as an archive, never installed; tests put another command here."""
+"""The wheel is read as an archive and never installed; tests replace this command."""
 
 ATOMIC_FILES = tuple(f"ml-100k.{table}" for table in ("inter", "user", "item"))
 U_FILES = ("u.data", "u.user", "u.item")
@@ -62,14 +62,14 @@ GENRES = {"type": "categorical_list", "separator": "|", "pooling": "mean"}
 
 
 class Variant(StrEnum):
-    """Which MovieLens."""
+    """Version of MovieLens."""
 
     ML_100K = "100k"
     ML_1M = "1m"
 
 
 class Features(StrEnum):
-    """Which columns the registry declares; the raw files hold them all."""
+    """Columns that the registry declares; the raw files hold all of them."""
 
     ALL = "all"
     SIX = "six"
@@ -93,9 +93,9 @@ def write_raw(
     ratios: str = "8:1:1",
     seed: int = 1,
 ) -> RawDataset:
-    """Write `out/raw` and `out/registry.yaml`; without `raw` the 100K wheel is fetched.
+    """Write `out/raw` and `out/registry.yaml`; without `raw`, the 100K wheel is fetched.
 
-    Raises `InputError` where the source is missing, incomplete, or not the published one.
+    Raises `InputError` for a source that is missing, incomplete or not the published one.
     """
     given = given_parts(raw) if raw is not None and variant == Variant.ML_1M else None
     if given is not None:
@@ -120,9 +120,9 @@ def write_raw(
 
 
 def assemble(tables: Tables, *, drop_threes: bool = False) -> pl.DataFrame:
-    """Label and features of every rating, in file order; rating and timestamp are gone.
+    """Label and features of every rating, in file order, without rating and timestamp.
 
-    Raises `InputError` for a rating outside 1..5 or of an unknown user or item.
+    Raises `InputError` for a rating outside 1 to 5 and for an unknown user or item.
     """
     rating = tables.ratings["rating"].cast(pl.Float64, strict=False)
     if rating.is_null().any() or not rating.is_between(1, 5).all():
@@ -141,7 +141,7 @@ def assemble(tables: Tables, *, drop_threes: bool = False) -> pl.DataFrame:
 
 
 def _given_rows(path: Path, *, drop_threes: bool) -> pl.LazyFrame:
-    """Rows of an already split 1M parquet, under the names of `COLUMNS`."""
+    """Rows of a 1M parquet file that is split already, with the names of `COLUMNS`."""
     published = {"item_id": "movie_id", "zip_code": "zip", "release_year": "year"}
     sources = [published.get(name, name) for name in COLUMNS]
     rows = require_columns(pl.scan_parquet(path), ["rating", *sources], path.name)
@@ -196,7 +196,7 @@ def _read_folder(raw: Path, names: tuple[str, ...]) -> list[bytes]:
 
 
 def _table(name: str, content: bytes, separator: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """The file `name` as a table of text columns, named by its header where `columns` is None."""
+    """Table of text columns of the file `name`, with the names in its header if `columns` is None."""
     with reading(f"{name} in the published layout"):
         return pl.read_csv(
             io.BytesIO(content),
@@ -216,7 +216,7 @@ def _read_atomic(contents: list[bytes]) -> Tables:
     )
     items = _pick(items, ["item_id", "movie_title", "release_year", "class"], ATOMIC_FILES[2])
     year = pl.col("release_year")
-    # The year of "... (1995) (V)" was cut to "V", and one item has a misspelt "unknown": the title may say it.
+    # "... (1995) (V)" has the year "V", and one item a misspelt "unknown": take the year from the title.
     release_year = pl.when(year.str.contains(r"^\d{4}$")).then(year).otherwise(_year_in(pl.col("movie_title")))
     return Tables(
         _pick(ratings, ["user_id", "item_id", "rating"], ATOMIC_FILES[0]),
@@ -230,7 +230,7 @@ def _read_atomic(contents: list[bytes]) -> Tables:
 
 
 def _read_u(contents: list[bytes]) -> Tables:
-    """GroupLens' 100K layout: u.data by tabs, the others by bars; 19 flags stand for the genres."""
+    """GroupLens' 100K layout: u.data separated by tabs, the others by bars; 19 flags for the genres."""
     data, user, item = (content.decode("latin-1").encode() for content in contents)
     ratings = _table("u.data", data, "\t", ["user_id", "item_id", "rating", "timestamp"])
     users = _table("u.user", user, "|", ["user_id", "age", "gender", "occupation", "zip_code"])
@@ -267,7 +267,7 @@ def _year_in(title: pl.Expr) -> pl.Expr:
 def main(
     out: Out,
     raw: RawOrFetched = None,
-    variant: Annotated[Variant, typer.Option("--variant", help="100k is fetched when there is no --raw.")] = (
+    variant: Annotated[Variant, typer.Option("--variant", help="100k is fetched if --raw is not given.")] = (
         Variant.ML_100K
     ),
     drop_threes: Annotated[bool, typer.Option("--drop-threes", help="Leave out ratings of 3 (DCN-V2's rule).")] = False,
@@ -280,13 +280,14 @@ def main(
 ) -> None:
     """Make MovieLens-100K or -1M from: the wheel of recbole==1.2.1 or a folder with ml-100k.{inter,user,item} or
     u.data, u.user, u.item (100k); ratings.dat, users.dat, movies.dat or train/valid/test.parquet (1m)."""
-
-    def write() -> RawDataset:
-        return write_raw(
+    build(
+        out,
+        lambda: write_raw(
             out, raw, variant=variant, drop_threes=drop_threes, features=features, ratios=ratios, seed=seed
-        )
-
-    build(out, write, notice=LICENCE, overwrite=overwrite)
+        ),
+        notice=LICENCE,
+        overwrite=overwrite,
+    )
 
 
 if __name__ == "__main__":

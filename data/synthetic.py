@@ -1,4 +1,4 @@
-"""Planted data: the true probability of every row is known, so a model can be held against the best possible one.
+"""Planted data: the true probability of every row is known, so a model can be compared with the best possible one.
 
     python -m data.synthetic --rows 1000000 --out work/synthetic [--numeric 1] [--lists 1]
 
@@ -6,8 +6,8 @@ N rows, F categorical features f00, f01, ... of V values each, drawn from a powe
 
     BIAS + INTERACTION * s(f00) * s(f01) + main effects of f02 ... + effects of the numeric and list features.
 
-s is a latent sign that is +1 for exactly half of the probability mass and independent of everything else, and f00 and
-f01 have no effect of their own: seen alone neither says anything about the label, so a linear model cannot use them.
+s is a latent sign, +1 for exactly half of the probability mass and independent of everything else. f00 and f01 have no
+main effects: neither alone predicts the label, so a linear model cannot use them.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ import typer
 from polars.io.plugins import register_io_source
 
 from data.common import PARTS, Out, Overwrite, RawDataset, build, run, write_raw_dataset
+from features.arrays import Float64s
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 from features.hashing import hash_text, mix64
@@ -29,31 +30,30 @@ from features.hashing import hash_text, mix64
 NOTICE = "made here, no terms"
 CHUNK_ROWS = 65_536
 EXPONENT = 1.1
-"""Of the power law: the value of rank k has probability proportional to about (k + 1)^-EXPONENT."""
+"""Exponent of the power law: the value of rank k has a probability of about (k + 1)^-EXPONENT, normalised."""
 BIAS = -1.0
 INTERACTION = 1.5
 MAIN_STD = 1.0
-"""Standard deviation of all categorical main effects together, were the values drawn uniformly."""
+"""Standard deviation of the sum of all categorical main effects under uniformly drawn values."""
 NUMERIC_SLOPE = 0.5
 LIST_STD = 1.0
 MAX_LIST_LENGTH = 4
 TRUTH = "true_probability"
 
-Floats = npt.NDArray[np.float64]
 Ranks = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """Everything that decides a planted row, with its number; raises `InputError` for sizes that cannot be."""
+    """Settings that, with its number, determine a planted row; raises `InputError` for impossible sizes."""
 
     seed: int = 1
     num_features: int = 8
-    """F, scalar categorical features; the first two carry the interaction alone."""
+    """F, scalar categorical features; the first two have the interaction only."""
     num_distinct: int = 1000
     """V, values of each categorical or list feature."""
     num_numeric: int = 0
-    """Numeric features x00, ...: log-normal, one value in twenty missing (which counts as 0)."""
+    """Numeric features x00, ...: log-normal; one value in twenty is missing and counts as 0."""
     num_lists: int = 0
     """List features l00, ...: 0 to 4 values joined with "|"; their effects are averaged."""
 
@@ -88,7 +88,7 @@ class Planted:
 
     @property
     def features(self) -> dict[str, str | dict[str, Any]]:
-        """What the registry file declares; the true probability is not among it."""
+        """Features in the registry file; the true probability is not among them."""
         lists: dict[str, Any] = {"type": "categorical_list", "separator": "|", "pooling": "mean"}
         numeric: dict[str, Any] = {"type": "numeric", "transform": "log1p"}
         return {
@@ -111,7 +111,7 @@ def planted_frame(num_rows: int, seed: int = 1, **sizes: int) -> pl.DataFrame:
 
 
 def planted_chunks(planted: Planted, start: int, stop: int) -> Iterator[pl.DataFrame]:
-    """Rows `start` to `stop` in frames of at most `CHUNK_ROWS`; each chunk depends on the seed and its number alone."""
+    """Rows `start` to `stop` in frames of at most `CHUNK_ROWS`; a chunk depends only on the seed and its number."""
     for number in range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS)):
         first = number * CHUNK_ROWS
         rows = planted_chunk(planted, number)
@@ -120,7 +120,7 @@ def planted_chunks(planted: Planted, start: int, stop: int) -> Iterator[pl.DataF
 
 
 def planted_chunk(planted: Planted, number: int) -> pl.DataFrame:
-    """Chunk `number` [CHUNK_ROWS] of the endless planted table."""
+    """Chunk `number` [CHUNK_ROWS] of the infinite planted table."""
     rng = np.random.default_rng([planted.seed, number])
     columns: dict[str, pl.Series] = {}
     signs = np.ones(CHUNK_ROWS)
@@ -150,30 +150,30 @@ def power_law(rng: np.random.Generator, num_rows: int, num_distinct: int) -> Ran
     power = 1 - EXPONENT
     tail = 1 - rng.random(num_rows) * (1 - (num_distinct + 1.0) ** power)
     ranks = (tail ** (1 / power)).astype(np.uint64) - np.uint64(1)
-    return np.minimum(ranks, np.uint64(num_distinct - 1))  # against rounding at the far end
+    return np.minimum(ranks, np.uint64(num_distinct - 1))  # rounding may exceed the last rank
 
 
-def _signed_values(planted: Planted, name: str, rng: np.random.Generator) -> tuple[Ranks, Floats]:
-    """Values [N] and their latent signs [N]: values come in pairs of equal probability and opposite sign."""
+def _signed_values(planted: Planted, name: str, rng: np.random.Generator) -> tuple[Ranks, Float64s]:
+    """Values [N] and their latent signs [N]: the values of a pair have equal probabilities and opposite signs."""
     pairs = power_law(rng, CHUNK_ROWS, planted.num_distinct // 2)
     second = rng.integers(0, 2, CHUNK_ROWS, dtype=np.uint64)
     flipped = np.where(_effects(planted, name, pairs) > 0, 1.0, -1.0)
     return pairs * np.uint64(2) + second, flipped * np.where(second == 1, 1.0, -1.0)
 
 
-def _effects(planted: Planted, name: str, values: Ranks) -> Floats:
-    """Effect of each value [N], variance 1 over the vocabulary; a pure function of seed, feature and value."""
+def _effects(planted: Planted, name: str, values: Ranks) -> Float64s:
+    """Effect of each value [N], with variance 1 over the vocabulary; a function of seed, feature and value."""
     stream = np.uint64(hash_text(f"planted {planted.seed} {name}"))
     uniform = (mix64(mix64(values) ^ stream) >> np.uint64(11)).astype(np.float64) / 2**53
     return (2 * uniform - 1) * 3**0.5
 
 
 def _texts(values: Ranks) -> pl.Series:
-    """ "v0", "v1", ...: the same texts in every feature, so that only a salt tells the features apart."""
+    """Texts "v0", "v1", ...: the same in every feature, so only the salts distinguish the features."""
     return pl.select("v" + pl.Series(values).cast(pl.String)).to_series()
 
 
-def _list_feature(planted: Planted, name: str, rng: np.random.Generator) -> tuple[pl.Series, Floats]:
+def _list_feature(planted: Planted, name: str, rng: np.random.Generator) -> tuple[pl.Series, Float64s]:
     lengths = rng.integers(0, MAX_LIST_LENGTH + 1, CHUNK_ROWS)
     texts: list[pl.Expr] = []
     total = np.zeros(CHUNK_ROWS)
@@ -186,15 +186,15 @@ def _list_feature(planted: Planted, name: str, rng: np.random.Generator) -> tupl
     return joined, total / np.maximum(lengths, 1)
 
 
-def _numeric_feature(rng: np.random.Generator) -> tuple[pl.Series, Floats]:
+def _numeric_feature(rng: np.random.Generator) -> tuple[pl.Series, Float64s]:
     amounts = np.round(np.exp(rng.standard_normal(CHUNK_ROWS)), 4)
     is_missing = rng.random(CHUNK_ROWS) < 0.05
-    effects = np.log1p(np.where(is_missing, 0.0, amounts)) - 0.8  # 0.8: about the mean, so that BIAS keeps its meaning
+    effects = np.log1p(np.where(is_missing, 0.0, amounts)) - 0.8  # 0.8, about the mean, keeps BIAS the mean logit
     return pl.Series(amounts).set(pl.Series(is_missing), None), effects
 
 
 def write_raw(out: Path, *, num_rows: int, planted: Planted) -> RawDataset:
-    """Write `out/raw` (8:1:1 in order: the rows are independent) and `out/registry.yaml`, a chunk at a time."""
+    """Write `out/raw` (8:1:1 in order, as the rows are independent) and `out/registry.yaml`, chunk by chunk."""
     if num_rows < 10:
         raise InputError("--rows must be at least 10", found=str(num_rows), remedy="give a larger number")
     edges = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
@@ -213,7 +213,7 @@ def write_raw(out: Path, *, num_rows: int, planted: Planted) -> RawDataset:
 
 
 def planted_rows(planted: Planted, start: int, stop: int) -> pl.LazyFrame:
-    """`planted_chunks` as a query that streams."""
+    """`planted_chunks` as a streaming query."""
 
     def chunks(
         columns: list[str] | None, predicate: pl.Expr | None, num_rows: int | None, _batch_size: int | None
@@ -227,7 +227,7 @@ def planted_rows(planted: Planted, start: int, stop: int) -> pl.LazyFrame:
 
 
 def bayes(rows: pl.DataFrame) -> tuple[float, float]:
-    """AUC and log loss of the true probabilities [N]: what no model can beat but by luck.
+    """AUC and log loss of the true probabilities [N], which a model can only beat by luck.
 
     >>> rows = pl.DataFrame({"label": [0, 1, 0, 1], "true_probability": [0.2, 0.8, 0.5, 0.5]})
     >>> [round(value, 4) for value in bayes(rows)]

@@ -1,12 +1,12 @@
-"""What an example means: feature types, hashing, encoding; numpy and polars only.
+"""Feature types, hashing and encoding of examples; numpy and polars only.
 
-Every process of ours imports this package before the libraries below, which then report nothing to their makers. One
-that is set in the environment stays as it is.
+Every muxrec process imports this package before the libraries below, which turns off their telemetry. A variable that
+the environment sets keeps its value.
 """
 
 import os
 
-# onnxruntime looks at its variable when it is imported, and takes 0 for a word too: only 1 is silent.
+# onnxruntime reads its variable on import, and only 1 turns telemetry off.
 for _name, _value in {
     "ORT_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",

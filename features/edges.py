@@ -1,4 +1,4 @@
-"""Edges between buckets of numbers, and the precision in which numbers are compared with them.
+"""Edges of buckets, and the precision in which numbers are compared with them.
 
 N numbers.
 """
@@ -8,29 +8,28 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from features.arrays import Float64s
 
 FIRST_INEXACT_FLOAT32 = 2**24
-"""From here on float32 no longer tells every two neighbouring integers apart."""
-
-Floats = npt.NDArray[np.float64]
+"""From here on, float32 no longer distinguishes all neighbouring integers."""
 
 
 class Edges(NamedTuple):
-    """Edges of buckets, and how values are rounded before they are compared with them."""
+    """Edges of buckets, and the rounding of values that are compared with them."""
 
-    values: Floats
-    """Rounded already."""
-    rounding: Callable[[Floats], Floats]
+    values: Float64s
+    """Rounded edges."""
+    rounding: Callable[[Float64s], Float64s]
 
 
 @lru_cache(maxsize=1024)
 def edges_of(boundaries: tuple[float, ...]) -> Edges:
-    """Edges of buckets in the precision that values are compared in.
+    """Edges of buckets in the precision of the comparison.
 
-    That is float32, for .1 to be in one bucket whether a float32 column holds it, a float64 column or a text. Where
-    float32 would merge two edges or change one that is an integer, integers from 2^24 on are compared exactly, or all
-    numbers: no float32 column has those edges.
+    That is float32, so that .1 is in the same bucket in a float32 column, a float64 column and a text. If float32 would
+    merge two edges or change an edge that is an integer, integers from 2^24 on are compared exactly, or else all
+    numbers; no float32 column has such edges.
 
     >>> edges_of((0.1, 0.7)).rounding(np.array([0.7])) == edges_of((0.1, 0.7)).values[1]
     array([ True])
@@ -46,15 +45,15 @@ def edges_of(boundaries: tuple[float, ...]) -> Edges:
     return Edges(exact, _as_it_is)
 
 
-def as_float32(numbers: Floats) -> Floats:
-    """Numbers [N] as a float32 column would have them."""
+def as_float32(numbers: Float64s) -> Float64s:
+    """Numbers [N] rounded to float32."""
     return numbers.astype(np.float32).astype(np.float64)
 
 
-def _but_large_integers(numbers: Floats) -> Floats:
+def _but_large_integers(numbers: Float64s) -> Float64s:
     is_kept = (np.abs(numbers) >= FIRST_INEXACT_FLOAT32) & (numbers == np.rint(numbers))
     return np.where(is_kept, numbers, as_float32(numbers))
 
 
-def _as_it_is(numbers: Floats) -> Floats:
+def _as_it_is(numbers: Float64s) -> Float64s:
     return numbers

@@ -1,6 +1,6 @@
-"""Raw frame to lowered columns: the one code path of training, batch scoring and online scoring.
+"""Encoding of raw examples: the one code path of training, batch scoring and online scoring.
 
-B examples, N float columns. A lowered frame has one column a feature, in registry order: UInt64 tokens, lists of
+B examples, N float columns. An encoded frame has one column per feature, in registry order: UInt64 tokens, lists of
 UInt64 tokens, or Float32.
 """
 
@@ -11,9 +11,9 @@ from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Float32s, Int64s
 from features.errors import missing_column
 from features.hashing import Tokens, tokens_of_texts
 from features.registry import FeatureRegistry
@@ -34,32 +34,32 @@ class EncodedBatch:
     """B."""
     tokens: Mapping[str, Tokens]
     """Tokens of each token feature, example after example: [B], or [sum of lengths] for a list."""
-    lengths: Mapping[str, npt.NDArray[np.int64]]
-    """Tokens an example [B], for list features alone; a scalar has one."""
-    dense: npt.NDArray[np.float32]
+    lengths: Mapping[str, Int64s]
+    """Tokens per example [B], for list features only; a scalar has one."""
+    dense: Float32s
     """Float columns [B, N], in registry order."""
     num_missing: Mapping[str, int] = field(default_factory=dict)
-    """Examples without a value, where a float column holds 0, for float columns that were encoded here; tokens show
-    theirs themselves."""
+    """Missing values per float column encoded here; the column itself holds 0 there. For a token feature, count
+    its missing tokens."""
 
     @staticmethod
-    def from_frame(lowered: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
-        """Arrays of a lowered frame, as `encode_frame` or a dataset part holds it."""
+    def from_frame(encoded: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
+        """Arrays of an encoded frame, as `encode_frame` returns it or a dataset part holds it."""
         tokens: dict[str, Tokens] = {}
-        lengths: dict[str, npt.NDArray[np.int64]] = {}
+        lengths: dict[str, Int64s] = {}
         for feature in registry.token_features:
-            column = lowered[feature.name]
+            column = encoded[feature.name]
             if feature.is_list:
                 lengths[feature.name] = column.list.len().to_numpy().astype(np.int64)
                 column = column.explode(empty_as_null=False)
             tokens[feature.name] = column.to_numpy()
-        columns = [lowered[feature.name].to_numpy() for feature in registry.dense_features]
+        columns = [encoded[feature.name].to_numpy() for feature in registry.dense_features]
         return EncodedBatch(
-            num_examples=len(lowered), tokens=tokens, lengths=lengths, dense=_dense(columns, len(lowered))
+            num_examples=len(encoded), tokens=tokens, lengths=lengths, dense=_dense(columns, len(encoded))
         )
 
 
-def _dense(columns: Sequence[npt.NDArray[np.float32]], num_examples: int) -> npt.NDArray[np.float32]:
+def _dense(columns: Sequence[Float32s], num_examples: int) -> Float32s:
     """Float columns, [B] each, as one array [B, N]."""
     dense = np.empty((num_examples, len(columns)), dtype=np.float32)
     for position, column in enumerate(columns):
@@ -68,10 +68,10 @@ def _dense(columns: Sequence[npt.NDArray[np.float32]], num_examples: int) -> npt
 
 
 def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> pl.DataFrame:
-    """Lower every feature of a raw frame [B rows]; other columns are left out.
+    """Encode every feature of a raw frame [B rows]; other columns are left out.
 
-    A column that is not there raises `InputError`, or reads as all missing with `allow_missing`. So does a column
-    of a type, or with a value, that its feature cannot take.
+    Raises `InputError` for a type or a value that a feature cannot take and for a missing column, which
+    `allow_missing` fills with missing values instead.
 
     >>> registry = FeatureRegistry.of(features={"user": "categorical"})
     >>> encode_frame(pl.DataFrame({"user": [7], "other": ["x"]}), registry).schema
@@ -88,19 +88,19 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
             column = pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name)
         else:
             raise missing_column(feature.name, raw.columns)
-        columns.append(feature.simplify(column))
-        expressions.append(_lowering(feature, columns[-1].dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
+        columns.append(feature.normalize(column))
+        expressions.append(_encoding(feature, columns[-1].dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
     return pl.DataFrame(columns).select(expressions)
 
 
 @lru_cache(maxsize=8192)
-def _lowering(feature: AnyFeature, dtype: pl.DataType) -> pl.Expr:
-    """Kept, because to build an expression takes as long as to lower a row with it."""
-    return feature.lower(dtype)
+def _encoding(feature: AnyFeature, dtype: pl.DataType) -> pl.Expr:
+    """`feature.encode`, cached: building the expression takes as long as encoding a row with it."""
+    return feature.encode(dtype)
 
 
 def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> EncodedBatch:
-    """`encode_frame`, as arrays.
+    """`encode_frame` as arrays.
 
     >>> registry = FeatureRegistry.of(features={"tags": "categorical_list"})
     >>> encode(pl.DataFrame({"tags": [["a", "b"], []]}), registry).lengths["tags"].tolist()
@@ -114,7 +114,7 @@ def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool 
 
 
 def parse_frame(raw: pl.DataFrame, registry: FeatureRegistry) -> pl.DataFrame:
-    """A raw frame [B rows] whose features' texts are read as what they mean; other columns stay as they are.
+    """A raw frame [B rows] with the texts of its features parsed; other columns are unchanged.
 
     >>> registry = FeatureRegistry.of(features={"price": "numeric"})
     >>> parse_frame(pl.DataFrame({"price": ["3.5"]}), registry).item()
@@ -125,15 +125,15 @@ def parse_frame(raw: pl.DataFrame, registry: FeatureRegistry) -> pl.DataFrame:
 
 
 def count_missing(column: pl.Series) -> int:
-    """Values of a parsed column that read as missing: nulls and NaNs."""
+    """Number of missing values in a parsed column: nulls and NaNs."""
     return column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
 
 
 def encode_values(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistry, num_examples: int) -> EncodedBatch:
-    """`encode` of Python values [B] by feature, as a request holds them; a feature that is not there is missing.
+    """`encode` of Python values [B] by feature, as in a request; a feature without values is missing.
 
-    No frame is made, which would take longer than all the rest of scoring a few rows. The texts of all features are
-    hashed at once. Raises `InputError` for a value that its feature cannot take.
+    Builds no frame, which would take longer than the rest of scoring a few rows, and hashes the texts of all features
+    at once. Raises `InputError` for a value that its feature cannot take.
 
     >>> registry = FeatureRegistry.of(features={"user": "categorical", "tags": "categorical_list"})
     >>> batch = encode_values({"tags": [["a", "b"], []]}, registry, 2)
@@ -141,8 +141,8 @@ def encode_values(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistr
     ([2, 0], ['ea92b629d1d5a8d', 'ea92b629d1d5a8d'])
     """
     texts: dict[str, Sequence[Text]] = {}
-    lengths: dict[str, npt.NDArray[np.int64]] = {}
-    dense: dict[str, npt.NDArray[np.float32]] = {}
+    lengths: dict[str, Int64s] = {}
+    dense: dict[str, Float32s] = {}
     num_missing: dict[str, int] = {}
     for feature in registry.features:
         name, values = feature.name, columns.get(feature.name)
@@ -162,7 +162,7 @@ def encode_values(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistr
     try:
         hashed = tokens_of_texts(chain.from_iterable(texts.values()))
     except UnicodeEncodeError:
-        for feature in registry.token_features:  # say where
+        for feature in registry.token_features:  # raises with the row
             if isinstance(feature, CategoricalList):
                 check_unicode(feature, lists_of(feature, columns.get(feature.name, [])))
             else:

@@ -1,11 +1,11 @@
-"""The one error that a user can cause: what was expected, what was found, and the remedy."""
+"""InputError, the one error that a user can cause: what was expected, what was found, and the remedy."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 class InputError(ValueError):
-    """A file, a registry, a setting or a request that cannot be used as it is.
+    """A file, a registry, a setting or a request that cannot be used.
 
     The command line prints the message as one line and exits 2; libraries see an ordinary ``ValueError``.
 
@@ -18,13 +18,13 @@ class InputError(ValueError):
     ) -> None:
         self.expected, self.found, self.remedy = expected, found, remedy
         self.row = row
-        """Position, from 0, in the column that was looked at. It may be a chunk of a file, so the message is silent
-        about it until `located` turns it into a row of the file."""
+        """Position, from 0, in the checked column, which may be a chunk of a file: the message names no row until
+        `located` turns it into a row of the file."""
         parts = [expected] + ([f"found {found}"] if found is not None else []) + ([remedy] if remedy else [])
         super().__init__("; ".join(parts))
 
     def located(self, place: str, first_row: int = 0) -> "InputError":
-        """The same error with the file that it is in, and the row counted from 1 in that file, without its header.
+        """The same error with the name of its file and the row in it, counted from 1 without the header.
 
         >>> str(InputError("expected a number", found="'x'", row=1).located("a.csv", 100))
         "a.csv: expected a number; found 'x' in row 102"
@@ -34,7 +34,7 @@ class InputError(ValueError):
 
 
 def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> str:
-    """Settings that differ, each by its key, for the `found` of an error.
+    """Settings that differ, by key, for the `found` of an error.
 
     >>> differences({"seed": 1, "trainer": {"epochs": 3}}, {"seed": 1, "trainer": {"epochs": 5}})
     'trainer.epochs: 3, not 5'
@@ -50,9 +50,9 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
 
 
 def missing_column(name: str, columns: list[str]) -> InputError:
-    """The error for a column that is not in the data: what there is instead."""
+    """The error for a column that is not in the data, with the columns that are."""
     shown = ", ".join(columns[:12]) + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
     remedy = "correct the registry or the file"
     if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
-        remedy = "separate the fields by commas, or say how under `csv:` in the registry"
+        remedy = "separate the fields by commas, or set the separator under `csv:` in the registry"
     return InputError(f"expected a column {name!r}", found=f"columns {shown}", remedy=remedy)

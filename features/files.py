@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Files and directories that appear complete or not at all, checksums, locks, and errors of the file system."""
 
 import errno
 import hashlib
@@ -21,9 +21,9 @@ _SET_CACHE = "set MUXREC_CACHE or XDG_CACHE_HOME to a folder that can be written
 
 
 def cache_directory() -> Path:
-    """Where things are kept that can be made again: `MUXREC_CACHE`, or `muxrec` in the user's cache directory.
+    """Directory of files that can be recreated: `MUXREC_CACHE`, or `muxrec` in the user's cache directory.
 
-    Raises `InputError` for a user without a home, such as one that a container was told by number.
+    Raises `InputError` for a user without a home, such as a numeric user of a container.
     """
     if chosen := os.environ.get("MUXREC_CACHE"):
         return Path(chosen)
@@ -36,7 +36,7 @@ def cache_directory() -> Path:
 
 
 def made_in_cache(name: str) -> Path:
-    """A folder of the cache, made; raises `InputError`, which says how to choose another place, where it cannot be."""
+    """A folder of the cache, created if needed; raises `InputError` with a remedy if it is not writable."""
     folder = cache_directory() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ def sha256_of(path: Path) -> str:
 
 
 def take_lock(path: Path, *, patience: float = math.inf) -> int | None:
-    """Open descriptor of a lock file that is this process's now; None where another holds it for `patience` seconds.
+    """Take a lock file and return its open descriptor; None if another process holds it for `patience` seconds.
 
-    It is free when the last process that has the descriptor closes it or ends. Whoever holds it may delete the file.
+    The lock is free when the last process that has the descriptor closes it or ends. The holder may delete the file.
     """
     try:
         import fcntl
@@ -69,7 +69,7 @@ def take_lock(path: Path, *, patience: float = math.inf) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have deleted the file that we opened: then a newer one is the lock.
+            # The last holder may have deleted the file that we opened: then a newer file is the lock.
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
         except BlockingIOError:
@@ -82,9 +82,9 @@ def take_lock(path: Path, *, patience: float = math.inf) -> int | None:
 
 @contextmanager
 def temporary_directory_beside(path: Path) -> Iterator[Path]:
-    """A hidden new directory beside (on the disk of) `path`, gone afterwards whatever happens.
+    """A new hidden directory beside `path`, so on the same disk; it is deleted when the block ends.
 
-    Raises `InputError` when the place cannot be written to.
+    Raises `InputError` for an `OSError` there or in the block.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -97,6 +97,24 @@ def temporary_directory_beside(path: Path) -> Iterator[Path]:
         raise cannot_write(path, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Move a finished directory to `path`; an older one there is deleted afterwards, or restored on failure.
+
+    Raises `OSError`, also if another process puts a directory there at the same time.
+    """
+    old = new.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -120,7 +138,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_parquet(frame: pl.DataFrame, path: Path, **options: Any) -> None:
-    """`frame.write_parquet`; a full disk raises `OSError`, as it does everywhere else."""
+    """`frame.write_parquet` that raises `OSError` for a full disk, as other writers do."""
     try:
         frame.write_parquet(path, **options)
     except pl.exceptions.PolarsError as error:
@@ -128,7 +146,7 @@ def write_parquet(frame: pl.DataFrame, path: Path, **options: Any) -> None:
 
 
 def system_error(error: pl.exceptions.PolarsError, path: Path) -> OSError | None:
-    """What the system said, which polars wraps: "... No space left on device (os error 28)"; None where it did not.
+    """The system's error that polars wraps, "... No space left on device (os error 28)"; None for other errors.
 
     >>> system_error(pl.exceptions.ComputeError("full (os error 28)"), Path("part")).errno
     28
@@ -138,7 +156,7 @@ def system_error(error: pl.exceptions.PolarsError, path: Path) -> OSError | None
 
 
 def flush(path: Path) -> None:
-    """Make a file's bytes, or the names in a directory, survive a loss of power."""
+    """Flush a file's bytes, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -159,7 +177,7 @@ _REMEDIES = {
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
-    """What the system says about an output; or about an input that was read to make it, where that is to blame."""
+    """The error for an output that the system refuses, or for an unreadable input of it."""
     named = _named(error) or path
     if error.errno in (errno.EACCES, errno.EPERM) and _is_unreadable(named):
         return _refused(f"cannot read {named}", error)
@@ -167,9 +185,9 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 
 def check_readable(path: Path) -> None:
-    """Raise `InputError` for a file that the system does not let us read: it is not damaged, as its reader may say.
+    """Raise `InputError` for a file that this process may not read; its reader would report it as damaged.
 
-    What is not there, or is no file, is left to the reader.
+    Missing files and directories pass: the reader reports them.
     """
     try:
         path.open("rb").close()
@@ -180,7 +198,7 @@ def check_readable(path: Path) -> None:
 
 
 def system_fault(error: OSError) -> InputError | None:
-    """What the system says where nothing is known but the error; None where it is about no file."""
+    """The error for a system error of unknown origin; None if it is not about a file."""
     if error.errno not in _REMEDIES:
         return None
     named = _named(error)
@@ -190,7 +208,7 @@ def system_fault(error: OSError) -> InputError | None:
 
 
 def _named(error: OSError) -> Path | None:
-    """The file that the system's error is about."""
+    """File that the system names in its error."""
     return Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
 
 
@@ -200,7 +218,7 @@ def _refused(expected: str, error: OSError, other: str | None = None) -> InputEr
 
 
 def _is_unreadable(path: Path) -> bool:
-    """Whether there is something that this process may not read, or not even look at."""
+    """True for an existing file that this process may not read, or may not even look up."""
     try:
         return path.exists() and not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
     except PermissionError:

@@ -1,6 +1,6 @@
-"""Made-up raw rows for self-tests: every kind of value a feature may meet, and never a row of anybody's data.
+"""Synthetic raw rows for self-tests: every kind of value, and no real data.
 
-A vocabulary-free table scores any value, so invented values exercise all of the scoring path.
+A table without a vocabulary scores any value, so made-up values exercise the whole scoring path.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ FLAG_TEXTS = ("", "true", "False", "T", "no", "1", "0.0")
 
 
 def golden_frame(registry: FeatureRegistry, num_rows: int = 64, seed: int = 0) -> pl.DataFrame:
-    """Raw rows [num_rows] with plain, odd and missing values; the same for the same registry and seed.
+    """Raw rows [num_rows] with plain, odd and missing values; deterministic in registry and seed.
 
     >>> golden_frame(FeatureRegistry.of(features={"user": "categorical"}), num_rows=3).shape
     (3, 1)

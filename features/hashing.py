@@ -1,10 +1,11 @@
-"""Value to 64-bit token, and (token, feature, view, probe) to table row: the contract that training and serving share.
+"""Value to 64-bit token, and (token, feature, view, probe) to table row: the contract between training and serving.
 
 N values, S slots (one per view, feature and probe), M table rows. `docs/formats.md` states the contract in words,
 `tests/features/test_hashing.py` pins it with golden vectors; numpy, polars and torch agree on it bit for bit.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,7 @@ from features.errors import InputError
 UNIT_SEPARATOR = "\x1f"
 MAX_NUM_ROWS = 2**31
 
-# xxh3_64 of the bytes ff 6d 69 73 73 69 6e 67: not valid UTF-8, so the bytes of no text, the empty one and "missing"
-# included, are these.
+# xxh3_64 of the bytes ff 6d 69 73 73 69 6e 67, which are not valid UTF-8 and so are not the bytes of any text.
 MISSING_TOKEN = 0x0EA92B629D1D5A8D
 
 _MISSING_DIGEST = MISSING_TOKEN.to_bytes(8, "big")
@@ -41,10 +41,9 @@ def token_of_text(text: pl.Expr) -> pl.Expr:
 
 
 def tokens_of_texts(texts: Iterable[str | None]) -> Tokens:
-    """`token_of_text` of Python texts: [N]; raises `UnicodeEncodeError` for half of a surrogate pair.
+    """Tokens [N] of Python texts, as `token_of_text`; raises `UnicodeEncodeError` for half of a surrogate pair.
 
-    A loop, in the caller's own thread: a query of polars hands over to other threads, and takes as long as 1000 texts
-    do here before it has begun.
+    A loop in the caller's thread: a polars query starts other threads, which takes as long as 1000 texts here.
 
     >>> tokens_of_texts(["", None]).tolist() == [0x2D06800538D394C2, MISSING_TOKEN]
     True
@@ -63,7 +62,7 @@ def hash_text(text: str) -> int:
 
 
 def salt(seed: int, key: str, view: str, probe: int) -> int:
-    """Salt of one slot: xxh3_64 of "seed US key US view US probe"; never of the feature's position.
+    """Salt of one slot: xxh3_64 of "seed US key US view US probe", independent of the feature's position.
 
     >>> salt(0, "user", "main", 0) == salt(0, "user", "main", 0) != salt(0, "user", "main", 1)
     True
@@ -72,7 +71,7 @@ def salt(seed: int, key: str, view: str, probe: int) -> int:
 
 
 def check_num_rows(num_rows: int) -> None:
-    """Refuse a table size that the row formula cannot reach exactly; raises `InputError`."""
+    """Raise `InputError` for a table size beyond the exact range of the row formula."""
     if not 1 <= num_rows <= MAX_NUM_ROWS:
         raise InputError(
             f"num_rows must be between 1 and {MAX_NUM_ROWS}",
@@ -81,37 +80,48 @@ def check_num_rows(num_rows: int) -> None:
         )
 
 
-def mix64(values: Tokens) -> Tokens:
+def mix64(values: Any) -> Any:
     """splitmix64's finaliser, element by element (Steele, Lea & Flood 2014).
+
+    Takes a numpy array of uint64 or a torch tensor of int64 bit patterns, as torch has no uint64 arithmetic.
 
     >>> int(mix64(np.array([1], dtype=np.uint64))[0]) == 0x5692161D100B05E5
     True
     """
-    values = values ^ (values >> np.uint64(30))  # a copy; from here on in place
-    values *= np.uint64(_MULTIPLIER_1)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(_MULTIPLIER_2)
-    values ^= values >> np.uint64(31)
+    wrap = 0 if isinstance(values, np.ndarray) else 2**64  # int64 holds a multiplier as the negative number of its bits
+    values = values ^ _shifted(values, 30)  # a copy; from here on in place
+    values *= _MULTIPLIER_1 - wrap
+    values ^= _shifted(values, 27)
+    values *= _MULTIPLIER_2 - wrap
+    values ^= _shifted(values, 31)
     return values
 
 
-def rows_of_tokens(tokens: Tokens, salts: Tokens, num_rows: int | Tokens) -> Rows:
-    """Rows (int64) of tokens under salts among so many: ((mix64(token ^ salt) >> 32) * R) >> 32; shapes broadcast.
+def _shifted(values: Any, bits: int) -> Any:
+    """Logical shift right, which does not copy the sign bit."""
+    shifted = values >> bits
+    if not isinstance(values, np.ndarray):
+        shifted &= (1 << (64 - bits)) - 1
+    return shifted
 
-    Raises `InputError` when one number of rows for all is outside [1, 2**31].
+
+def rows_of_tokens(tokens: Any, salts: Any, num_rows: Any) -> Any:
+    """Rows (int64) of tokens under salts among R: ((mix64(token ^ salt) >> 32) * R) >> 32; shapes broadcast.
+
+    Arrays are as in `mix64`. Raises `InputError` for a single number of rows outside [1, 2**31].
 
     >>> rows_of_tokens(np.array([7, 8], dtype=np.uint64), np.array([[1], [2]], dtype=np.uint64), 1).tolist()
     [[0, 0], [0, 0]]
     """
     if isinstance(num_rows, int):
         check_num_rows(num_rows)
-    mixed = mix64(tokens ^ salts)
-    mixed >>= np.uint64(32)
-    return ((mixed * num_rows) >> np.uint64(32)).view(np.int64)
+    rows = _shifted(mix64(tokens ^ salts), 32) * num_rows
+    rows >>= 32
+    return rows.view(np.int64) if isinstance(rows, np.ndarray) else rows
 
 
 def row_expression(tokens: pl.Expr, slot_salt: int, num_rows: int) -> pl.Expr:
-    """`rows_of_tokens` for one salt as a polars expression, UInt64: for reports and joins inside a query.
+    """`rows_of_tokens` for one salt as a polars expression (UInt64), for reports and joins inside a query.
 
     >>> frame = pl.DataFrame({"t": [5]}, schema={"t": pl.UInt64})
     >>> expected = rows_of_tokens(frame["t"].to_numpy(), np.array([9], dtype=np.uint64), 1000).item()

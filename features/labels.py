@@ -1,4 +1,4 @@
-"""What an example is learned from besides its features: the label, its weight and its group.
+"""Columns of an example besides its features: the label, the weight and the group.
 
 B examples.
 """
@@ -18,7 +18,7 @@ LABEL_REMEDY = "say in the registry what is positive: `label: {column: NAME, at_
 
 
 class LabelRule(BaseModel):
-    """Which values of the label's column are positive, where they are not 0 and 1, -1 and 1, or yes and no.
+    """Rule for the positive values of a label that is not written as 0 and 1, -1 and 1, or yes and no.
 
     >>> LabelRule(positive=("Canceled",)).outcomes(pl.Series(["Canceled", "Not_Canceled"])).to_list()
     [True, False]
@@ -29,7 +29,7 @@ class LabelRule(BaseModel):
     at_least: float | None = None
     """The smallest number that is positive, such as 4 for a rating of 1 to 5."""
     positive: tuple[str | bool | int | float, ...] = ()
-    """The values that are positive, a number in any form that it is written in; all others are negative."""
+    """The positive values; a number matches however it is written. All other values are negative."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -40,14 +40,14 @@ class LabelRule(BaseModel):
         return self
 
     def outcomes(self, column: pl.Series) -> pl.Series:
-        """Whether each value [B] of a column without nulls is positive; raises `InputError` for one of another kind."""
-        _check_scalars(column)
+        """Flags [B] of the positive values of a column without nulls; raises `InputError` for unusable values."""
+        _check_scalars(column, f"label {column.name!r}: expected texts, numbers or flags", "label")
         if self.at_least is not None:
-            numbers = _numbers(column)
+            numbers = _numbers(column).fill_null(float("nan"))
             if (is_nan := numbers.is_nan()).any():
                 expected, remedy = f"label {column.name!r}: expected a number", "drop those rows"
                 raise InputError(expected, found="no number", remedy=remedy, row=is_nan.arg_max())
-            threshold = edges_of((self.at_least,))  # .7 is one number, whether float32 or float64 holds it
+            threshold = edges_of((self.at_least,))  # float32 and float64 values of .7 are the same number
             return pl.Series(threshold.rounding(numbers.to_numpy()) >= threshold.values[0])
         texts = column.cast(pl.String).str.strip_chars()
         flags = [str(value).lower() for value in self.positive if isinstance(value, bool)]
@@ -59,10 +59,11 @@ class LabelRule(BaseModel):
 
 
 class LabelReader:
-    """Reads the labels of one set of rows, a chunk at a time, and remembers in which form they are written."""
+    """Reads the labels of one set of rows chunk by chunk and checks that all chunks use the same form."""
 
     def __init__(self, name: str, rule: LabelRule | None = None) -> None:
         self.name, self.rule = name, rule
+        self._expected = f"label {name!r}: expected 0 or 1"
         self._negatives: set[float] = set()
 
     def read(self, raw: pl.DataFrame) -> pl.Series:
@@ -88,41 +89,39 @@ class LabelReader:
         return (numbers == 1).cast(pl.UInt8).alias("label")
 
     def _numbers(self, column: pl.Series) -> pl.Series:
+        _check_scalars(column, self._expected, "label")
+        numbers = column
         if column.dtype in TEXT_TYPES:
             text = column.cast(pl.String).str.strip_chars().str.to_lowercase()
-            flags = text.replace_strict(dict.fromkeys(TRUE_TEXTS, "1") | dict.fromkeys(FALSE_TEXTS, "0"), default=text)
-            try:
-                return parse_numbers(flags)
-            except InputError as error:
-                raise self._error(repr(column[error.row or 0][:40]), LABEL_REMEDY, error.row) from None
-        if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-            raise self._error(str(column.dtype)[:60], "name the right column under `label:`")
-        return column.cast(pl.Float64)
+            flags = dict.fromkeys(TRUE_TEXTS, "1") | dict.fromkeys(FALSE_TEXTS, "0")
+            numbers = text.replace_strict(flags, default=text)
+        try:
+            return _numbers(numbers)
+        except InputError as error:
+            raise self._error(repr(column[error.row or 0][:40]), LABEL_REMEDY, error.row) from None
 
     def _error(self, found: str, remedy: str, row: int | None = None) -> InputError:
-        return InputError(f"label {self.name!r}: expected 0 or 1", found=found, remedy=remedy, row=row)
+        return InputError(self._expected, found=found, remedy=remedy, row=row)
 
 
-def _check_scalars(column: pl.Series) -> None:
-    if not (column.dtype.is_numeric() or column.dtype in (*TEXT_TYPES, pl.Boolean)):
-        found, remedy = str(column.dtype)[:60], "name the right column under `label:`"
-        raise InputError(f"label {column.name!r}: expected texts, numbers or flags", found=found, remedy=remedy)
+def _check_scalars(column: pl.Series, expected: str, role: str) -> None:
+    """Raise `InputError` for a column of another type than texts, numbers and flags."""
+    if not (column.dtype.is_numeric() or column.dtype in (*TEXT_TYPES, pl.Boolean, pl.Null)):
+        remedy = f"name the right column under `{role}:`"
+        raise InputError(expected, found=str(column.dtype)[:60], remedy=remedy)
 
 
 def _numbers(column: pl.Series) -> pl.Series:
-    if column.dtype in TEXT_TYPES:
-        return parse_numbers(column).fill_null(float("nan"))
-    return column.cast(pl.Float64)
+    """A column [B] of scalars as Float64, null where a text is blank; raises `InputError` for other texts."""
+    return parse_numbers(column) if column.dtype in TEXT_TYPES else column.cast(pl.Float64)
 
 
 def weight_column(raw: pl.DataFrame, name: str) -> pl.Series:
     """Example weights [B] as Float32; raises `InputError` for negative, missing or infinite ones."""
     column = raw[name]
     expected = f"weight {name!r}: expected finite numbers from 0"
-    weights = parse_numbers(column) if column.dtype in TEXT_TYPES else column
-    if not (weights.dtype.is_numeric() or weights.dtype in (pl.Boolean, pl.Null)):
-        raise InputError(expected, found=str(weights.dtype)[:60], remedy="name the right column under `weight:`")
-    weights = weights.cast(pl.Float64)
+    _check_scalars(column, expected, "weight")
+    weights = _numbers(column)
     wrong = ~((weights >= 0) & (weights <= MAX_FLOAT32)).fill_null(False)
     if wrong.any():
         row = wrong.arg_max()
@@ -132,6 +131,6 @@ def weight_column(raw: pl.DataFrame, name: str) -> pl.Series:
 
 
 def group_column(raw: pl.DataFrame, name: str) -> pl.Series:
-    """Group tokens [B] as UInt64, made as a categorical feature's are."""
+    """Group tokens [B] as UInt64, hashed like those of a categorical feature."""
     Categorical(name=name).check(raw[name])
     return raw.select(token_of_text(canonical_text(pl.col(name), raw[name].dtype)).alias("group")).to_series()

@@ -1,6 +1,6 @@
-"""What texts mean where a feature says so: numbers, integers and flags; one rule for files, frames and requests.
+"""Texts as numbers, integers and flags, with the same rules for files, frames and requests.
 
-N values. A text that is blank, or spells NaN, is a missing value.
+N values. A blank text and NaN are missing values.
 """
 
 import re
@@ -24,11 +24,11 @@ _PLAIN_INTEGER = r"^(?:0|-?[1-9]\d*)$"
 
 
 def parse_numbers(column: pl.Series, decimal: Decimal | None = None) -> pl.Series:
-    """Texts [N] as float64 [N]; null where one is blank.
+    """Texts [N] as float64 [N]; null for a blank text.
 
-    A currency sign, thousands separators and a percent sign (which divides by 100) may surround the digits, and a
-    flag counts as 0 or 1. Without `decimal` a point is the decimal one, and a comma separates thousands where nothing
-    else can be meant. Raises `InputError` with the first text that is no number, or may be two.
+    A number may have a currency sign, thousands separators and a percent sign (which divides by 100), and a flag is 0
+    or 1. Without `decimal` the decimal mark is a point, and a comma separates thousands if that is unambiguous. Raises
+    `InputError` with the first text that is not a number or is ambiguous.
 
     >>> parse_numbers(pl.Series(["1.5", "$1,234", "1,234,567", "20 %", "true", ""])).to_list()
     [1.5, 1234.0, 1234567.0, 0.2, 1.0, None]
@@ -59,7 +59,7 @@ def parse_numbers(column: pl.Series, decimal: Decimal | None = None) -> pl.Serie
 
 
 def _decorated_numbers(text: pl.Series, decimal: Decimal) -> pl.Series:
-    """Numbers [N] of texts with more than digits, a point and an exponent in them; null for what is no number."""
+    """Numbers [N] of texts with currency signs, thousands separators and the like; null for other texts."""
     thousands = f"{_BLANKS}'" + ("," if decimal == "." else ".")
     digits = rf"(?:[1-9]\d{{0,2}}(?:[{thousands}]\d{{3}})+|\d+)(?:[{decimal}]\d*)?|[{decimal}]\d+"
     sign, money, blank = "[+-]?", f"[{_CURRENCY}]?", f"[{_BLANKS}]?"
@@ -68,10 +68,10 @@ def _decorated_numbers(text: pl.Series, decimal: Decimal) -> pl.Series:
     value = pl.col("text")
     stripped = value.str.replace_all(f"[{thousands}{_CURRENCY}%]", "").str.replace(decimal, ".", literal=True)
     number = stripped.cast(pl.Float64, strict=False)
-    lowered = value.str.to_lowercase()
+    lowercase = value.str.to_lowercase()
     return frame.select(
-        pl.when(lowered.is_in(["true", "false"]))
-        .then((lowered == "true").cast(pl.Float64))
+        pl.when(lowercase.is_in(["true", "false"]))
+        .then((lowercase == "true").cast(pl.Float64))
         .when(~value.str.contains(pattern))
         .then(None)
         .when(value.str.ends_with("%"))
@@ -81,9 +81,9 @@ def _decorated_numbers(text: pl.Series, decimal: Decimal) -> pl.Series:
 
 
 def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
-    """Texts [N] as the canonical texts [N] of integers or flags; null where one is missing.
+    """Canonical texts [N] of integers or flags for texts [N]; null for a missing one.
 
-    Raises `InputError` with the first text that is neither.
+    Raises `InputError` with the first text that is neither missing nor of this type.
 
     >>> parse_values(pl.Series(["128.0", "7", "+7", ""]), "integer").to_list()
     ['128', '7', '7', None]
@@ -105,14 +105,14 @@ def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
 
 
 def text_of_value(text: pl.Expr, value_type: ValueType) -> pl.Expr:
-    """Canonical text of an integer or a flag; null for what is missing or is neither."""
+    """Canonical text of an integer or a flag; null for a text that is missing or not of this type."""
     return _PARSERS[value_type](text.str.strip_chars(_BLANKS + "\t\r\n"))
 
 
 def _integer(text: pl.Expr) -> pl.Expr:
     digits = text.str.extract(r"^[+-]?0*(\d+?)(?:\.0*)?$", 1)
     number = _number(text)
-    # "9007199254740993.0" is a float's text: from 2^53 on, it may stand for its neighbour.
+    # "9007199254740993.0" is a float's text: from 2^53 on, it may be a rounded neighbour.
     is_exact = number.abs() < FIRST_INEXACT_FLOAT64
     is_integer = digits.is_not_null() & (is_exact | ~text.str.contains(".", literal=True))
     sign = pl.when(text.str.starts_with("-") & (digits != "0")).then(pl.lit("-")).otherwise(pl.lit(""))
@@ -126,16 +126,16 @@ def _integer(text: pl.Expr) -> pl.Expr:
 
 
 def _boolean(text: pl.Expr) -> pl.Expr:
-    lowered, number = text.str.to_lowercase(), _number(text)
-    is_true = lowered.is_in(TRUE_TEXTS) | (number == 1).fill_null(False)
-    is_false = lowered.is_in(FALSE_TEXTS) | (number == 0).fill_null(False)
+    lowercase, number = text.str.to_lowercase(), _number(text)
+    is_true = lowercase.is_in(TRUE_TEXTS) | (number == 1).fill_null(False)
+    is_false = lowercase.is_in(FALSE_TEXTS) | (number == 0).fill_null(False)
     return pl.when(is_true).then(pl.lit("true")).when(is_false).then(pl.lit("false")).otherwise(None)
 
 
 def _number(text: pl.Expr) -> pl.Expr:
     """Float64 of a text; true and false are 1 and 0."""
-    lowered = text.str.to_lowercase()
-    flag = pl.when(lowered == "true").then(1.0).when(lowered == "false").then(0.0)
+    lowercase = text.str.to_lowercase()
+    flag = pl.when(lowercase == "true").then(1.0).when(lowercase == "false").then(0.0)
     return pl.coalesce(flag.otherwise(None), text.cast(pl.Float64, strict=False).fill_nan(None))
 
 

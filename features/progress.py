@@ -1,4 +1,4 @@
-"""One progress bar for all long work, on standard error, so that standard output stays for results."""
+"""Progress bar on standard error; standard output is for results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(description: str, total: int | None, *, enabled: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a bar of `total` units (None: unknown) and hand out `advance(units, note="")`.
+    """Show a bar of `total` units (None: unknown) and yield `advance(units, note="")`.
 
     >>> with progress_bar("rows", 2, enabled=False) as advance:
     ...     advance(2, note="done")

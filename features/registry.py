@@ -1,4 +1,4 @@
-"""FeatureRegistry: the ordered, immutable description of an example, and nothing global about it."""
+"""FeatureRegistry: the ordered, immutable description of an example."""
 
 import difflib
 import hashlib
@@ -29,10 +29,10 @@ RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
 
 
 def is_plain_name(name: str) -> bool:
-    """True for names that mean themselves everywhere.
+    """True for names that are safe in salts and in polars.
 
-    The separators inside salts are not printable, so that no two features are given the same salt; and polars takes
-    `*` and `^...$` for patterns.
+    The separator in salts is not printable, so two features never have the same salt; polars reads `*` and `^...$` as
+    patterns.
 
     >>> [is_plain_name(name) for name in ("price in $", "a\x1fb", " ", "*", "^a$")]
     [True, False, False, False, False]
@@ -42,7 +42,7 @@ def is_plain_name(name: str) -> bool:
 
 
 class FeatureRegistry(BaseModel):
-    """Features in order, the label's column, and the seed of all salts.
+    """Features in order, the columns of label, weight and group, and the seed of all salts.
 
     Raises `InputError` (a `ValueError`) for duplicate or reserved names, unknown keys and unknown types.
 
@@ -56,8 +56,8 @@ class FeatureRegistry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str = "label"
-    """Column of the outcome: 0 and 1, -1 and 1, or flags such as yes and no; else `label_rule` says what is
-    positive."""
+    """Column of the outcome: 0 and 1, -1 and 1, or flags such as yes and no; otherwise `label_rule` defines the
+    positive values."""
     label_rule: LabelRule | None = None
     """In a registry file it is part of the label: `label: {column: rating, at_least: 4}`."""
     group: str | None = None
@@ -65,15 +65,15 @@ class FeatureRegistry(BaseModel):
     weight: str | None = None
     """Column of non-negative example weights."""
     seed: int = 0
-    """Part of every salt; another seed is another arrangement of the table."""
+    """Part of every salt: another seed gives features other rows of the table."""
     csv: CsvFormat | None = None
-    """How delimited text is written, where not with commas and empty fields for missing values."""
+    """Format of delimited text, if not commas and empty fields for missing values."""
     features: tuple[AnyFeature, ...]
 
     @model_validator(mode="before")
     @classmethod
     def _split_label(cls, document: Any) -> Any:
-        """A label with a rule is one mapping where people write it."""
+        """Accept a label with a rule as one mapping, as registry files write it."""
         if not isinstance(document, dict) or not isinstance(document.get("label"), dict):
             return document
         rule = dict(document["label"])
@@ -85,7 +85,7 @@ class FeatureRegistry(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that came after the first format are written where they are set alone: fingerprints stay."""
+        """Settings that are newer than the first format are written only where they are set: fingerprints stay."""
         return {key: value for key, value in write(self).items() if value is not None or key not in _PARTS}
 
     @field_validator("features")
@@ -137,16 +137,16 @@ class FeatureRegistry(BaseModel):
         return bool({*LATER_SETTINGS, *_PARTS} & {key for one in (self, *self.features) for key in one.model_dump()})
 
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that change with anything in the registry, fitted statistics included."""
+        """32 hexadecimal digits that identify the registry with its fitted statistics."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]
 
     def to_json(self) -> str:
-        """Compact JSON with sorted keys; `from_json` reads it back to an equal registry."""
+        """Compact JSON with sorted keys; `from_json` reads it to an equal registry."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> "FeatureRegistry":
-        """Read what `to_json` wrote; raises `InputError` where it cannot."""
+        """Registry of the text of `to_json`; raises `InputError` for any other text."""
         try:
             document = json.loads(text)
         except ValueError as error:
@@ -155,7 +155,7 @@ class FeatureRegistry(BaseModel):
 
     @staticmethod
     def of(*, features: Mapping[str, Any], **settings: Any) -> "FeatureRegistry":
-        """Registry from the mapping form of the registry file: name to type, or name to settings."""
+        """Registry of features as in a registry file: name to type, or name to settings."""
         return _from_mapping({**settings, "features": dict(features)}, "registry")
 
     @staticmethod
@@ -201,9 +201,9 @@ class FeatureRegistry(BaseModel):
         return _validated({**self.model_dump(), **settings}, "registry")
 
     def diff(self, other: "FeatureRegistry") -> list[str]:
-        """Differences as lines, from this registry to the other; empty where tokens and floats are made alike.
+        """Differences as lines, from this registry to the other; empty if both encode alike.
 
-        Fitted statistics count only where both sides have them: a registry file never does.
+        Fitted statistics count only if both sides have them: a registry file has none.
 
         >>> one = FeatureRegistry.of(features={"a": "categorical"})
         >>> one.diff(FeatureRegistry.of(features={"a": "categorical", "b": "numeric"}))
@@ -236,7 +236,7 @@ def _feature_diff(before: AnyFeature, after: AnyFeature) -> list[str]:
 
 
 def _from_mapping(document: object, where: str) -> FeatureRegistry:
-    """Lower the mapping form `features: {name: type | {type: ...}}` to the list form and validate it."""
+    """Registry of the mapping form `features: {name: type | {type: ...}}`, reduced to the list form."""
     features = document.get("features") if isinstance(document, dict) else document
     if not isinstance(document, dict) or not isinstance(features, dict):
         if isinstance(document, dict) and "features" not in document:
@@ -272,7 +272,7 @@ def _validated(document: object, where: str) -> FeatureRegistry:
         complaint = describe_validation_error(error, FeatureRegistry)
         loc = error.errors()[0]["loc"]
         if isinstance(document, dict) and len(loc) > 1 and loc[0] == "features":
-            # Pydantic counts the features; people know their names.
+            # pydantic numbers the features; show their names.
             feature = document["features"][loc[1]]
             if isinstance(feature, dict) and "name" in feature:
                 complaint = complaint.replace(".".join(map(str, loc[:3])), f"features.{feature['name']}", 1)
@@ -280,7 +280,7 @@ def _validated(document: object, where: str) -> FeatureRegistry:
 
 
 def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for pydantic's first complaint: where, what was expected, what was found, the closest known key."""
+    """One line for pydantic's first complaint: place, expected, found, and the closest known key."""
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, InputError):
@@ -302,7 +302,7 @@ _PARTS: dict[str, type[BaseModel]] = {"label_rule": LabelRule, "csv": CsvFormat}
 
 
 def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
-    """Keys that are known at a place; inside a feature, those of its type."""
+    """Known keys at a place; inside a feature, those of its type."""
     if "features" in model.model_fields and len(loc) > 1:
         if loc[0] in _PARTS:
             return set(_PARTS[str(loc[0])].model_fields)
@@ -312,9 +312,9 @@ def _field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]
 
 
 class _RegistryLoader(yaml.SafeLoader):
-    """A safe loader for which keys are text, as columns are, and which refuses a key given twice.
+    """A safe loader that reads keys as text, like column names, and refuses a repeated key.
 
-    Plain YAML 1.1 reads a column `no` or `on` as a boolean, `007` as 7, and drops the first of two equal keys.
+    Plain YAML 1.1 reads a column `no` or `on` as a boolean and `007` as 7, and drops the first of two equal keys.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -326,6 +326,6 @@ class _RegistryLoader(yaml.SafeLoader):
                 found = f"{key.value!r} twice, again in line {key.start_mark.line + 1}"
                 raise InputError("keys of a registry file must be unique", found=found, remedy="remove one")
             seen.add(key.value)
-            if key.value != "<<":  # a merge keeps its meaning
+            if key.value != "<<":  # a merge key
                 key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep=deep)

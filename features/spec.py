@@ -1,22 +1,22 @@
-"""Feature types: each knows which columns it accepts and how it lowers to tokens or to floats.
+"""Feature types: the columns that each accepts, and their encoding as tokens or floats.
 
-There are two lowered forms only: a bag of 64-bit tokens (one token for a scalar, any number for a list) and one
-float32 column. A new type is a class here and one line in `FEATURE_TYPES`.
+There are two encoded forms: a bag of 64-bit tokens (one for a scalar, any number for a list) and a float32 column. A
+new type is a class here and one line in `FEATURE_TYPES` and in `AnyFeature`.
 """
 
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from features.arrays import AnyFloats, Flags, Float32s, Float64s, Int64s
 from features.edges import FIRST_INEXACT_FLOAT32, as_float32, edges_of
 from features.errors import InputError
 from features.hashing import token_of_text
 from features.parsing import FIRST_INEXACT_FLOAT64, Decimal, ValueType, parse_numbers, parse_values, text_of_value
 
-# From here on a float column no longer tells every two neighbouring integers apart.
+# From here on, a float column no longer distinguishes all neighbouring integers.
 FIRST_INEXACT_INTEGER = {
     pl.Float16(): 2**11,
     pl.Float32(): FIRST_INEXACT_FLOAT32,
@@ -26,31 +26,29 @@ MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
-Floats = npt.NDArray[np.float64]
-
 LATER_SETTINGS = ("value_type", "decimal")
-"""Settings that came after the first format, None by default: written only where they are set, so that a registry
-without them keeps its fingerprint."""
+"""Settings that are newer than the first format, None by default. They are written only where they are set, so a
+registry without them keeps its fingerprint."""
 
 
 class FeatureSpec(BaseModel):
-    """What all feature types share; abstract."""
+    """Base of the feature types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """Column of the raw data; unique in a registry."""
     key: str | None = None
-    """Name that the salts are made of; set it to the old name when a column is renamed, so that its rows stay."""
+    """Name in the salts; set it to the old name when a column is renamed, so that it keeps its rows."""
 
     @property
     def stable_key(self) -> str:
-        """What salts are made of: `key`, or the name."""
+        """Name in the salts: `key`, or the column's name."""
         return self.name if self.key is None else self.key
 
     @property
     def has_tokens(self) -> bool:
-        """True where the lowered form is a bag of tokens, False where it is a float column."""
+        """True where the encoded form is a bag of tokens, False where it is a float column."""
         return True
 
     @property
@@ -60,7 +58,7 @@ class FeatureSpec(BaseModel):
 
     @property
     def encoded_dtype(self) -> pl.DataType:
-        """Data type of the lowered column."""
+        """Data type of the encoded column."""
         return pl.UInt64() if self.has_tokens else pl.Float32()
 
     @model_serializer(mode="wrap")
@@ -68,26 +66,26 @@ class FeatureSpec(BaseModel):
         return {key: value for key, value in write(self).items() if value is not None or key not in LATER_SETTINGS}
 
     def parse(self, column: pl.Series) -> pl.Series:
-        """The raw column [N], its texts read as what they stand for; a parsed column stays as it is.
+        """The raw column [N] with its texts parsed; a parsed column is returned unchanged.
 
-        Raises `InputError` for a text that stands for nothing the feature takes.
+        Raises `InputError` for a text that is no value of the feature.
         """
         return column
 
     def check(self, column: pl.Series) -> None:
-        """Raise `InputError` unless `lower` can take every value of the parsed column [N]."""
+        """Raise `InputError` unless `encode` can take every value of the parsed column [N]."""
         raise NotImplementedError
 
-    def simplify(self, column: pl.Series) -> pl.Series:
-        """The checked column [N] as `lower` takes it: a number as its bucket or its float, others as they are."""
+    def normalize(self, column: pl.Series) -> pl.Series:
+        """The checked column [N] as `encode` expects it: numbers as buckets or floats, other values unchanged."""
         return column
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
-        """Expression from a simplified column of this data type to the lowered column."""
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
+        """Expression that encodes a normalized column of this data type."""
         raise NotImplementedError
 
     def reject(self, expected: str, found: str, remedy: str, row: int | None = None) -> InputError:
-        """The error that says what this column should have been; `row` is a position in the column checked."""
+        """The error for a column that is not as expected; `row` is a position in the checked column."""
         return InputError(f"column {self.name!r}: expected {expected}", found=found, remedy=remedy, row=row)
 
 
@@ -95,9 +93,9 @@ Probes = Annotated[int, Field(ge=1, le=64)]
 
 
 class Categorical(FeatureSpec):
-    """One value an example; text, integers, booleans, or floats that are integers.
+    """One value per example: text, integers, booleans, or floats that are integers.
 
-    >>> Categorical(name="user").lower(pl.Int64()).meta.output_name()
+    >>> Categorical(name="user").encode(pl.Int64()).meta.output_name()
     'user'
     """
 
@@ -105,8 +103,8 @@ class Categorical(FeatureSpec):
     probes: Probes | None = None
     """Table rows read (and concatenated) per value; the experiment's `embedding.probes` where not set."""
     value_type: ValueType | None = None
-    """What every value is, however it is typed or written: an `integer` (7, 7.0, "7.0") or a `boolean` (true, "True",
-    1). Where it is left out, a text counts letter by letter: "7.0" is another value than "7"."""
+    """Type of every value, however it is stored or written: `integer` (7, 7.0, "7.0") or `boolean` (true, "True", 1).
+    Without it, texts are compared letter by letter: "7.0" and "7" are different values."""
 
     def parse(self, column: pl.Series) -> pl.Series:
         return _parsed_values(self, column, self.value_type)
@@ -114,28 +112,28 @@ class Categorical(FeatureSpec):
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
             remedy = "declare it `categorical_list`"
-            raise self.reject("one value a row", f"a list ({_type(column)})", remedy)
+            raise self.reject("one value per row", f"a list ({_type(column)})", remedy)
         check_text(self, column)
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
         return token_of_text(canonical_text(pl.col(self.name), dtype)).alias(self.name)
 
 
 class CategoricalList(FeatureSpec):
-    """Any number of values an example, pooled: a native list column, or text that holds a separator.
+    """Any number of values per example, pooled: a native list column, or text with a separator.
 
-    A null list is one missing token; an empty list, or an empty text, has no token and pools to zeros.
+    A null list is one missing token; an empty list or an empty text has no token and pools to zeros.
     """
 
     type: Literal["categorical_list"] = "categorical_list"
     probes: Probes | None = None
     """Table rows read (and concatenated) per value; the experiment's `embedding.probes` where not set."""
     separator: str | None = Field(default=None, min_length=1)
-    """Text that stands between two values of a text column; leave out for native lists."""
+    """Text between two values of a text column; leave out for native lists."""
     pooling: Literal["mean", "sum"] = "mean"
-    """How the values' embeddings become one vector."""
+    """Operation that reduces the values' embeddings to one vector."""
     value_type: ValueType | None = None
-    """What every value is, as for a categorical feature."""
+    """Type of every value, as for a categorical feature."""
 
     @property
     def is_list(self) -> bool:
@@ -173,7 +171,7 @@ class CategoricalList(FeatureSpec):
             raise self.reject("a list column", "text and no separator declared", remedy)
         elif column.dtype not in (*TEXT_TYPES, pl.Null):
             remedy = "declare it `categorical`, or make it a list"
-            raise self.reject("a list column", f"one value a row ({_type(column)})", remedy)
+            raise self.reject("a list column", f"one value per row ({_type(column)})", remedy)
 
     def _check_values(self, column: pl.Series) -> None:
         values = column.explode()
@@ -187,7 +185,7 @@ class CategoricalList(FeatureSpec):
             row = int((lengths.cum_sum() <= error.row).sum())
             raise InputError(error.expected, found=error.found, remedy=error.remedy, row=row) from None
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
         texts_type = pl.List(pl.String)
         if isinstance(dtype, pl.List | pl.Array):
             inner: Any = dtype.inner
@@ -210,7 +208,7 @@ class CategoricalList(FeatureSpec):
 
 
 class NumericFit(BaseModel):
-    """What `prepare` learned about a numeric column from the training rows alone."""
+    """Statistics of a numeric column over the training rows, fitted by `prepare`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -223,7 +221,7 @@ class NumericFit(BaseModel):
 
 
 class Numeric(FeatureSpec):
-    """A number; it becomes one float column, or a token for the transforms `bucketize` and `log_square`.
+    """A number, encoded as a float column, or as a token by the transforms `bucketize` and `log_square`.
 
     A missing value (null, NaN) becomes 0 in a float column, which is the training mean under `standardize`, and the
     missing token in a token column.
@@ -236,9 +234,9 @@ class Numeric(FeatureSpec):
     num_buckets: int = Field(default=64, ge=2, le=65536)
     """Buckets of `bucketize`; equal-frequency on the training rows."""
     probes: Probes | None = None
-    """As for a categorical feature; used by the two transforms that make tokens."""
+    """As for a categorical feature; read by the two transforms that make tokens."""
     decimal: Decimal | None = None
-    """The decimal point of numbers that are texts; without it `1,234`, which may be two numbers, is refused."""
+    """Decimal mark of numbers that are texts; without it, the ambiguous `1,234` is refused."""
     fitted: NumericFit | None = None
     """Filled by `prepare`; leave out in a registry file."""
 
@@ -248,7 +246,7 @@ class Numeric(FeatureSpec):
 
     @property
     def needs_fit(self) -> bool:
-        """True where the transform reads statistics of the training rows that are not there yet."""
+        """True where the transform needs statistics of the training rows that are not fitted yet."""
         return self.transform in ("standardize", "bucketize") and self.fitted is None
 
     def parse(self, column: pl.Series) -> pl.Series:
@@ -262,42 +260,42 @@ class Numeric(FeatureSpec):
         if dtype.is_float():
             self.check_numbers(column.to_numpy())
 
-    def check_numbers(self, numbers: npt.NDArray[np.floating[Any]]) -> None:
+    def check_numbers(self, numbers: AnyFloats) -> None:
         """Raise `InputError` unless float32 can hold every number [N]; NaN is a missing one."""
         row = _first(np.abs(numbers) > MAX_FLOAT32)
         if row is not None:
             remedy = "make it null, or clip it before"
             raise self.reject("finite numbers in float32's range", f"{numbers[row]:.12g}", remedy, row)
 
-    def simplify(self, column: pl.Series) -> pl.Series:
+    def normalize(self, column: pl.Series) -> pl.Series:
         numbers = column.cast(pl.Float64).to_numpy()  # null becomes NaN
         if not self.has_tokens:
             return pl.Series(self.name, self.floats(numbers))
         buckets, is_missing = pl.Series(self.name, self.buckets(numbers)), np.isnan(numbers)
         return buckets.set(pl.Series(is_missing), None) if is_missing.any() else buckets
 
-    def lower(self, dtype: pl.DataType) -> pl.Expr:
+    def encode(self, dtype: pl.DataType) -> pl.Expr:
         column = pl.col(self.name)
         return token_of_text(canonical_text(column, dtype)).alias(self.name) if self.has_tokens else column
 
-    def floats(self, numbers: Floats) -> npt.NDArray[np.float32]:
-        """The float column [N] of numbers [N] where NaN is a missing one, and becomes 0."""
+    def floats(self, numbers: Float64s) -> Float32s:
+        """Float column [N] of numbers [N]; NaN, a missing value, becomes 0."""
         if self.transform == "log1p":
             numbers = np.copysign(np.log1p(np.abs(numbers)), numbers)
         elif self.transform == "standardize":
             fitted = self._fitted()
-            with np.errstate(over="ignore"):  # a tiny deviation may lift a new extreme above float32's range
+            with np.errstate(over="ignore"):  # with a tiny deviation, a new extreme may exceed float32
                 numbers = (numbers - fitted.mean) / (fitted.std or 1.0)
             numbers = np.clip(numbers, -MAX_FLOAT32, MAX_FLOAT32)
         return np.where(np.isnan(numbers), 0.0, numbers).astype(np.float32)
 
-    def buckets(self, numbers: Floats) -> npt.NDArray[np.int64]:
-        """The bucket [N] of each number [N]; of no meaning where that is NaN."""
+    def buckets(self, numbers: Float64s) -> Int64s:
+        """Bucket [N] of each number [N]; undefined for NaN."""
         present = np.where(np.isnan(numbers), 0.0, numbers)
         if self.transform == "bucketize":
             edges = edges_of(self._fitted().boundaries)
             return np.searchsorted(edges.values, edges.rounding(present), side="right")
-        present = as_float32(present)  # one bucket for .1, however it is typed
+        present = as_float32(present)  # one bucket for .1, however it is stored
         logs = np.log(np.maximum(present, 1.0))
         small = np.maximum(np.trunc(present), float(np.iinfo(np.int64).min))  # below, a cast has no defined result
         return np.where(present > 2, np.floor(logs * logs), small).astype(np.int64)
@@ -308,7 +306,7 @@ class Numeric(FeatureSpec):
 
 
 def canonical_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """The one text form of a categorical value: 7, 7.0 and "7" agree; true and false; strings as they are.
+    """Canonical text of a categorical value: 7, 7.0 and "7" agree; true and false; strings unchanged.
 
     >>> pl.select(canonical_text(pl.lit(7.0), pl.Float64())).item()
     '7'
@@ -321,7 +319,7 @@ def canonical_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
 
 
 def _parsed_values(spec: FeatureSpec, column: pl.Series, value_type: ValueType | None) -> pl.Series:
-    """A raw column [N] as texts of integers or flags, as far as its type may hold them; as it is without a type."""
+    """A raw column [N] as texts of integers or flags if its type may hold them; unchanged without a `value_type`."""
     dtype = column.dtype
     if value_type is None or dtype == pl.Null or (dtype.is_integer() and value_type == "integer"):
         return column
@@ -347,7 +345,7 @@ def check_text(spec: FeatureSpec, column: pl.Series) -> None:
 
 
 def _check_integral(spec: FeatureSpec, column: pl.Series) -> None:
-    numbers = column.to_numpy()  # numpy, because online requests are one row: an operation of polars takes 30 us
+    numbers = column.to_numpy()  # numpy: a polars operation takes 30 us, and online requests have one row
     row = _first(np.isinf(numbers) | ((numbers != np.rint(numbers)) & ~np.isnan(numbers)))
     if row is not None:
         remedy = "declare it `numeric` (transform: bucketize keeps it in the table), or round it before"
@@ -360,7 +358,7 @@ def _check_integral(spec: FeatureSpec, column: pl.Series) -> None:
         raise spec.reject(expected, f"{column[row]:.0f}", remedy, row)
 
 
-def _first(mask: npt.NDArray[np.bool_]) -> int | None:
+def _first(mask: Flags) -> int | None:
     """Position of the first true value."""
     return int(mask.argmax()) if mask.any() else None
 

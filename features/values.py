@@ -1,7 +1,7 @@
-"""Python values, as requests and object columns hold them, to what a feature lowers: texts, lists of texts, numbers.
+"""Python values, as in requests and object columns, to what a feature encodes: texts, lists of texts, numbers.
 
-N values. Values of several types in one column (7, "a", None) keep the meaning that they have one by one; a column of
-one type means the same as a column of polars of that type.
+N values. In a column of several types (7, "a", None) each value keeps its own meaning; a column of one type means the
+same as a polars column of that type.
 """
 
 import decimal
@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Float64s
 from features.errors import InputError
 from features.parsing import parse_numbers, parse_values
 from features.spec import (
@@ -32,7 +32,7 @@ _IS_CANONICAL: dict[str, Callable[[str], bool]] = {
     "integer": lambda text: text.isascii() and text.isdigit() and (text[0] != "0" or text == "0"),
     "boolean": lambda text: text in ("true", "false"),
 }
-"""By value type, whether a text is certainly canonical: most are, and need no parsing."""
+"""By value type, a quick test for canonical texts, which need no parsing; most pass."""
 
 _TEXTS = frozenset({str, type(None)})
 _PLAIN = frozenset({str, int, type(None)})
@@ -72,7 +72,7 @@ def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
 
 
 def _whole(value: Any) -> Any:
-    """A decimal as its text: 128.00 is an integer, though its type has fractions."""
+    """A decimal as its text, as 128.00 is an integer though its type has fractions; other values unchanged."""
     return str(value) if isinstance(value, decimal.Decimal) else value
 
 
@@ -89,7 +89,7 @@ def _texts_as_given(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Tex
     if types <= _TEXTS:
         return values
     if types <= _PLAIN:
-        with suppress(ValueError):  # Python writes no integer of more than 4300 digits; below, the error says which
+        with suppress(ValueError):  # Python writes no integer of over 4300 digits; `_each` finds it
             return [value if value is None or type(value) is str else str(value) for value in values]
     return _each(_text, feature, values)
 
@@ -102,20 +102,20 @@ def lists_of(feature: CategoricalList, values: Sequence[Any]) -> list[list[Text]
     return _each(_list, feature, values)
 
 
-def numbers_of(feature: Numeric, values: Sequence[Any]) -> npt.NDArray[np.float64]:
-    """Numbers [N] in float64, which every transform starts from; NaN for a missing one. Checked as a column is."""
+def numbers_of(feature: Numeric, values: Sequence[Any]) -> Float64s:
+    """Checked numbers [N] in float64, the input of every transform; NaN for a missing one."""
     if not set(map(type, values)) <= _NUMBERS:
         values = _each(_number, feature, _texts_as_numbers(feature, values))
     try:
         numbers = np.array(values, dtype=np.float64)
-    except OverflowError:  # an integer: say which
+    except OverflowError:  # an integer: find it
         numbers = np.array(_each(_number, feature, values), dtype=np.float64)
     feature.check_numbers(numbers)
     return numbers
 
 
 def _texts_as_numbers(feature: Numeric, values: Sequence[Any]) -> Sequence[Any]:
-    """The values [N], texts among them parsed as a column of texts is."""
+    """Values [N] with the texts among them parsed as in a column of texts."""
     texts = [value if isinstance(value, str) else None for value in values]
     numbers = parse_numbers(_text_series(feature, texts), feature.decimal).to_list()
     return [number if isinstance(value, str) else value for value, number in zip(values, numbers, strict=True)]
@@ -129,9 +129,9 @@ def bucket_texts(feature: Numeric, values: Sequence[Any]) -> list[Text]:
 
 
 def check_unicode(feature: FeatureSpec, texts: Sequence[Text | list[Text]]) -> None:
-    """Raise `InputError` where one of the texts, or lists of them, [N] holds half of a surrogate pair.
+    """Raise `InputError` if one of the texts or lists of texts [N] holds half of a surrogate pair.
 
-    JSON can write that, UTF-8 cannot.
+    JSON can represent that, UTF-8 cannot.
     """
     for row, value in enumerate(texts):
         for text in value if isinstance(value, list) else [value]:
@@ -152,7 +152,7 @@ def _each(convert: Callable[[Any, Any], T], feature: FeatureSpec, values: Sequen
 
 
 def _is_missing(value: Any) -> bool:
-    """True for None and for what pandas has in its place, which is not imported for it."""
+    """True for None and for the missing values of pandas, which is not imported for this."""
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
@@ -168,7 +168,7 @@ def _number(feature: Numeric, value: Any) -> float | None:
 
 
 def _text(feature: FeatureSpec, value: Any) -> Text:
-    """The canonical text of one value: a column of mixed types has no type of its own to go by."""
+    """Canonical text of one value of a column of mixed types."""
     if type(value) is str:
         return value
     if _is_missing(value):
@@ -179,7 +179,7 @@ def _text(feature: FeatureSpec, value: Any) -> Text:
         return _digits(feature, int(value))
     if type(value) is float and value.is_integer() and abs(value) < FIRST_INEXACT_INTEGER[pl.Float64()]:
         return str(int(value))
-    # NaN, decimals and whatever else: one value as a column, under the rules and messages of columns.
+    # NaN, decimals and all other types: one value as a column, with the rules and messages of columns.
     try:
         column = pl.Series(feature.name, [value])
     except (TypeError, ValueError, OverflowError):

@@ -1,7 +1,7 @@
-"""Batch: what a training step reads, in torchrec's form.
+"""Batch: the examples of a training step, in torchrec's form.
 
-B examples, F token features, N float columns. Tokens are 64-bit patterns: torch has no arithmetic on uint64, so they
-are held as int64 with the same bits.
+B examples, F token features, N float columns. Tokens are 64-bit patterns; torch has no arithmetic on uint64, so they
+are int64 with the same bits.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples side by side; every tensor is on one device.
+    """Examples as columns; all tensors are on one device.
 
     >>> tokens = KeyedJaggedTensor(keys=["user"], values=torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
     >>> Batch(sparse_features=tokens, dense_features=torch.zeros(2, 0), labels=torch.tensor([0.0, 1.0])).num_examples
@@ -29,9 +29,9 @@ class Batch:
     labels: Tensor
     """0 or 1, [B], float32."""
     weights: Tensor | None = None
-    """Example weights [B], float32; None where the registry names no weight."""
+    """Example weights [B], float32; None if the registry names no weight."""
     groups: Tensor | None = None
-    """Tokens of the gAUC groups [B], int64; None where the registry names no group."""
+    """Tokens of the gAUC groups [B], int64; None if the registry names no group."""
 
     @property
     def num_examples(self) -> int:
@@ -54,7 +54,7 @@ class Batch:
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; the mode that was comes back after it."""
+    """Evaluation mode without gradients inside the block; the previous mode is restored after it."""
     was_training = module.training
     module.eval()
     try:

@@ -1,7 +1,7 @@
-"""Training state in one safetensors file, replaced as a whole: a cut-off run continues bit for bit.
+"""Checkpoints: a safetensors file each, replaced as a whole, from which an interrupted run resumes bit for bit.
 
-Tensors hold weights, optimiser moments and the random generator; the numbers beside them stand as JSON in the file's
-metadata. Nothing is pickled.
+Weights, optimiser moments and the state of the random generator are tensors; numbers are JSON in the file's metadata.
+Nothing is pickled.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.errors import InputError
 from features.files import cannot_write, check_readable
@@ -22,18 +22,18 @@ from features.files import cannot_write, check_readable
 def save_state(path: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Write tensors, no two of which share memory, and JSON-able numbers to `path`, whole or not at all.
 
-    The tensors are written from where they are: a large table needs no second copy in memory. Raises `InputError`
-    when the place cannot be written to.
+    Tensors are written from where they are, so that a large table needs no second copy in memory. Raises `InputError`
+    if `path` cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left_behind in path.parent.glob(".tmp*"):  # safetensors' own, of a process that was killed while writing
+        for left_behind in path.parent.glob(".tmp*"):  # temporary files of safetensors in a killed process
             left_behind.unlink()
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, _text(numbers))
-        temporary.chmod(mode)  # safetensors lets the owner alone read its files
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -56,10 +56,44 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def damaged(path: Path, error: Exception) -> InputError:
-    """The error for a file that holds no state, or that of something else."""
+    """The error for a file that holds no state, or the state of something else."""
     check_readable(path)
     found = " ".join(str(error).split())[:160]
     return InputError(f"{path}: expected a checkpoint", found=found, remedy="remove it to start the run again")
+
+
+class KeptWeights:
+    """The weights that a run keeps in files of their own: the best ones and, until training ends, the initial ones."""
+
+    def __init__(self, ranker: nn.Module, directory: Path) -> None:
+        self.ranker = ranker
+        self._best, self._initial = directory / "best.safetensors", directory / "start.safetensors"
+
+    def save_best(self, epoch: int) -> None:
+        """Keep the ranker's weights as those of the best epoch."""
+        save_state(self._best, self.ranker.state_dict(), {"epoch": epoch})
+
+    def load_best(self) -> None:
+        """Load the best weights into the ranker."""
+        self.ranker.load_state_dict(load_state(self._best)[0])
+
+    def save_initial(self, score: float) -> None:
+        """Keep the ranker's weights and their validation score."""
+        save_state(self._initial, self.ranker.state_dict(), {"epoch": 0, "score": score})
+
+    def restore_initial_if_better(self, best_score: float) -> float | None:
+        """Make the initial weights the best ones if they have the higher score; returns their score then."""
+        if not self._initial.exists():
+            return None
+        tensors, numbers = load_state(self._initial)
+        is_better = numbers["score"] > best_score
+        if is_better:
+            save_state(self._best, tensors, {"epoch": 0})
+        return numbers["score"] if is_better else None
+
+    def remove_initial(self) -> None:
+        """Forget the initial weights."""
+        self._initial.unlink(missing_ok=True)
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +122,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` gave; the groups' settings stay as they are."""
+    """Restore what `optimizer_tensors` gave; the settings of the groups do not change."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)

@@ -4,16 +4,16 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
+    SerializeAsAny,
     ValidationError,
-    model_serializer,
+    create_model,
     model_validator,
 )
 
@@ -22,16 +22,16 @@ from features.files import check_readable
 from features.registry import describe_validation_error
 from recsys.compression import COMPRESSORS, Budget, Compressor, InitFrom
 from recsys.embedding.table import EmbeddingConfig
+from recsys.models import MODELS
 from recsys.models.base import Model
-from recsys.ranker import model_config
 from recsys.trainer import TrainerConfig
 from serving.bundle.table import TableDtype
 
 
 class Compression(BaseModel):
-    """How `muxrec prune` made a table smaller.
+    """Settings of `muxrec prune`.
 
-    >>> Compression.model_validate({"method": "magnitude", "target_bytes": 1000}).settings["rows_a_value"]
+    >>> Compression.model_validate({"method": "magnitude", "target_bytes": 1000}).settings.model_dump()["rows_a_value"]
     32.0
     """
 
@@ -47,8 +47,8 @@ class Compression(BaseModel):
     """Weights that the last training begins with; the method's own choice where not given."""
     learning_rate_share: float = Field(default=0.1, gt=0)
     """Of the run's learning rates, what `finetune` begins with."""
-    settings: dict[str, Any] = {}
-    """The method's own, all of them once resolved."""
+    settings: SerializeAsAny[Compressor.Config]
+    """The method's own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -58,13 +58,16 @@ class Compression(BaseModel):
         if method not in COMPRESSORS:
             known = ", ".join(COMPRESSORS)
             raise InputError("unknown method of compression", found=repr(method), remedy=f"use one of {known}")
-        settings = method_settings(method, values.get("settings") or {})
         kind = COMPRESSORS[method]
+        try:
+            settings = kind.Config.model_validate(values.get("settings") or {})
+        except ValidationError as error:
+            raise InputError(f"compression {method}: {describe_validation_error(error, kind.Config)}") from None
         start = kind.start
         if (kind.replaces_table or kind.has_one_start) and values.get("start", start) != start:
             found, remedy = f"compression.start={values['start']}", "leave compression.start out"
             raise InputError(f"{method} begins its last training in one way alone", found=found, remedy=remedy)
-        return {"start": start, **values, "settings": settings.model_dump(mode="json")}
+        return {"start": start, **values, "settings": settings}
 
     @property
     def is_tuned(self) -> bool:
@@ -78,24 +81,32 @@ class Compression(BaseModel):
 
     def compressor(self) -> Compressor:
         """The method, with its budget."""
-        settings = method_settings(self.method, self.settings)
-        return COMPRESSORS[self.method](settings, Budget(self.target_bytes, self.table_dtype))
+        return COMPRESSORS[self.method](self.settings, Budget(self.target_bytes, self.table_dtype))
 
 
-def method_settings(method: str, settings: Mapping[str, Any]) -> Compressor.Config:
-    """The validated settings of a method of compression; raises `InputError` for an unknown key."""
-    config = COMPRESSORS[method].Config
-    try:
-        return config.model_validate(settings)
-    except ValidationError as error:
-        raise InputError(f"compression {method}: {describe_validation_error(error, config)}") from None
+class _Named(BaseModel):
+    name: str
+    """One of MODELS."""
+
+
+if TYPE_CHECKING:
+
+    class ModelSettings(Model.Config, _Named):
+        """A model's own Config, and its name."""
+
+else:
+    # `_Named` comes last among the bases, so `name` is the first field that is written.
+    _SETTINGS = tuple(
+        create_model(name, __base__=(model.Config, _Named), name=Literal[name]) for name, model in MODELS.items()
+    )
+    ModelSettings = Annotated[Union[_SETTINGS], Field(discriminator="name")]  # noqa: UP007
 
 
 class Experiment(BaseModel):
     """One combination of model, embedding and training; a named run is a function that returns one.
 
-    >>> Experiment(name="small", model={"name": "mlp", "hidden": [8]}).model["hidden"]
-    [8]
+    >>> Experiment.model_validate({"name": "small", "model": {"name": "mlp", "hidden": [8]}}).model
+    mlp(name='mlp', hidden=(8,), dropout=0.2, batch_norm=True)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,66 +115,33 @@ class Experiment(BaseModel):
     """Name of the run; also the MLflow run's."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Of the initial weights, the order of the examples and the dropout."""
-    model: dict[str, Any]
-    """`name`, one of MODELS, beside that model's own settings, all of them once resolved."""
+    model: ModelSettings
+    """The network: `name`, one of MODELS, and that model's own settings."""
     embedding: EmbeddingConfig = EmbeddingConfig()
     """The one table."""
     trainer: TrainerConfig = TrainerConfig()
     """The loop."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that the data kept; below 1 the bundle gives probabilities at their original share."""
-    compression: Compression | None = None
-    """Of a run that `muxrec prune` made of another."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_model(cls, values: Any) -> Any:
-        """Fill in the model's defaults, so that what is written down repeats the run even if a default changes."""
-        model = values.get("model") if isinstance(values, dict) else None
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-            raise InputError(
-                "an experiment needs `model:` with a `name:`", found=repr(model), remedy="see docs/guide.md"
-            )
-        settings = model_settings(model).model_dump(mode="json")
-        return {**values, "model": {"name": model["name"], **settings}}
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `compression` where there is none: what was written before it existed stays what it is."""
-        document = write(self)
-        if self.compression is None:
-            del document["compression"]
-        return document
-
-    @property
-    def model_name(self) -> str:
-        """Key into MODELS."""
-        return self.model["name"]
-
-    def network_config(self) -> Model.Config:
-        """The model's own settings, validated."""
-        return model_settings(self.model)
+    compression: Compression | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of a run that `muxrec prune` made of another; not written for the others."""
 
     def params(self) -> dict[str, Any]:
-        """Every setting, as MLflow has them; of those of a method of compression, one text with what is no default.
+        """Every setting, for MLflow; a compression method's own as one text, without those at their defaults.
 
-        A page that compares runs has room for few, and experiment.yaml beside them has all.
+        A page that compares runs has room for few, and experiment.yaml has all.
         """
         document = self.model_dump(mode="json")
         if self.compression is not None:
-            defaults = method_settings(self.compression.method, {}).model_dump(mode="json")
-            own = {key: value for key, value in self.compression.settings.items() if value != defaults[key]}
+            settings = self.compression.settings
+            defaults = type(settings)().model_dump(mode="json")
+            own = {key: value for key, value in settings.model_dump(mode="json").items() if value != defaults[key]}
             document["compression"]["settings"] = json.dumps(own)
         return document
 
     def to_yaml(self) -> str:
         """Every setting, resolved; `read_experiment` reads it back to an equal experiment."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def model_settings(model: Mapping[str, Any]) -> Model.Config:
-    """The validated settings of `{"name": ..., ...}`; raises `InputError`."""
-    return model_config(model["name"], {key: value for key, value in model.items() if key != "name"})
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -197,7 +175,7 @@ def validated(document: Any, where: str) -> Experiment:
 def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """The experiment with `key.sub=value` settings changed; values are YAML.
 
-    >>> experiment = Experiment(name="x", model={"name": "mlp"})
+    >>> experiment = default_run("mlp")
     >>> with_overrides(experiment, ["embedding.num_rows=100", "model.hidden=[8, 4]"]).embedding.num_rows
     100
     """
@@ -221,11 +199,11 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
 
 
 def variant(parent: Experiment, name: str, **sections: Mapping[str, Any]) -> Experiment:
-    """The parent under another name, with some settings changed; a `model` that gives its `name` replaces the whole.
+    """The parent under another name, with some settings changed; a `model` with a `name` replaces the parent's.
 
-    >>> parent = Experiment(name="x", model={"name": "mlp", "hidden": [8]})
-    >>> variant(parent, "y", model={"dropout": 0.5}, trainer={"epochs": 3}).model["hidden"]
-    [8]
+    >>> parent = variant(default_run("mlp"), "x", model={"hidden": [8]})
+    >>> variant(parent, "y", model={"dropout": 0.5}, trainer={"epochs": 3}).model.model_dump()["hidden"]
+    (8,)
     """
     document = parent.model_dump(mode="json")
     for section, changes in sections.items():
@@ -241,9 +219,15 @@ def unknown_key(key: str, known: Sequence[str]) -> InputError:
 
 
 def _describe(error: ValidationError) -> str:
+    first = error.errors()[0]
+    section, *inner = [*first["loc"], ""]
+    if first["type"].startswith("union_tag"):
+        found = first["input"].get("name") if isinstance(first["input"], dict) else first["input"]
+        return str(InputError("unknown model", found=repr(found), remedy=f"use one of {', '.join(MODELS)}"))
+    if section == "model" and inner[0] in MODELS:
+        return describe_validation_error(error, MODELS[inner[0]].Config).replace(f"model.{inner[0]}.", "model.")
     sections = {"embedding": EmbeddingConfig, "trainer": TrainerConfig, "compression": Compression}
-    section = sections.get(str(error.errors()[0]["loc"][:1] and error.errors()[0]["loc"][0]))
-    return describe_validation_error(error, section or Experiment)
+    return describe_validation_error(error, sections.get(str(section), Experiment))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -272,18 +256,11 @@ SHALLOW = {
 def default_run(model: str) -> Experiment:
     """General settings of a model, for any dataset directory.
 
-    >>> default_run("final_mlp").model_name
+    >>> default_run("final_mlp").model.name
     'final_mlp'
     """
+    document: dict[str, Any] = {"name": model, "model": {"name": model}}
     if model in SHALLOW:
-        # What the table holds has to grow to the size of a logit, which the decay that suits the embeddings of a
-        # network would not let it do.
-        return Experiment.model_validate(
-            {
-                "name": model,
-                "model": {"name": model},
-                "embedding": {**SHALLOW[model], "l2": 1e-5},
-                "trainer": {"learning_rate": 0.01},
-            }
-        )
-    return Experiment(name=model, model={"name": model})
+        # Their weights must grow to the size of a logit, which the weight decay of a deep model's embeddings prevents.
+        document |= {"embedding": {**SHALLOW[model], "l2": 1e-5}, "trainer": {"learning_rate": 0.01}}
+    return Experiment.model_validate(document)

@@ -1,7 +1,7 @@
-"""A split of a dataset directory as batches: shuffled, streamed in windows, resumable at an exact position.
+"""Batches of a dataset split: shuffled, streamed in windows, resumable at an exact position.
 
-n rows, F token features, B examples. The parquet row groups are dealt to windows of a bounded size in an order that
-depends on (seed, epoch) alone; rows are shuffled inside their window. A split that fits one window stays in memory.
+n rows, B examples. The parquet row groups are distributed over windows of a bounded size, in an order that depends only
+on seed and epoch; rows are shuffled within their window. A split that fits in one window stays in memory.
 """
 
 from collections.abc import Iterator
@@ -24,27 +24,24 @@ from features.registry import FeatureRegistry
 from recsys.batch import Batch
 
 WINDOW_BYTES = 1 << 29
-"""Most bytes of examples in memory at a time; loading a window takes twice that for a moment."""
+"""Most bytes of examples in memory at a time; loading a window briefly takes twice that."""
 
 Indices = npt.NDArray[np.int64]
 
 
-class _Piece(NamedTuple):
+class _RowGroup(NamedTuple):
     """One row group of a parquet part."""
 
     path: Path
     offset: int
-    """Its first row in the part."""
+    """Number of its first row in the part."""
     rows: int
     num_bytes: int
-    """In memory, where every value takes 8 bytes or less."""
+    """Size in memory, where every value takes at most 8 bytes."""
 
 
 class Split:
-    """One split of a dataset directory.
-
-    Raises `InputError` for a directory that is no dataset, or that has no such split.
-    """
+    """One split of a dataset directory; raises `InputError` for any other directory, or if it has no such split."""
 
     def __init__(self, directory: str | Path, split: str, *, window_bytes: int = WINDOW_BYTES) -> None:
         self.directory, self.name = Path(directory), split
@@ -56,45 +53,45 @@ class Split:
             raise InputError(f"{directory} has no split {split!r}", found=known, remedy="name one of those")
         self.num_rows = self.info.splits[split].rows
         self._window_bytes = window_bytes
-        self._pieces = [
-            piece for part in self.info.splits[split].parts for piece in _row_groups(self.directory / part.file)
+        self._row_groups = [
+            row_group for part in self.info.splits[split].parts for row_group in _row_groups(self.directory / part.file)
         ]
-        self._is_small = sum(piece.num_bytes for piece in self._pieces) <= window_bytes
-        self._memory: _Rows | None = None
+        self._is_small = sum(row_group.num_bytes for row_group in self._row_groups) <= window_bytes
+        self._memory: _Window | None = None
 
     def num_batches(self, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         windows = self._windows(seed, epoch, shuffle)
-        return sum(_num_cuts(sum(piece.rows for piece in window), batch_size) for window in windows)
+        return sum(_num_batches(sum(row_group.rows for row_group in window), batch_size) for window in windows)
 
     def batches(
         self, batch_size: int, *, shuffle: bool = False, seed: int = 0, epoch: int = 0, start: int = 0
     ) -> Iterator[Batch]:
-        """Batches from number `start` of this epoch on: the same ones, bit for bit, as a pass from 0 gives there.
+        """The batches of an epoch from number `start` on, bit for bit those of a pass from 0.
 
-        Every row comes once an epoch. A window is cut evenly, into as few batches of at most `batch_size` as it takes:
-        their sizes differ by at most 1, and none has a single example unless that is all there is, or `batch_size` is
-        below 3.
+        Every row comes once per epoch. A window is divided evenly into as few batches of at most `batch_size` as
+        possible: their sizes differ by at most 1, and a batch has a single example only if the split has, or if
+        `batch_size` is below 3.
         """
         if batch_size < 1:
             raise InputError("batch_size must be at least 1", found=str(batch_size))
         for number, window in enumerate(self._windows(seed, epoch, shuffle)):
-            num_rows = sum(piece.rows for piece in window)
-            cuts = _num_cuts(num_rows, batch_size)
-            if start >= cuts:
-                start -= cuts
+            num_rows = sum(row_group.rows for row_group in window)
+            num_batches = _num_batches(num_rows, batch_size)
+            if start >= num_batches:
+                start -= num_batches
                 continue
             rows = self._load(window)
             order = np.arange(num_rows)
             if shuffle:
                 np.random.default_rng([seed, epoch, number + 1]).shuffle(order)
-            for indices in np.array_split(order, cuts)[start:]:
+            for indices in np.array_split(order, num_batches)[start:]:
                 yield rows.batch(indices)
             start = 0
             del rows  # before the next window is read
 
     def tokens(self) -> Iterator[EncodedBatch]:
-        """The split's tokens and floats in file order, a window at a time; for reports."""
+        """The split's tokens and floats in file order, one batch per window; for reports."""
         for batch, _ in self.labelled_tokens():
             yield batch
 
@@ -104,37 +101,37 @@ class Split:
             frame = self._read(window)
             yield EncodedBatch.from_frame(frame, self.registry), frame["label"].to_numpy().astype(np.float32)
 
-    def _windows(self, seed: int, epoch: int, shuffle: bool) -> list[list[_Piece]]:
-        pieces = self._pieces
+    def _windows(self, seed: int, epoch: int, shuffle: bool) -> list[list[_RowGroup]]:
+        row_groups = self._row_groups
         if shuffle and not self._is_small:
-            order = np.random.default_rng([seed, epoch, 0]).permutation(len(pieces))
-            pieces = [pieces[index] for index in order]
-        windows: list[list[_Piece]] = [[]]
+            order = np.random.default_rng([seed, epoch, 0]).permutation(len(row_groups))
+            row_groups = [row_groups[index] for index in order]
+        windows: list[list[_RowGroup]] = [[]]
         num_rows = num_bytes = 0
-        for piece in pieces:
-            is_full = num_bytes + piece.num_bytes > self._window_bytes
-            # A single row is never a window of its own, as batch norm cannot train on one.
-            if is_full and num_rows > 1 and piece.rows > 1:
+        for row_group in row_groups:
+            is_full = num_bytes + row_group.num_bytes > self._window_bytes
+            # No window has a single row, as batch norm cannot train on one.
+            if is_full and num_rows > 1 and row_group.rows > 1:
                 windows.append([])
                 num_rows = num_bytes = 0
-            windows[-1].append(piece)
-            num_rows += piece.rows
-            num_bytes += piece.num_bytes
+            windows[-1].append(row_group)
+            num_rows += row_group.rows
+            num_bytes += row_group.num_bytes
         return windows
 
-    def _read(self, window: list[_Piece]) -> pl.DataFrame:
-        frames = [_read_rows(piece) for piece in window]
+    def _read(self, window: list[_RowGroup]) -> pl.DataFrame:
+        frames = [_read_rows(row_group) for row_group in window]
         return pl.concat(frames, rechunk=True)  # arrays of one chunk are not copied again
 
-    def _load(self, window: list[_Piece]) -> "_Rows":
+    def _load(self, window: list[_RowGroup]) -> "_Window":
         if not self._is_small:
-            return _Rows(self._read(window), self.registry)
+            return _Window(self._read(window), self.registry)
         if self._memory is None:
-            self._memory = _Rows(self._read(window), self.registry)
+            self._memory = _Window(self._read(window), self.registry)
         return self._memory
 
 
-def _row_groups(path: Path) -> Iterator[_Piece]:
+def _row_groups(path: Path) -> Iterator[_RowGroup]:
     try:
         metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowException) as error:
@@ -143,15 +140,15 @@ def _row_groups(path: Path) -> Iterator[_Piece]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         num_values = sum(group.column(column).num_values for column in range(group.num_columns))
-        yield _Piece(path, offset, group.num_rows, 8 * num_values)
+        yield _RowGroup(path, offset, group.num_rows, 8 * num_values)
         offset += group.num_rows
 
 
-def _read_rows(piece: _Piece) -> pl.DataFrame:
+def _read_rows(row_group: _RowGroup) -> pl.DataFrame:
     try:
-        return pl.scan_parquet(piece.path, glob=False).slice(piece.offset, piece.rows).collect()
+        return pl.scan_parquet(row_group.path, glob=False).slice(row_group.offset, row_group.rows).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise _damaged(piece.path, error) from None
+        raise _damaged(row_group.path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -160,14 +157,14 @@ def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: expected the part that prepare wrote", found=found, remedy="prepare it again")
 
 
-def _num_cuts(num_rows: int, batch_size: int) -> int:
+def _num_batches(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // batch_size)
 
 
-class _Rows:
-    """Rows in memory, ready to be gathered: scalars side by side, lists as values and offsets.
+class _Window:
+    """Rows in memory from which batches are gathered: scalars side by side, lists as values and offsets.
 
-    Gathering is numpy's: the pieces are small, and torch's worker threads cost more than they save on them.
+    numpy gathers: the arrays are small, and torch's worker threads cost more than they save.
     """
 
     def __init__(self, frame: pl.DataFrame, registry: FeatureRegistry) -> None:
@@ -198,7 +195,7 @@ class _Rows:
 
 
 class _Lists:
-    """A ragged column: values [sum of lengths], one length a row [n]."""
+    """A ragged column: values [sum of lengths], and one length per row [n]."""
 
     def __init__(self, values: Indices, lengths: Indices) -> None:
         self.values, self.lengths = values, lengths
@@ -213,7 +210,7 @@ class _Lists:
 
 
 def jagged(keys: list[str], bags: list[tuple[Indices, Indices]], num_examples: int) -> KeyedJaggedTensor:
-    """A KeyedJaggedTensor of (values, lengths [B]) a feature; also for no feature at all.
+    """A KeyedJaggedTensor of (values, lengths [B]) per feature, which may be none.
 
     >>> jagged(["a"], [(np.array([5, 6, 7]), np.array([2, 1]))], 2).lengths().tolist()
     [2, 1]
@@ -228,7 +225,7 @@ def jagged(keys: list[str], bags: list[tuple[Indices, Indices]], num_examples: i
 
 
 def batch_of(encoded: EncodedBatch, registry: FeatureRegistry) -> Batch:
-    """A batch of encoded examples without labels (zeros): how raw rows reach the trainer's own model."""
+    """A batch of encoded examples with labels of 0, to score raw rows with a ranker."""
     keys = [feature.name for feature in registry.token_features]
     ones = np.ones(encoded.num_examples, dtype=np.int64)
     bags = [(encoded.tokens[key].view(np.int64), encoded.lengths.get(key, ones)) for key in keys]

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,16 @@ from recsys.dataset import batch_of
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.models.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle.bundle import Bundle, PriorCorrection, TableDtype, served_rows, write_bundle
+from serving.bundle.bundle import Bundle, Coder, PriorCorrection, TableDtype, learn_coder, served_rows, write_bundle
 from serving.bundle.profile import DISTRIBUTIONS, Distributions
+
+
+class QuantizedRanker(NamedTuple):
+    """A ranker as it will be served, and how its rows are coded."""
+
+    ranker: Ranker
+    coder: Coder | None
+    """For table types that store codes."""
 
 
 def export_bundle(
@@ -37,6 +45,7 @@ def export_bundle(
     *,
     model: str,
     table_dtype: TableDtype = "fp32",
+    quantized: QuantizedRanker | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     info: DatasetInfo | None = None,
     distributions: Distributions | None = None,
@@ -48,15 +57,17 @@ def export_bundle(
 ) -> Bundle:
     """Write what `serving` needs to reproduce the ranker's probabilities on raw rows, and read it back checked.
 
-    Of a masked table only the kept cells are written. `trained_rows` [M] flags the rows that a training example read;
+    Of a masked table only the kept cells are written. `quantized` is what `quantized_copy` gives for this ranker and
+    type; None: made here. `trained_rows` [M] flags the rows that a training example read;
     `negative_rate` is the share of the negatives that the training data kept. `compression` goes into the manifest as
     it is. Raises `InputError` when `out` is taken or cannot be written, and for an impossible rate.
     """
     correction = correction_of(negative_rate)
     golden = golden_frame(registry)
-    quantized, embedding = quantized_copy(ranker, table_dtype), ranker.embedding
-    exact = probabilities(quantized, registry, golden, exact=True, correction=correction)
-    rounding = float(np.abs(probabilities(quantized, registry, golden, correction=correction) - exact).max())
+    served, coder = quantized or quantized_copy(ranker, table_dtype)
+    embedding = ranker.embedding
+    exact = probabilities(served, registry, golden, exact=True, correction=correction)
+    rounding = float(np.abs(probabilities(served, registry, golden, correction=correction) - exact).max())
     return write_bundle(
         out,
         model=model,
@@ -76,23 +87,25 @@ def export_bundle(
         metrics=metrics,
         run_id=run_id,
         row_widths=_row_widths(embedding),
+        coder=coder,
         compression=compression,
         overwrite=overwrite,
     )
 
 
-def quantized_copy(ranker: Ranker, table_dtype: TableDtype) -> Ranker:
+def quantized_copy(ranker: Ranker, table_dtype: TableDtype) -> QuantizedRanker:
     """The ranker as it will be served, its table rounded to the stored type: golden rows and figures hold for that."""
     if table_dtype == "fp32":
-        return ranker
+        return QuantizedRanker(ranker, None)
     embedding = ranker.embedding
     copied = copy.copy(ranker)  # the network is shared; only the table becomes another
     rounded = UnifiedEmbedding(embedding.layout, vocabulary=embedding.vocabulary)
     copied._modules = {**ranker._modules, "embedding": rounded}
-    rows = served_rows(embedding.table.detach().cpu().numpy(), table_dtype, _row_widths(embedding))
-    rounded.table.data.copy_(torch.from_numpy(rows))
+    table, widths = embedding.table.detach().cpu().numpy(), _row_widths(embedding)
+    coder = learn_coder(table, table_dtype, widths)
+    rounded.table.data.copy_(torch.from_numpy(served_rows(table, table_dtype, widths, coder)))
     rounded.gate = embedding.gate
-    return copied
+    return QuantizedRanker(copied, coder)
 
 
 def _row_widths(embedding: UnifiedEmbedding) -> npt.NDArray[np.int64] | None:

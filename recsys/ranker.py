@@ -1,4 +1,4 @@
-"""Ranker: the table and the network together, from a batch to one logit an example.
+"""Ranker: the table and the network together, from a batch to one logit per example.
 
 B examples, W embedding columns, N float columns.
 """
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.layout import COUNTED, TableLayout
+from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
+from features.table_kinds import TABLE_KINDS
 from recsys.batch import Batch
 from recsys.embedding.optimizers import TableOptimizer, build_table
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
@@ -22,7 +23,7 @@ from recsys.models.layers import ModelInputs
 
 
 class Ranker(nn.Module):
-    """logit = network(embedding(tokens), floats); what is trained, evaluated and exported."""
+    """logit = network(embedding(tokens), floats): the model that is trained, evaluated and exported."""
 
     def __init__(self, embedding: UnifiedEmbedding, network: Model) -> None:
         super().__init__()
@@ -34,15 +35,23 @@ class Ranker(nn.Module):
         return self.network(self.embedding(batch.sparse_features), batch.dense_features)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The network's training loss on a batch, a scalar, and the penalty of the embedding's gate."""
+        """The network's training loss on a batch plus the penalty of the embedding's gate, a scalar."""
         embedded = self.embedding(batch.sparse_features)
         loss = self.network.loss(embedded, batch.dense_features, batch.labels, batch.weights)
         penalty = None if self.embedding.gate is None else self.embedding.gate.penalty()
         return loss if penalty is None else loss + penalty
 
+    def parameter_groups(self, l2: float) -> list[dict[str, Any]]:
+        """Parameter groups of the network's optimiser: numeric embeddings take the table's L2, as in BARS."""
+        decayed = self.network.embedding_parameters()
+        ids = {id(parameter) for parameter in decayed}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
+        groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": l2}]
+        return [group for group in groups if group["params"]]
+
     @property
     def num_parameters(self) -> int:
-        """Trained numbers, the table's included."""
+        """Number of trained parameters, the table's included."""
         return self.embedding.table.numel() + sum(parameter.numel() for parameter in self.network.parameters())
 
 
@@ -68,8 +77,8 @@ def layout_of(
     embedding: EmbeddingConfig,
     vocabulary: Vocabulary | None = None,
 ) -> TableLayout:
-    """Rows and columns that a model reads of the table; raises `InputError` for what no table of its kind can have."""
-    if embedding.kind in COUNTED and vocabulary is None:
+    """The rows and columns of the table that a model reads; raises `InputError` if its kind cannot have them."""
+    if TABLE_KINDS[embedding.kind].has_own_ranges and vocabulary is None:
         raise InputError(f"a {embedding.kind} table needs the vocabulary of the training data", found="none")
     tokens = tuple(feature.name for feature in registry.token_features)
     return TableLayout.of(
@@ -94,9 +103,9 @@ def build_ranker(
     learning_rate: float,
     vocabulary: Vocabulary | None = None,
 ) -> tuple[Ranker, TableOptimizer]:
-    """A fresh ranker, and its table's optimiser; the same for the same seed, bit for bit.
+    """An untrained ranker and its table's optimiser; the same seed gives the same weights, bit for bit.
 
-    `vocabulary` is that of the training data, for every `embedding.kind` but `unified`.
+    `vocabulary` is that of the training data, which every `embedding.kind` but `unified` needs.
     """
     torch.manual_seed(seed)
     layout = layout_of(registry, name, config, embedding, vocabulary)

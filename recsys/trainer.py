@@ -1,8 +1,8 @@
-"""The training loop: epochs, the plateau schedule, early stopping, checkpoints; it is handed everything it runs.
+"""The training loop: steps, epochs and checkpoints of any ranker, table optimiser and data that it is given.
 
-B examples. The recipe is that of BARS (PAPERS: Zhu et al., "BARS: Towards Open Benchmarking for Recommender Systems",
-SIGIR 2022): Adam, a global gradient norm of at most 10, the learning rate cut to a tenth after an epoch without a
-better validation score, and a stop after two such epochs in a row, at the best weights.
+B examples. The recipe is that of BARS (Zhu et al., "BARS: Towards Open Benchmarking for Recommender Systems", SIGIR
+2022): Adam, a global gradient norm of at most 10, the learning rate reduced to a tenth after an epoch without a better
+validation score, and a stop after two such epochs in a row, at the best weights.
 """
 
 import contextlib
@@ -27,46 +27,43 @@ from recsys.batch import Batch
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.predict import predict
+from recsys.schedule import ConstantSchedule, PlateauSchedule, Schedule, TrainState, reduce_lr
 
 logger = logging.getLogger(__name__)
 
-MIN_DELTA = 1e-6
-"""By how much a validation score must beat the best one to be better."""
-MIN_LEARNING_RATE = 1e-6
-"""Below this the schedule does not cut a rate."""
 Keep = Literal["best", "last"]
-"""Of which epoch the weights stay."""
+"""The epoch whose weights are kept."""
 EVALUATION_BATCH_SIZE = 16_384
-"""Examples a forward pass of an evaluation."""
+"""Examples per forward pass of an evaluation."""
 
 
 class TrainerConfig(BaseModel):
-    """How long and how fast."""
+    """How long and how fast to train."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=50, ge=1)
-    """Most passes over the training rows; early stopping usually ends before."""
+    """Maximum passes over the training rows; early stopping usually ends training before."""
     batch_size: int | None = Field(default=None, ge=2)
-    """Most examples a step; a fiftieth of the training rows, between 256 and 4096, where not set."""
+    """Maximum examples per step; if not set, a fiftieth of the training rows, between 256 and 4096."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of Adam, for the network, and for the table unless embedding.learning_rate is set."""
+    """Adam's rate for the network, and for the table unless embedding.learning_rate is set."""
     patience: int = Field(default=2, ge=1)
     """Epochs in a row without a better validation score before the run stops."""
     learning_rate_factor: float = Field(default=0.1, gt=0, le=1)
-    """What the rate is multiplied by after such an epoch."""
+    """Multiplies the learning rate after such an epoch."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
-    """Global norm that gradients are scaled down to."""
+    """Gradients of a larger global norm are scaled down to this one."""
     monitor: Literal["auc", "logloss"] = "auc"
-    """Validation score that decides."""
+    """Validation score that early stopping and the learning rate follow."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's matrix products in training: `bf16` rounds their operands to 8 bits of mantissa, the weights and
-    everything else stay fp32. Evaluation and export are fp32 always."""
+    """Precision of the network's matrix products in training: `bf16` rounds their operands to 8 bits of mantissa; the
+    weights and everything else stay fp32. Evaluation and export always use fp32."""
     checkpoint_steps: int = Field(default=2000, ge=1)
-    """Steps between checkpoints inside an epoch; there is one after each epoch anyway."""
+    """Steps between checkpoints within an epoch; each epoch ends with one anyway."""
 
     def resolve_batch_size(self, num_rows: int) -> int:
-        """`batch_size`, or one that takes about fifty steps an epoch on `num_rows` training rows.
+        """`batch_size`, or one that makes about fifty steps per epoch on `num_rows` training rows.
 
         >>> TrainerConfig().resolve_batch_size(8_000), TrainerConfig().resolve_batch_size(100_000_000)
         (256, 4096)
@@ -75,25 +72,25 @@ class TrainerConfig(BaseModel):
 
 
 class Batches(Protocol):
-    """A source of batches: `recsys.dataset.Split`, or anything alike."""
+    """A source of batches, as `recsys.dataset.Split` is."""
 
     num_rows: int
 
     def num_batches(self, batch_size: int, *, seed: int = 0, epoch: int = 0, shuffle: bool = False) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         ...
 
     def batches(
         self, batch_size: int, *, shuffle: bool = False, seed: int = 0, epoch: int = 0, start: int = 0
     ) -> Iterator[Batch]:
-        """Batches of an epoch from number `start` on."""
+        """The batches of an epoch, from number `start` on."""
         ...
 
 
 class Trainer:
-    """Trains a ranker in a run directory; a run that was cut off continues where its last checkpoint stands.
+    """Trains a ranker in a run directory; an interrupted run resumes from its last checkpoint.
 
-    After `fit` the ranker holds the weights that it was to keep, and `checkpoint/best.safetensors` holds them too.
+    After `fit` the ranker has the weights that the run keeps, which are also in `checkpoint/best.safetensors`.
     """
 
     def __init__(
@@ -110,58 +107,61 @@ class Trainer:
         keep: Keep = "best",
         starts_trained: bool = False,
     ) -> None:
-        """`ranker` is a module with a `loss(batch)`.
+        """`ranker` is a module with `loss(batch)` and `parameter_groups(l2)`, as `recsys.ranker.Ranker`.
 
-        `keep`: the weights of the best validation score; or the last ones, and then no epoch counts as a strike.
-        `starts_trained`: the weights it is handed have learned before, and are kept where no epoch makes them better.
-        `on_epoch` takes each record of the history once, or twice where a run is cut off right after it did.
+        `keep`: the weights of the best validation score, or the last ones, which are trained for all epochs at one
+        rate. `starts_trained`: the ranker is trained already, and its initial weights are kept unless an epoch
+        improves on them. `on_epoch` gets each record of the history once, or twice if the run is interrupted there.
         """
         self.ranker, self.table_optimizer, self.config = ranker, table_optimizer, config
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
-        self.keep: Keep = keep
         self.starts_trained = starts_trained
-        self.optimizer = torch.optim.Adam(_parameter_groups(ranker, l2), lr=config.learning_rate, fused=True)
+        self.schedule: Schedule = (
+            PlateauSchedule(config.learning_rate_factor, config.patience) if keep == "best" else ConstantSchedule()
+        )
+        self.optimizer = torch.optim.Adam(ranker.parameter_groups(l2), lr=config.learning_rate, fused=True)
         self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.min_examples = 2 if any(isinstance(part, nn.BatchNorm1d) for part in ranker.modules()) else 1
-        self.state = new_state()
+        self.state = TrainState()
+        self._state_path = directory / "checkpoint" / "state.safetensors"
+        self._weights = checkpoint.KeptWeights(ranker, directory / "checkpoint")
 
-    def fit(self, train: Batches, valid: Batches) -> dict[str, Any]:
-        """Train to the end and return the final state: `history`, one record an epoch, and `best_epoch`."""
+    def fit(self, train: Batches, valid: Batches) -> TrainState:
+        """Train to the end, and return the final state."""
         torch.manual_seed(self.seed)
         self._restore()
         self._log()
         if self.starts_trained and not self._state_path.exists():
-            self._save_start(valid)
+            self._weights.save_initial(self._score(self._evaluate(valid)))
         steps = train.num_batches(self.config.resolve_batch_size(train.num_rows))
         with progress_bar("train", steps * self.config.epochs, enabled=self.progress) as advance:
-            advance(self.state["epoch"] * steps + self.state["step"])
-            while not self.state["done"]:
-                self._epoch(train, advance)
+            advance(self.state.epoch * steps + self.state.step)
+            while not self.state.done:
+                self._train_epoch(train, advance)
                 self._finish_epoch(train, valid, advance)
         self._restore_initial_if_better()
-        self._load_best()
+        self._weights.load_best()
         return self.state
 
-    def _epoch(self, train: Batches, advance: Callable[..., None]) -> None:
+    def _train_epoch(self, train: Batches, advance: Callable[..., None]) -> None:
         state, config = self.state, self.config
         self.ranker.train()
-        began, seconds = time.perf_counter(), state["seconds"]
-        batch_size, epoch, start = config.resolve_batch_size(train.num_rows), state["epoch"], state["step"]
-        batches = train.batches(batch_size, shuffle=True, seed=self.seed, epoch=epoch, start=start)
-        losses = torch.tensor(state["loss_sum"], dtype=torch.float64)
-        for batch in batches:
+        began, seconds = time.perf_counter(), state.seconds
+        size = config.resolve_batch_size(train.num_rows)
+        losses = torch.tensor(state.loss_sum, dtype=torch.float64)
+        for batch in train.batches(size, shuffle=True, seed=self.seed, epoch=state.epoch, start=state.step):
             losses += self.step(batch) * batch.num_examples
-            state["step"] += 1
-            state["examples"] += batch.num_examples
-            if state["step"] % config.checkpoint_steps == 0:
-                state["loss_sum"] = losses.item()
-                state["seconds"] = seconds + time.perf_counter() - began
+            state.step += 1
+            state.examples += batch.num_examples
+            if state.step % config.checkpoint_steps == 0:
+                state.loss_sum = losses.item()
+                state.seconds = seconds + time.perf_counter() - began
                 self._save()
             advance(1)
-        state["loss_sum"] = losses.item()
+        state.loss_sum = losses.item()
         self.table_optimizer.flush()
-        state["seconds"] = seconds + time.perf_counter() - began
+        state.seconds = seconds + time.perf_counter() - began
 
     def step(self, batch: Batch) -> Tensor:
         """One optimiser step; returns the mean loss, detached.
@@ -170,7 +170,7 @@ class Trainer:
         """
         if batch.num_examples < self.min_examples:
             remedy = "set trainer.batch_size to 3 or more, or train without batch norm"
-            raise InputError("batch norm needs two examples a step", found=str(batch.num_examples), remedy=remedy)
+            raise InputError("batch norm needs two examples per step", found=str(batch.num_examples), remedy=remedy)
         with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
             loss = self.ranker.loss(batch)
         loss.backward()
@@ -188,82 +188,71 @@ class Trainer:
 
     def _finish_epoch(self, train: Batches, valid: Batches, advance: Callable[..., None]) -> None:
         state = self.state
-        loss = state["loss_sum"] / train.num_rows
-        metrics = self._evaluated(valid)
+        loss = state.loss_sum / train.num_rows
+        metrics = self._evaluate(valid)
+        state.epoch, state.global_step = state.epoch + 1, state.global_step + state.step
+        state.step, state.loss_sum = 0, 0.0
         record = {
-            "epoch": state["epoch"] + 1,
-            "global_step": state["global_step"] + state["step"],
+            "epoch": state.epoch,
+            "global_step": state.global_step,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "train_loss": loss,
             **{f"valid_{name}": value for name, value in metrics.items()},
         }
-        state["history"].append(record)
-        state.update(epoch=state["epoch"] + 1, step=0, loss_sum=0.0, global_step=record["global_step"])
-        self._schedule(self._score(metrics))
+        state.history.append(record)
+        self._follow_schedule(self._score(metrics))
         self._save()
         self._log()
-        advance(0, note=f"epoch {record['epoch']} loss {loss:.4f} valid auc {metrics['auc']:.4f}")
+        advance(0, note=f"epoch {state.epoch} loss {loss:.4f} valid auc {metrics['auc']:.4f}")
 
-    def _evaluated(self, valid: Batches) -> dict[str, float]:
+    def _evaluate(self, valid: Batches) -> dict[str, float]:
         began = time.perf_counter()
         metrics = evaluate(*predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
-        self.state["eval_seconds"] += time.perf_counter() - began
+        self.state.eval_seconds += time.perf_counter() - began
         return metrics
 
     def _score(self, metrics: dict[str, float]) -> float:
         """The higher the better."""
         return metrics[self.config.monitor] * (1 if self.config.monitor == "auc" else -1)
 
-    def _save_start(self, valid: Batches) -> None:
-        numbers = {"epoch": 0, "score": self._score(self._evaluated(valid))}
-        checkpoint.save_state(self._start_path, self.ranker.state_dict(), numbers)
+    def _follow_schedule(self, score: float) -> None:
+        state = self.state
+        decision = self.schedule.after_epoch(state, score)
+        if decision.is_best:
+            state.best_score, state.best_epoch, state.num_bad_epochs = score, state.epoch, 0
+            self._weights.save_best(state.epoch)
+        else:
+            state.num_bad_epochs += 1
+        if decision.rate_factor < 1:
+            rates = [reduce_lr(rate, decision.rate_factor) for rate in self._learning_rates().values()]
+            self._set_learning_rates(*rates)
+        state.done = decision.stops or state.epoch >= self.config.epochs
 
     def _restore_initial_if_better(self) -> None:
-        """Make the weights of the start the best ones where they are; the schedule never knew of them."""
-        if not self._start_path.exists():
-            return
-        tensors, numbers = checkpoint.load_state(self._start_path)
-        if numbers["score"] > self.state["best_score"]:
-            checkpoint.save_state(self._best_path, tensors, {"epoch": 0})
-            self.state.update(best_score=numbers["score"], best_epoch=0)
+        """The schedule does not know the score of the initial weights: it must not reduce a rate because of them."""
+        assert self.state.best_score is not None
+        score = self._weights.restore_initial_if_better(self.state.best_score)
+        if score is not None:
+            self.state.best_score, self.state.best_epoch = score, 0
             self._save()
-        self._start_path.unlink()
-
-    def _schedule(self, score: float) -> None:
-        """Keep the best weights, or any; cut the rate and count a strike otherwise."""
-        state, config = self.state, self.config
-        if self.keep == "last" or state["best_score"] is None or score > state["best_score"] + MIN_DELTA:
-            state.update(best_score=score, best_epoch=state["epoch"], num_bad_epochs=0)
-            checkpoint.save_state(self._best_path, self.ranker.state_dict(), {"epoch": state["epoch"]})
-        else:
-            state["strikes"] += 1
-            for group in self.optimizer.param_groups:
-                group["lr"] = _reduce_lr(group["lr"], config.learning_rate_factor)
-            self.table_optimizer.learning_rate = _reduce_lr(
-                self.table_optimizer.learning_rate, config.learning_rate_factor
-            )
-        state["done"] = state["strikes"] >= config.patience or state["epoch"] >= config.epochs
+        self._weights.remove_initial()
 
     def _log(self) -> None:
-        """Hand on the records that `log.jsonl` does not hold yet: also those that a cut-off run saved and no more."""
+        """Report the records that `log.jsonl` lacks, also those that an interrupted process saved but did not log."""
         path = self.directory / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and self.state["history"] else []
-        for record in self.state["history"][len(lines) :]:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and self.state.history else []
+        for record in self.state.history[len(lines) :]:
             self.on_epoch(record)
             lines.append(json.dumps(record))
             write_text(path, "".join(f"{line}\n" for line in lines))
 
-    @property
-    def _state_path(self) -> Path:
-        return self.directory / "checkpoint" / "state.safetensors"
+    def _learning_rates(self) -> dict[str, float]:
+        return {"network": self.optimizer.param_groups[0]["lr"], "table": self.table_optimizer.learning_rate}
 
-    @property
-    def _best_path(self) -> Path:
-        return self.directory / "checkpoint" / "best.safetensors"
-
-    @property
-    def _start_path(self) -> Path:
-        return self.directory / "checkpoint" / "start.safetensors"
+    def _set_learning_rates(self, network: float, table: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = network
+        self.table_optimizer.learning_rate = table
 
     def _save(self) -> None:
         tensors = {
@@ -272,8 +261,8 @@ class Trainer:
             **checkpoint.prefixed("table_optimizer", self.table_optimizer.state_dict()),
             "random": torch.get_rng_state(),
         }
-        rates = {"network": self.optimizer.param_groups[0]["lr"], "table": self.table_optimizer.learning_rate}
-        checkpoint.save_state(self._state_path, tensors, {**self.state, "learning_rates": rates})
+        numbers = {**self.state.numbers(), "learning_rates": self._learning_rates()}
+        checkpoint.save_state(self._state_path, tensors, numbers)
 
     def _restore(self) -> None:
         if not self._state_path.exists():
@@ -281,62 +270,24 @@ class Trainer:
             return
         tensors, numbers = checkpoint.load_state(self._state_path)
         try:
-            rates = numbers.pop("learning_rates")
-            for group in self.optimizer.param_groups:
-                group["lr"] = rates["network"]
-            self.table_optimizer.learning_rate = rates["table"]  # first: setting it may bring rows up to date
+            self._set_learning_rates(**numbers["learning_rates"])  # first: it may bring rows up to date
             self.ranker.load_state_dict(checkpoint.unprefixed("ranker", tensors))
             checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.unprefixed("network_optimizer", tensors))
             self.table_optimizer.load_state_dict(checkpoint.unprefixed("table_optimizer", tensors))
             torch.set_rng_state(tensors["random"])
-            self.state = {key: numbers[key] for key in self.state}
-        except (KeyError, RuntimeError, ValueError) as error:  # whole, but of another model
+            self.state = TrainState.of(numbers)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a whole file, but of another model
             raise checkpoint.damaged(self._state_path, error) from None
-        logger.info("resumed at epoch %d, step %d", self.state["epoch"] + 1, self.state["step"])
-
-    def _load_best(self) -> None:
-        tensors, _ = checkpoint.load_state(self._best_path)
-        self.ranker.load_state_dict(tensors)
-
-
-def new_state() -> dict[str, Any]:
-    """Numbers of a run that has not begun."""
-    return {
-        "epoch": 0,
-        "step": 0,
-        "global_step": 0,
-        "examples": 0,
-        "loss_sum": 0.0,
-        "seconds": 0.0,
-        "eval_seconds": 0.0,
-        "best_score": None,
-        "best_epoch": 0,
-        "strikes": 0,
-        "done": False,
-        "history": [],
-    }
-
-
-def _reduce_lr(rate: float, factor: float) -> float:
-    return min(rate, max(rate * factor, MIN_LEARNING_RATE))
+        logger.info("resumed at epoch %d, step %d", self.state.epoch + 1, self.state.step)
 
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, in MB."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        # getrusage counts what the process that started this one held.
+        # getrusage also counts the memory of the process that started this one.
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="ignore").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _parameter_groups(ranker: nn.Module, l2: float) -> list[dict[str, Any]]:
-    """Numeric embeddings take the table's L2, as in BARS; the table itself has its own optimiser."""
-    embedding = list(getattr(getattr(ranker, "network", None), "embedding_parameters", list)())
-    known = {id(parameter) for parameter in embedding}
-    others = [p for p in ranker.parameters() if p.requires_grad and id(p) not in known]
-    groups = [{"params": others, "weight_decay": 0.0}, {"params": embedding, "weight_decay": l2}]
-    return [group for group in groups if group["params"]]
 
 
 @torch.no_grad()

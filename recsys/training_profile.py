@@ -1,40 +1,69 @@
 """The training profile of a run (`serving.bundle.profile`): features of train, scores and unseen values of valid.
 
+`summarize_train` reads the training rows once, for the profile and for what else counts their values.
+
 Where negatives were sampled away, each that is left counts for those that are not: the rows of today have them all.
 
 N rows, M table rows, P slots of one feature, V values of one feature.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from features.addressing import known, rows_of
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
+from recsys.evaluation.collisions import Distinct
 from recsys.evaluation.metrics import Predictions
-from serving.bundle.profile import Distributions, FloatBins, ProfileBuilder, float_bins
+from recsys.evaluation.segments import token_counts
+from serving.bundle.profile import Distributions, FeatureProfile, FloatBins, ProfileBuilder, float_bins
+
+
+class TrainSummary(NamedTuple):
+    """The training rows' values, from one pass over them."""
+
+    counts: dict[str, pl.DataFrame]
+    """Token feature to a frame [V] of `token` and `count`."""
+    features: dict[str, FeatureProfile]
+
+    def distinct(self) -> Distinct:
+        """Feature to its distinct tokens, increasing, and the number of its reads, as `distinct_tokens` gives them."""
+        return {name: (of["token"].sort().to_numpy(), int(of["count"].sum())) for name, of in self.counts.items()}
+
+
+def summarize_train(train: Split, negative_rate: float = 1.0) -> TrainSummary:
+    """Count the training rows' values; `negative_rate` is the share of the negatives that the split kept."""
+    builder = ProfileBuilder(train.registry, train.num_rows)
+
+    def profiled() -> Iterator[EncodedBatch]:
+        for batch, labels in train.labelled_tokens():
+            builder.add(batch, _weights(labels, negative_rate))
+            yield batch
+
+    counts = token_counts(profiled(), [feature.name for feature in train.registry.token_features])
+    return TrainSummary(counts, builder.finish(train.info.splits["train"].missing_rates))
 
 
 def training_profile(
-    train: Split,
+    features: dict[str, FeatureProfile],
     valid: Split,
     predictions: Predictions,
     embedding: UnifiedEmbedding,
     trained_rows: npt.NDArray[np.bool_],
     negative_rate: float = 1.0,
 ) -> Distributions:
-    """Distributions of the training rows' features and of the validation rows' scores, which `predictions` [N] holds.
+    """Distributions of the training rows' `features` and of the validation rows' scores, which `predictions` [N] holds.
 
     `trained_rows` [M] flags the rows that a training example read: a value that reads another one is unseen; in a
     pruned table, a value of which no row is left.
     `negative_rate` is the share of the negatives that both splits kept.
     """
-    builder = ProfileBuilder(train.registry, train.num_rows)
-    for batch, labels in train.labelled_tokens():
-        builder.add(batch, _weights(labels, negative_rate))
-    features = builder.finish(train.info.splits["train"].missing_rates)
     unseen = _unseen_rates(valid, embedding, trained_rows, negative_rate)
     known = {name: one.model_copy(update={"unseen": unseen.get(name)}) for name, one in features.items()}
     return Distributions(features=known, score=_score_bins(predictions, negative_rate))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from features.addressing import Addressing, known
+from features.addressing import Addressing, addressing_of, known
 from features.encode import EncodedBatch
 from features.hashing import Rows, Tokens
 from serving.bundle.bundle import Bundle
@@ -28,7 +28,7 @@ class Lookup:
         self._table, self._is_pruned = bundle.table, bundle.is_pruned
         self._num_slots, self._width = len(layout.slots), layout.width
         used = dict.fromkeys(slot.feature for slot in layout.slots if slot.feature in features)
-        self._addressing = {name: Addressing(layout, vocabulary, layout.positions_of(name)) for name in used}
+        self._addressing = {name: addressing_of(layout, vocabulary, layout.positions_of(name)) for name in used}
         self._lists = [
             _Bag(name, self._addressing[name], _runs(layout.positions_of(name)), pooling == "mean")
             for name, pooling in layout.pooling.items()
@@ -39,7 +39,7 @@ class Lookup:
         self._feature_of_slot = np.array(
             [self._scalar_features.index(layout.slots[p].feature) for p in positions], dtype=np.intp
         )
-        self._scalars = Addressing(layout, vocabulary, positions)
+        self._scalars = addressing_of(layout, vocabulary, positions)
         self._runs = _runs(positions)
         self._has_others = any(slot.feature not in used for slot in layout.slots)
 

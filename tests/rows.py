@@ -13,9 +13,10 @@ from features.addressing import Vocabulary
 from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
+from features.table_kinds import TABLE_KINDS
 
-KINDS = ("unified", "hashed", "collisionless", "quotient_remainder", "robe")
-COUNTED = ("hashed", "collisionless", "quotient_remainder")
+KINDS = tuple(TABLE_KINDS)
+COUNTED = tuple(kind for kind in KINDS if TABLE_KINDS[kind].has_own_ranges)
 BLOCK = 2
 
 # No probes of their own, which some kinds refuse; lists between scalars; views against the registry's order, as gates

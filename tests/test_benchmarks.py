@@ -11,15 +11,16 @@ import polars as pl
 import pytest
 import torch
 
-from benchmarks.common import Worker, WorkerError, in_turn, parse_sizes
+from benchmarks.common import Worker, in_turn, parse_sizes
 from benchmarks.contenders import METHODS, Case, DenseAdam, Muxrec, Source, SparseAdam
-from benchmarks.lowering import CONTENDERS, FLOOR, NAMES, work
+from benchmarks.encoding import CONTENDERS, FLOOR, NAMES, work
 from benchmarks.requests import CASES, requests
 from benchmarks.scorers import METHODS as SCORERS
 from benchmarks.scorers import Contender
 from benchmarks.train import PROCESS_BYTES, blocks_of, groups_of, parse_methods
 from benchmarks.untrained import write_bundle_of
 from features.errors import InputError
+from features.line_worker import WorkerError
 
 ROOT = Path(__file__).parents[1]
 MANY = 1 << 60
@@ -234,7 +235,7 @@ def test_everybody_tells_the_same_values_apart(name, tmp_path):
 def test_a_worker_has_a_peak_of_its_own(tmp_path):
     raw = raw_file(tmp_path, ["a", "b"] * 50)
     ballast = b"x" * (600 << 20)
-    worker = Worker("benchmarks.lowering", {"method": FLOOR, "raw": str(raw), "out": str(tmp_path / "out")})
+    worker = Worker("benchmarks.encoding", {"method": FLOOR, "raw": str(raw), "out": str(tmp_path / "out")})
     try:
         assert worker.ask("run")["peak_mb"] < 400
     finally:
@@ -244,11 +245,11 @@ def test_a_worker_has_a_peak_of_its_own(tmp_path):
 
 def test_a_worker_that_ends_says_why(tmp_path):
     missing = {"method": FLOOR, "raw": str(tmp_path / "none.parquet"), "out": str(tmp_path / "out")}
-    worker = Worker("benchmarks.lowering", missing)
+    worker = Worker("benchmarks.encoding", missing)
     with pytest.raises(WorkerError, match=r"none\.parquet|No such file"):
         worker.ask("run")
     worker.close()
-    worker = Worker("benchmarks.lowering", missing)
+    worker = Worker("benchmarks.encoding", missing)
     worker._process.kill()
     with pytest.raises(WorkerError, match="signal 9"):
         worker.ask("run")

@@ -1,14 +1,14 @@
-"""Statistics of numeric columns, gathered in one pass over the training rows.
+"""Statistics of numeric columns in one pass over the training rows.
 
-Mean and variance by pairwise merging of chunks (Chan, Golub & LeVeque 1983); quantiles from a seeded reservoir.
+Mean and variance are merged pairwise over chunks (Chan, Golub & LeVeque 1983); quantiles come from a seeded sample.
 """
 
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Float64s
 from features.errors import InputError
 from features.hashing import hash_text
 from features.registry import FeatureRegistry
@@ -18,7 +18,7 @@ RESERVOIR_SIZE = 200_000
 
 
 class NumericSummary:
-    """Running mean, variance and a uniform sample of a column.
+    """Running mean, variance and uniform sample of a column.
 
     >>> summary = NumericSummary(seed=0)
     >>> summary.add(np.array([1.0, 2.0])); summary.add(np.array([3.0, 6.0]))
@@ -33,8 +33,8 @@ class NumericSummary:
         self._priority = np.empty(0, dtype=np.float64)
         self._random = np.random.default_rng(seed)
 
-    def add(self, values: npt.NDArray[np.float64]) -> None:
-        """Take in values [N] without missing ones."""
+    def add(self, values: Float64s) -> None:
+        """Add values [N], none of them missing."""
         if not len(values):
             return
         count, mean = len(values), float(values.mean())
@@ -54,12 +54,12 @@ class NumericSummary:
 
     @property
     def std(self) -> float:
-        """Population standard deviation; 0 for no or equal values."""
-        # The mean of equal values may be off by a rounding, and then the squares do not add up to 0.
+        """Population standard deviation; 0 without values or for equal ones."""
+        # The mean of equal values may be rounded; then the squares do not add up to 0.
         return float(np.sqrt(self.sum_of_squares / self.count)) if self.low < self.high else 0.0
 
     def boundaries(self, num_buckets: int) -> tuple[float, ...]:
-        """Increasing inner edges of equal-frequency buckets; a bucket a value where there are few values.
+        """Increasing inner edges of equal-frequency buckets; one bucket per value if there are few values.
 
         >>> summary = NumericSummary(seed=0)
         >>> summary.add(np.array([0.0] * 99 + [7.0]))
@@ -70,19 +70,19 @@ class NumericSummary:
         if len(values) > num_buckets:
             edges = np.unique(np.quantile(self.sample, np.arange(1, num_buckets) / num_buckets, method="lower"))
             if edges[-1] == values[0]:
-                edges = values[1:2]  # nearly all are equal: tell at least the others from them
+                edges = values[1:2]  # nearly all are equal: separate the others from them
         return tuple(float(edge) for edge in edges if edge > self.low)
 
 
 def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl.DataFrame]]) -> FeatureRegistry:
-    """The registry with statistics for every numeric feature that needs them; one pass, or none.
+    """The registry with statistics for every numeric feature that needs them; at most one pass.
 
-    Raises `InputError` for a column of another type or without any value, and where there is no row.
+    Raises `InputError` for a column of another type or without a value, and if there are no rows.
     """
     unfitted = [feature for feature in registry.features if isinstance(feature, Numeric) and feature.needs_fit]
     if not unfitted:
         return registry
-    # Seeded by the key, not the position: a feature more leaves the other features' edges as they are.
+    # Seeded by the key, not the position: adding a feature does not change the others' edges.
     summaries = {feature.name: NumericSummary(seed=hash_text(feature.stable_key)) for feature in unfitted}
     num_rows = 0
     for raw in read_train():

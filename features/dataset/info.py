@@ -1,4 +1,4 @@
-"""DatasetInfo: what `dataset.json` says of a dataset directory, and its reader."""
+"""DatasetInfo: the content of a dataset's `dataset.json`, and its reader."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from features.files import check_readable, sha256_of
 from features.registry import FeatureRegistry
 
 FORMAT_VERSION = 2
-"""1 where the registry has only the settings of the first format: older programs read such a dataset."""
+"""Newest version. It is 1 if the registry has only settings of the first format, so older versions read it."""
 
 
 class _Record(BaseModel):
@@ -19,16 +19,16 @@ class _Record(BaseModel):
 
 
 class DatasetSource(_Record):
-    """Where the data came from; free text for people."""
+    """Origin of the data, as free text."""
 
     name: str
-    """Short name, used as the experiment's data set name."""
+    """Short name of the dataset, used by experiments."""
     source: str = "files of the user"
-    """Who made it and where it was found."""
+    """Author and place of publication."""
     licence: str = "not stated"
     """Terms of use."""
     split_rule: str = "as given"
-    """How rows were dealt to train, valid and test."""
+    """Rule that assigned rows to train, valid and test."""
 
 
 class PartInfo(_Record):
@@ -52,17 +52,17 @@ class SplitInfo(_Record):
     label_rate: float
     """Mean label."""
     missing_rates: dict[str, float]
-    """Share of missing values a feature."""
+    """Share of missing values per feature."""
     parts: tuple[PartInfo, ...]
     """Files in reading order."""
 
 
 class DatasetInfo(DatasetSource):
-    """Everything that `dataset.json` holds."""
+    """Content of `dataset.json`."""
 
     format_version: int = 1
     registry_fingerprint: str
-    """Of the registry with its fitted statistics, as in `registry.json`."""
+    """Fingerprint of the fitted registry in `registry.json`."""
     unknown_columns: tuple[str, ...] = ()
     """Columns of the raw files that the registry does not use."""
     splits: dict[str, SplitInfo]
@@ -70,11 +70,11 @@ class DatasetInfo(DatasetSource):
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits over the registry and all parts: the identity of the data."""
+        """Identity of the data: 32 hexadecimal digits over the registry and all parts."""
         return self._digest_of(sorted(self.splits))
 
     def digest_of(self, split: str) -> str:
-        """The same over one split's parts."""
+        """`digest` over the parts of one split."""
         return self._digest_of([split])
 
     def _digest_of(self, splits: list[str]) -> str:
@@ -83,9 +83,9 @@ class DatasetInfo(DatasetSource):
 
 
 def read_dataset(directory: str | Path, *, verify: bool = False) -> tuple[DatasetInfo, FeatureRegistry]:
-    """Read and check `dataset.json` and `registry.json`; `verify` also reads every part's checksum.
+    """Read and check `dataset.json` and `registry.json`; with `verify`, also the checksum of every part.
 
-    Raises `InputError` when the directory is no dataset, is of a newer format, or does not hold together.
+    Raises `InputError` for a directory without a dataset, a newer format, and files that do not match.
     """
     directory = Path(directory)
     documents: list[str] = []
@@ -114,7 +114,7 @@ def _parse_info(text: str, where: str) -> DatasetInfo:
     try:
         document = json.loads(text)
         version = document.get("format_version") if isinstance(document, dict) else None
-        # Looked at first: a newer format may have keys that this one would only call unknown.
+        # First, as a newer format may have keys that this one reports as unknown.
         if isinstance(version, int) and version > FORMAT_VERSION:
             remedy = "upgrade muxrec, or prepare the data again"
             raise InputError(

@@ -1,7 +1,7 @@
-"""Raw files to a dataset directory, a chunk at a time; statistics are fitted on the training rows alone.
+"""Raw files to a dataset directory, chunk by chunk; statistics are fitted on the training rows only.
 
 A dataset directory holds `registry.json`, `dataset.json` and `train/ valid/ test/` of parquet parts: `label`, optional
-`weight` and `group`, then a lowered column a feature. `dataset.json` is written last: without it there is no dataset.
+`weight` and `group`, then one encoded column per feature. `dataset.json` is written last and marks a finished dataset.
 """
 
 from collections import Counter
@@ -42,14 +42,14 @@ def prepare(
     progress: bool = False,
     part_rows: int = PART_ROWS,
 ) -> DatasetInfo:
-    """Lower raw rows and write a dataset directory.
+    """Encode raw rows and write a dataset directory.
 
-    `splits` has a frame (polars, pandas, anything with an Arrow C stream) a split, or a list of paths, directories and
-    globs. Without `valid` rows a share `holdout` of the training rows becomes the validation split; without `valid` and
-    `test` rows a second such share becomes the test split. A row's side follows from its position alone.
+    `splits` maps a split to a frame (polars, pandas, anything with an Arrow C stream) or a list of paths, directories
+    and globs. Without `valid`, a share `holdout` of the training rows becomes the validation split; without `valid` and
+    `test`, a second such share becomes the test split. The split of a row depends only on its position.
 
-    Raises `InputError` for files, columns, values or labels that cannot be used, and when `out` holds a dataset and
-    `overwrite` is not set; nothing is left behind then.
+    Raises `InputError` for files, columns, values or labels that cannot be used, and if `out` holds a dataset and
+    `overwrite` is not set; then nothing is left behind.
     """
     out = Path(out)
     if not 0 < holdout < 0.5:
@@ -83,12 +83,12 @@ def prepare(
 
 
 class _Frame(NamedTuple):
-    """Rows that were handed over as a frame instead of as files."""
+    """Rows given as a frame instead of as files."""
 
     split: str
     rows: pl.DataFrame
     columns: list[str]
-    """Of the frame as it was; `rows` may have fewer."""
+    """Columns of the given frame; `rows` may have fewer."""
 
     def __str__(self) -> str:
         return f"the frame of {self.split!r}"
@@ -106,7 +106,7 @@ def _sources(rows: Any, split: str, registry: FeatureRegistry) -> list[_Source]:
 
 @contextmanager
 def _output(out: Path) -> Iterator[Path]:
-    """A temporary directory inside `out`, which is made for it and goes again if nothing came of it."""
+    """A temporary directory in `out`, which is created if needed and deleted again if it stays empty."""
     existed = out.is_dir()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def _output(out: Path) -> Iterator[Path]:
 
 
 def _check_out(out: Path, files: Mapping[str, Sequence[_Source]], overwrite: bool) -> None:
-    """Refuse an output that would replace a dataset unasked, or anything that no `prepare` wrote."""
+    """Refuse an output that would replace a dataset without `overwrite`, or files that `prepare` did not write."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a directory to write to", found="a file", remedy="choose another --out")
     if (out / "dataset.json").exists() and not overwrite:
@@ -140,7 +140,7 @@ def _check_out(out: Path, files: Mapping[str, Sequence[_Source]], overwrite: boo
 
 
 def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[_Source]]) -> list[str]:
-    """Refuse a file without a needed column or in two splits; return the columns that the registry does not use."""
+    """Refuse a file in two splits or without a needed column; return the columns that the registry does not use."""
     needed = _needed_columns(registry)
     unknown: dict[str, None] = {}
     split_of: dict[Path, str] = {}
@@ -148,11 +148,11 @@ def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[_Source
         for path in paths:
             other = split_of.setdefault(path.resolve(), split) if isinstance(path, Path) else split
             if other != split:
-                remedy = "a model must not be judged on rows that it learned from: narrow one of the patterns"
+                remedy = "a model must not be evaluated on rows that it learned from: narrow one of the patterns"
                 raise InputError(f"{path}: expected a file of one split", found=f"{other} and {split}", remedy=remedy)
             names = columns_of(path, registry.csv) if isinstance(path, Path) else path.columns
             if isinstance(path, Path) and not names:
-                continue  # a file without a byte has no rows
+                continue  # an empty file has no rows
             for name in needed:
                 if name not in names:
                     raise missing_column(name, names).located(str(path))
@@ -184,7 +184,7 @@ class _Chunk(NamedTuple):
 
 
 class _Reader:
-    """Reads raw chunks and says which split each row of a file belongs to."""
+    """Reads raw chunks and assigns their rows to splits."""
 
     def __init__(self, registry: FeatureRegistry, shares: Mapping[str, float], progress: bool) -> None:
         self.registry = registry
@@ -214,7 +214,7 @@ class _Reader:
         return path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
 
     def masks(self, chunk: _Chunk) -> dict[str, pl.Series]:
-        """Split to the rows [N] of a chunk of training files that it gets; empty where train gets them all."""
+        """Split to flags [N] of its rows in a chunk of training files; empty if all rows are for training."""
         if not self.shares:
             return {}
         positions = np.arange(chunk.position, chunk.position + chunk.raw.height, dtype=np.uint64)
@@ -227,7 +227,7 @@ class _Reader:
         return masks | {"train": pl.Series(uniform >= low)}
 
     def train_rows(self, paths: Sequence[_Source]) -> Iterator[pl.DataFrame]:
-        """Raw training rows alone, for fitting."""
+        """Raw training rows, without held-out rows, for fitting."""
         for chunk in self.chunks(paths, "fit"):
             with _faults_in(chunk):
                 for feature in self.unfitted:
@@ -238,7 +238,7 @@ class _Reader:
 
 @contextmanager
 def _faults_in(chunk: _Chunk) -> Iterator[None]:
-    """Name the file and the row of what is wrong in a chunk."""
+    """Add the file and the row to an `InputError` about a chunk."""
     try:
         yield
     except InputError as error:
@@ -254,17 +254,17 @@ def _write_splits(
         labels = LabelReader(registry.label, registry.label_rule)
         for chunk in reader.chunks(paths, f"prepare {origin}"):
             with _faults_in(chunk):
-                lowered = _lower(chunk.raw, registry, labels)
+                encoded = _encode(chunk.raw, registry, labels)
             masks = reader.masks(chunk) if origin == "train" else {}
             for split, mask in masks.items():
-                writers[split].add(lowered.filter(mask), _missing_counts(chunk.raw, registry, mask))
+                writers[split].add(encoded.filter(mask), _missing_counts(chunk.raw, registry, mask))
             if not masks:
-                writers[origin].add(lowered, _missing_counts(chunk.raw, registry))
+                writers[origin].add(encoded, _missing_counts(chunk.raw, registry))
     return {split: writer.finish() for split, writer in writers.items()}
 
 
-def _lower(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -> pl.DataFrame:
-    """Columns of a part: label, weight and group where the registry has them, then the features."""
+def _encode(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -> pl.DataFrame:
+    """Columns of a part: label, weight and group if the registry has them, then the features."""
     columns = [labels.read(raw)]
     if registry.weight is not None:
         columns.append(weight_column(raw, registry.weight))
@@ -274,33 +274,33 @@ def _lower(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) ->
 
 
 class _SplitWriter:
-    """Writes lowered rows as parquet parts of at most `part_rows` rows."""
+    """Writes encoded rows as parquet parts of at most `part_rows` rows."""
 
     def __init__(self, directory: Path, part_rows: int) -> None:
         directory.mkdir()
         self.directory, self.part_rows = directory, part_rows
         self.frames: list[pl.DataFrame] = []
         self.buffered = self.rows = self.positives = 0
-        self.weights = np.zeros(2)  # of the negatives, and of the positives
+        self.weights = np.zeros(2)  # sums over negatives and over positives
         self.parts: list[PartInfo] = []
         self.missing: Counter[str] = Counter()
 
-    def add(self, lowered: pl.DataFrame, missing: Mapping[str, int]) -> None:
-        """Keep lowered rows and count their missing values; full parts go to the disk."""
+    def add(self, encoded: pl.DataFrame, missing: Mapping[str, int]) -> None:
+        """Buffer encoded rows and add their missing values; full parts are written to the disk."""
         self.missing.update(missing)
-        self.rows += lowered.height
-        self.positives += int(lowered["label"].sum())
-        if "weight" in lowered:
-            self.weights += np.bincount(lowered["label"], weights=lowered["weight"], minlength=2)
-        self.frames.append(lowered)
-        self.buffered += lowered.height
+        self.rows += encoded.height
+        self.positives += int(encoded["label"].sum())
+        if "weight" in encoded:
+            self.weights += np.bincount(encoded["label"], weights=encoded["weight"], minlength=2)
+        self.frames.append(encoded)
+        self.buffered += encoded.height
         while self.buffered >= self.part_rows:
             self._write(self.part_rows)
 
     def _write(self, num_rows: int) -> None:
         frame = pl.concat(self.frames)
         path = self.directory / f"part-{len(self.parts):05d}.parquet"
-        # Tokens are noise: statistics of them say nothing, and a slower codec saves 5%.
+        # Tokens are random bits: statistics are useless, and a slower codec saves 5%.
         options = {"row_group_size": ROW_GROUP_ROWS, "compression": "lz4", "statistics": False}
         write_parquet(frame.head(num_rows), path, **options)
         name = f"{self.directory.name}/{path.name}"
@@ -310,7 +310,7 @@ class _SplitWriter:
         self.buffered -= rows
 
     def finish(self) -> SplitInfo:
-        """Write the rest and check the split as a whole; raises `InputError` for no rows or a single class."""
+        """Write the rest and check the whole split; raises `InputError` for no rows or a single class."""
         split = self.directory.name
         if self.rows == 0:
             raise InputError(f"split {split!r}: expected rows", found="none", remedy="check the input files")
@@ -339,14 +339,14 @@ def _missing_counts(raw: pl.DataFrame, registry: FeatureRegistry, mask: pl.Serie
 
 
 def _move_into_place(temporary: Path, out: Path, info: DatasetInfo, registry: FeatureRegistry) -> None:
-    """Swap in the new dataset; the old one ends with its `dataset.json`, the new one begins with its own.
+    """Replace the old dataset: first remove its `dataset.json`, last add the new one.
 
-    All bytes are on the disk before the first old file moves, so that a full disk leaves the old dataset whole.
+    All bytes are on the disk before the first old file moves, so a full disk leaves the old dataset complete.
     """
     write_text(temporary / "registry.json", registry.to_json())
     write_text(temporary / "dataset.json", info.model_dump_json(indent=1))
     (out / "dataset.json").unlink(missing_ok=True)
-    # From here on `_check_out` takes the folders for ours, should the next lines be cut off.
+    # From here on, `_check_out` takes the folders for a dataset's, even if the process is killed.
     (temporary / "registry.json").replace(out / "registry.json")
     old = temporary / "old"
     old.mkdir()

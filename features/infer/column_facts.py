@@ -1,4 +1,4 @@
-"""What a sample says of one raw column: its kind, its values, and how well it alone tells the label."""
+"""Facts of a raw column from a sample: its kind, its values, and how well it alone predicts the label."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,25 +6,23 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from features.arrays import Flags, Float64s
 from features.infer.column_names import TIME_WORDS, words_of
 from features.infer.moments import SURE_DIGITS, digits_of_moment, is_epoch, is_short_hour, is_written_moment
 from features.infer.number_texts import NumberStyle, as_integers, read_texts
 from features.spec import TEXT_TYPES
 
-Kind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
-Labels = npt.NDArray[np.bool_]
-
-MIN_LABELS_A_CLASS = 10
+ColumnKind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
+MIN_LABELS_PER_CLASS = 10
 MIN_MOMENTS = 0.95
 MIN_DISTINCT_DATES = 8
 
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """A raw column's sample [N]; text of a delimited file counts as numbers where all of it is.
+    """Sample [N] of a raw column; texts of a delimited file count as numbers if all of them are.
 
     >>> facts = ColumnFacts.of(pl.Series("price", ["3", "4.5", None]), is_delimited=True)
     >>> facts.kind, facts.num_values, round(facts.missing, 2)
@@ -32,18 +30,18 @@ class ColumnFacts:
     """
 
     column: pl.Series
-    """The sample [N]: numbers as numbers, flags as booleans, floats that all are integers as integers."""
-    kind: Kind
+    """The sample [N]: numbers as numbers, flags as booleans, and floats as integers if all of them are."""
+    kind: ColumnKind
     style: NumberStyle | None = None
-    """How numbers that are text are written, where that is not plain."""
+    """Format of numbers that are texts, if it is not plain."""
     almost_numbers: str | None = None
-    """The commonest text that keeps a column of numbers from being one."""
+    """Most common text that is not a number in a column that otherwise holds numbers."""
     is_delimited: bool = False
-    """True where the file has no types."""
+    """True for a file without types."""
 
     @staticmethod
     def of(column: pl.Series, *, is_delimited: bool) -> "ColumnFacts":
-        """Facts of a raw column as a reader returns it."""
+        """Facts of a raw column from a reader."""
         style = almost = None
         if column.dtype.is_float():
             column = as_integers(column.fill_nan(None))
@@ -60,22 +58,22 @@ class ColumnFacts:
 
     @cached_property
     def values(self) -> pl.Series:
-        """Values that are there [n <= N]."""
+        """Values that are not missing [n <= N]."""
         return self.column.drop_nulls()
 
     @property
     def missing(self) -> float:
-        """Share of rows without a value."""
+        """Share of missing values."""
         return self.column.null_count() / len(self.column)
 
     @cached_property
     def num_values(self) -> int:
-        """Distinct values."""
+        """Number of distinct values."""
         return self.values.n_unique() if self.kind not in ("list", "other") else 0
 
     @property
     def uniqueness(self) -> float:
-        """Distinct values a value, from 0 to 1."""
+        """Distinct values per value, from 0 to 1."""
         return self.num_values / len(self.values) if len(self.values) else 0.0
 
     @cached_property
@@ -95,17 +93,17 @@ class ColumnFacts:
 
     @cached_property
     def mode(self) -> float:
-        """Commonest number, the smallest of them on a tie."""
+        """Most common number, the smallest on a tie."""
         return self._number(self.values.mode().min())
 
     @property
     def is_integral(self) -> bool:
-        """True for integers, and for floats that all are."""
+        """True for integers, and for floats that all are integers."""
         return self.kind == "integer"
 
     @cached_property
     def is_moment(self) -> bool:
-        """True for dates and times, however written."""
+        """True for dates and times in any notation."""
         if self.kind == "time":
             return True
         if self.kind not in ("text", "integer", "number") or self.style is not None:
@@ -134,7 +132,7 @@ class ColumnFacts:
         return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _kind(column: pl.Series) -> Kind:
+def _kind(column: pl.Series) -> ColumnKind:
     dtype = column.dtype
     if column.null_count() == len(column):
         return "empty"
@@ -153,10 +151,10 @@ def _kind(column: pl.Series) -> Kind:
     return "text" if dtype == pl.String else "other"
 
 
-def label_auc(column: pl.Series, labels: Labels) -> float:
-    """AUC [0.5, 1] of the label from this column [N] alone: by its values' label rates, or by its order for numbers.
+def label_auc(column: pl.Series, labels: Flags) -> float:
+    """AUC [0.5, 1] of this column [N] as the only predictor: by the label rates of its values, or for numbers by order.
 
-    The rates come from a random half of the rows and are judged on the other, so that rare values prove nothing.
+    The rates are computed on a random half of the rows and evaluated on the other, so rare values do not count.
 
     >>> label_auc(pl.Series([1, 5] * 200), np.array([False, True] * 200))
     1.0
@@ -174,10 +172,10 @@ def label_auc(column: pl.Series, labels: Labels) -> float:
     return best
 
 
-def _auc(scores: npt.NDArray[np.float64], labels: Labels) -> float:
-    """Probability that a positive is scored above a negative; ties count half."""
+def _auc(scores: Float64s, labels: Flags) -> float:
+    """Probability that a positive has a higher score than a negative; ties count half."""
     num_positive, num_negative = int(labels.sum()), int((~labels).sum())
-    if min(num_positive, num_negative) < MIN_LABELS_A_CLASS:
+    if min(num_positive, num_negative) < MIN_LABELS_PER_CLASS:
         return 0.5
     ranks = pl.Series(scores).rank("average").to_numpy()
     return float((ranks[labels].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))

@@ -1,4 +1,4 @@
-"""What a column's name says of it: a code, a measure, a time, an outcome."""
+"""Words in column names that suggest a code, a measure, a time or an outcome."""
 
 import re
 
@@ -12,12 +12,12 @@ MEASURE_WORD = re.compile(
     r"count|cnt|num|number|price|amount|cost|bid|score|rate|ratio|ctr|age|days|hours|minutes|seconds|duration|length|"
     r"size|total|sum|avg|mean|std|qty|quantity|affinity|width|height|distance|income|clicks|impressions|views"
 )
-# Digits in groups under such a name are no number.
+# Grouped digits under such a name are not a number.
 GROUPED_CODE_WORDS = frozenset({"phone", "tel", "telephone", "mobile", "fax", "postcode", "version", "isbn", "iban"})
 TIME_WORDS = frozenset({"time", "timestamp", "ts", "date", "datetime", "day", "dt", "hour", "epoch", "created", "at"})
 TIME_WORDS |= {"unixtime", "utc", "updated", "modified", "published", "posted", "seen", "logged", "registered", "clock"}
 
-# Names that are outcomes, the surest first; then words that are outcomes in a column of two values.
+# Names of outcomes, the most certain first; then words that suggest one for a column of two values.
 LABEL_NAMES = ("label", "click", "clicked", "is_click", "is_clicked", "clk", "target", "y", "conversion")
 LABEL_NAMES += ("is_conversion", "converted", "purchased", "is_purchase", "is_trade", "is_buy", "liked", "is_like")
 LABEL_NAMES += ("install",)
@@ -30,14 +30,14 @@ LABEL_WORDS |= {"diagnosis", "diabetes", "stroke", "died", "deceased", "readmitt
 LABEL_WORDS |= {"satisfaction", "recommended", "tomorrow", "left", "leave"}
 WEAK_LABEL_WORDS = frozenset({"status", "class", "result", "decision", "sentiment", "quality", "risk", "output"})
 RATING_WORDS = frozenset({"rating", "ratings", "stars", "star", "score", "overall"})
-# A feature that tells of the past, of an average or of a person has one of those words, too.
+# Words of features about the past, an average or a person, which may also have one of the words above.
 NO_LABEL_WORDS = frozenset({"prev", "previous", "past", "last", "before", "prior", "history", "historical", "ever"})
 NO_LABEL_WORDS |= {"repeated", "first", "avg", "average", "mean", "marital", "civil", "employment", "social"}
 NO_LABEL_WORDS |= {"content", "credit", "imdb"}
 
 
 def words_of(name: str) -> set[str]:
-    """Words of a column name in snake or camel case, lower case.
+    """Lower-case words of a column name in snake or camel case.
 
     >>> sorted(words_of("user_createdAt2"))
     ['at', 'created', 'user']

@@ -1,4 +1,4 @@
-"""A registry drafted from a file: a guess a column, each with its reason, for a person to read and correct."""
+"""Registries drafted from a file: one guess per column with its reason, for a person to review."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from features.arrays import Flags
 from features.errors import InputError, missing_column
-from features.infer.column_facts import ColumnFacts, Labels, label_auc
+from features.infer.column_facts import ColumnFacts, label_auc
 from features.infer.label import find_label, inline, scalar
 from features.infer.rules import ROW_ID_UNIQUENESS, Guess, guess_feature
 from features.io.csv_format import CsvFormat
@@ -20,7 +21,7 @@ LEAK_AUC, SUSPICIOUS_AUC = 0.99, 0.95
 MOSTLY_MISSING = 0.5
 MAX_ALIGNED_WIDTH = 64
 MAX_FILES = 64
-SEPARATORS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # as they are written on the command line
+SEPARATORS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # as written on the command line
 
 
 class _Line(NamedTuple):
@@ -31,15 +32,15 @@ class _Line(NamedTuple):
 def draft_registry(
     rows: Any, *, sample_rows: int = 200_000, label: str | None = None, csv: CsvFormat | None = None
 ) -> str:
-    """A registry file drafted from the first `sample_rows` rows, the reason of each guess beside it.
+    """Text of a registry file drafted from the first `sample_rows` rows, with the reason of each guess.
 
-    `rows`: the path of a file, a polars or pandas frame, or anything with an Arrow C stream. `csv` is how delimited
-    text is written, where not with commas; the draft says so then.
+    `rows` is a path, a polars or pandas frame, or anything with an Arrow C stream. `csv` is the format of delimited
+    text, if not commas; the draft repeats it.
 
-    Columns that should not be learned from are there as comments: row identifiers, constants, targets in disguise,
-    moments in time, types without a feature type. Where no label is found a comment says so; `label:` then names a
-    column that is yet to be made. Raises `InputError` for a file that cannot be read or has no rows, for a `label`
-    that it has not, and where no column can be a feature.
+    Columns that should not be features are comments: row identifiers, constants, targets in disguise, moments in time,
+    unsupported types. If no label is found, a comment reports it and `label:` names a column that does not exist yet.
+    Raises `InputError` for a file that cannot be read or has no rows, for a `label` that is not a column, and if no
+    column can be a feature.
     """
     if sample_rows < 1:
         raise InputError("sample_rows must be positive", found=str(sample_rows))
@@ -73,7 +74,7 @@ def draft_registry(
 
 
 def _sample_of_files(files: list[Path], num_rows: int, csv: CsvFormat | None, where: str) -> pl.DataFrame:
-    """The first rows of each of the files, or of some that are spread over them: a partition column varies by file."""
+    """First rows of each file, or of some files spread evenly: partition columns vary by file."""
     some = [files[k * len(files) // MAX_FILES] for k in range(MAX_FILES)] if len(files) > MAX_FILES else files
     frames = [_typed(frame) for file in some if len(frame := _sample(file, -(-num_rows // len(some)), csv))]
     try:
@@ -84,7 +85,7 @@ def _sample_of_files(files: list[Path], num_rows: int, csv: CsvFormat | None, wh
 
 
 def _typed(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame, columns without a value of no type: pandas writes a list column of none as floats."""
+    """The frame, its columns without values as null: pandas writes an empty list column as floats."""
     return frame.with_columns(
         pl.lit(None).alias(column.name)
         for column in frame
@@ -118,8 +119,8 @@ def _csv_lines(csv: CsvFormat | None) -> list[_Line]:
     return [_Line(f"csv: {inline(settings)}", "as asked for; of every delimited file")] if settings else []
 
 
-def _labels(is_one: pl.Series) -> tuple[pl.Series, Labels]:
-    """(which rows have a label [N], the labels they have)."""
+def _labels(is_one: pl.Series) -> tuple[pl.Series, Flags]:
+    """Flags [N] of rows with a label, and their labels."""
     return is_one.is_not_null(), is_one.drop_nulls().to_numpy()
 
 
@@ -130,12 +131,12 @@ def _group_line(facts: Mapping[str, ColumnFacts], label: str | None) -> _Line:
         if (column.kind == "text" or column.is_integral) and column.uniqueness < ROW_ID_UNIQUENESS:
             rows = len(column.values) / column.num_values
             return _Line(
-                f"group: {scalar(name)}", f"by its name; {rows:.1f} rows a value, ranked among themselves (gAUC)"
+                f"group: {scalar(name)}", f"by its name; {rows:.1f} rows per value, ranked among themselves (gAUC)"
             )
     return _Line("# group: COLUMN", "optional, for gAUC; no column is named like a user")
 
 
-def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Labels] | None) -> Guess:
+def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Flags] | None) -> Guess:
     guess = guess_feature(facts)
     reason = guess.reason
     if guess.is_used and labels is not None and facts.kind != "list":
@@ -159,12 +160,12 @@ def _feature_line(name: str, guess: Guess) -> _Line:
 def _rendered(title: str, lines: list[_Line]) -> str:
     width = max(len(line.text) for line in lines if len(line.text) <= MAX_ALIGNED_WIDTH)
     rows = [f"# {title}"] + [f"{text:<{width}}  # {reason}" if reason else text for text, reason in lines]
-    # Names and values of the file are in comments, where YAML allows no control character.
+    # Comments hold names and values of the file, but YAML allows no control characters.
     return "".join("".join(c if c.isprintable() else "?" for c in row) + "\n" for row in rows)
 
 
 def infer_registry(rows: Any, *, label: str | None = None) -> FeatureRegistry:
-    """The registry that `draft_registry` drafts from a file or a frame, without the reasons.
+    """Registry of `draft_registry`, without the reasons.
 
     >>> infer_registry(pl.DataFrame({"click": [0, 1, 1] * 9, "user": ["a", "b", "a"] * 9})).label
     'click'

@@ -1,4 +1,4 @@
-"""Which column is the label, which of its values count as 1, and how sure that is."""
+"""Detection of the label: its column, the values that count as 1, and the certainty of both."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from features.infer.column_names import (
 )
 from features.registry import is_plain_name
 
-# Pairs that a plain `label:` reads, in any case; the second is 1.
+# Pairs that a plain `label:` accepts, in any case; the second is 1.
 PLAIN_PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"))
 POSITIVE_WORDS = LABEL_WORDS - {
     "label",
@@ -40,7 +40,7 @@ SPEAKING_VALUES, EDGE_COLUMN = 2, 1
 MIN_EVIDENCE = 5
 RATING_VALUES, MAX_RATING = (3, 11), 10
 USUAL_THRESHOLD = 0.8
-MAX_SPELLINGS = 8  # of two values: YES, Yes, yes
+MAX_SPELLINGS = 8  # of two values, such as YES, Yes, yes
 
 
 class Outcome(NamedTuple):
@@ -51,30 +51,30 @@ class Outcome(NamedTuple):
     is_one: pl.Series
     """Booleans [N], null where the label is missing."""
     why: str = ""
-    """What says which values are 1; empty where that is plain."""
+    """Reason why these values are 1; empty if it is obvious."""
     is_sure: bool = True
-    """False where the values do not say which of them is 1."""
+    """False if the values do not show which of them is 1."""
 
     @property
     def verdict(self) -> str:
-        """The reason of the line: which values are 1, how many rows have them, how many have none."""
+        """Reason in the draft: the values that are 1, and the shares of rows that are 1 or missing."""
         share = self.is_one.null_count() / len(self.is_one)
         missing = f"; {share:.1%} MISSING: drop those rows" if share else ""
         return f"{self.why}{self.is_one.mean() or 0:.2%} ones{missing}"
 
 
 class LabelGuess(NamedTuple):
-    """The label's column and the line of the draft."""
+    """The label's column and its line in the draft."""
 
     name: str | None
-    """None where there is no telling."""
+    """None if it is not clear."""
     setting: str
     reason: str
     outcome: Outcome | None = None
 
 
 def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGuess:
-    """The label among the columns, or the one that is given; a reason that begins with NOT FOUND where none is sure."""
+    """The label among the columns, or the given one; the reason begins with NOT FOUND if there is none."""
     outcomes = {name: outcome_of(column) for name, column in facts.items() if is_plain_name(name)}
     if given is not None:
         outcome = outcomes.get(given) or _rated(facts[given]) or _among_many(facts[given])
@@ -102,7 +102,7 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
 
 
 def outcome_of(facts: ColumnFacts) -> Outcome | None:
-    """A column of two values as a label; None for any other."""
+    """A column of two values as a label; None for other columns."""
     is_scalar = facts.kind in ("boolean", "integer", "number", "text") and facts.style is None
     if not is_scalar or facts.num_values > MAX_SPELLINGS:
         return None
@@ -141,7 +141,7 @@ def _at_least(facts: ColumnFacts, threshold: Any) -> Outcome:
 
 
 def _rated(facts: ColumnFacts, *, by_name: bool = False) -> Outcome | None:
-    """A few small numbers, whole or half, as a label by a threshold."""
+    """A column of a few small whole or half numbers as a label with a threshold."""
     words = words_of(facts.name)
     if facts.kind not in ("integer", "number") or (by_name and (not RATING_WORDS & words or NO_LABEL_WORDS & words)):
         return None
@@ -155,7 +155,7 @@ def _rated(facts: ColumnFacts, *, by_name: bool = False) -> Outcome | None:
 
 
 def _among_many(facts: ColumnFacts) -> Outcome | None:
-    """A text column of several values of which some speak of the outcome."""
+    """A text column of several values, some of which name an outcome, as a label."""
     if facts.kind != "text" or not 2 < facts.num_values <= RATING_VALUES[1]:
         return None
     values = facts.values.unique().sort().to_list()
@@ -164,7 +164,7 @@ def _among_many(facts: ColumnFacts) -> Outcome | None:
 
 
 def _is_positive(value: str, values: list[str]) -> bool:
-    """True where a value speaks of the outcome (canceled, >50K), or is the only one that does not deny it."""
+    """True for a value that names an outcome (canceled, >50K) or is the only one that does not deny it."""
     is_denied = _is_denial(value, values)
     if len(values) == 2:
         other = values[0] if value == values[1] else values[1]
@@ -174,7 +174,7 @@ def _is_positive(value: str, values: list[str]) -> bool:
 
 
 def _is_denial(value: str, values: list[str]) -> bool:
-    """True for not_canceled, and for unpaid beside paid."""
+    """True for not_canceled, and for unpaid if paid is another value."""
     folded = value.strip().lower()
     rests = [folded.removesuffix(other.strip().lower()) for other in values if other != value and other.strip()]
     return bool(NEGATIVE_WORDS & words_of(value)) or any(
@@ -183,7 +183,7 @@ def _is_denial(value: str, values: list[str]) -> bool:
 
 
 def _evidence(name: str, outcome: Outcome, *, is_at_edge: bool) -> tuple[int, int]:
-    """How much speaks for a column as the label, and then its place among the surest names, the first highest."""
+    """Evidence for a column as the label; then its rank among the most certain names, the first highest."""
     words, speaks = words_of(name), SPEAKING_VALUES * outcome.is_sure
     if name.lower() in LABEL_NAMES:
         return SURE_NAME + speaks, -LABEL_NAMES.index(name.lower())
@@ -195,13 +195,13 @@ def _evidence(name: str, outcome: Outcome, *, is_at_edge: bool) -> tuple[int, in
 
 
 def _may_be_label(facts: Mapping[str, ColumnFacts], name: str) -> bool:
-    """False for yes and no in the middle of a table, where features have them."""
+    """False for yes and no in the middle of a table, where they are common in features."""
     column = facts[name]
     return column.kind != "text" or column.values[0].strip("-01") == "" or name in _edges(facts)
 
 
 def _edges(facts: Mapping[str, ColumnFacts]) -> tuple[str, str]:
-    """The first column and the last, where labels are."""
+    """The first and the last column, the usual places of a label."""
     names = [*facts]
     return names[0], names[-1]
 
@@ -223,7 +223,7 @@ def _not_found(facts: Mapping[str, ColumnFacts], candidates: list[str]) -> str:
 
 
 def _remedy(name: str) -> str:
-    """How to make a label of a column of many values."""
+    """Remedy for a label column with many values."""
     column = inline(name)
     return f"write `{{column: {column}, at_least: NUMBER}}` or `{{column: {column}, positive: [VALUE]}}`"
 
@@ -245,7 +245,7 @@ def _mapping(**settings: Any) -> str:
 
 
 def inline(value: Any) -> str:
-    """YAML of a value on one line, as it is within a mapping."""
+    """YAML of a value on one line, as inside a mapping."""
     for allow_unicode in (True, False):
         options = {"default_flow_style": True, "sort_keys": False, "allow_unicode": allow_unicode, "width": 10**6}
         text = yaml.safe_dump([value], **options).strip()[1:-1]
@@ -255,7 +255,7 @@ def inline(value: Any) -> str:
 
 
 def scalar(text: str) -> str:
-    """Text as a YAML scalar that any reader takes for that text."""
+    """Text as a YAML scalar that every reader reads as that text."""
     if not text.isprintable():
         return repr(text)
     return yaml.safe_dump(text, allow_unicode=True, width=10**6).removesuffix("\n").removesuffix("\n...")

@@ -1,4 +1,4 @@
-"""Moments in time, however written; what comes back (a month, an hour of the day) is none."""
+"""Moments in time in all notations; recurring times (a month, an hour of the day) are not moments."""
 
 import re
 from datetime import datetime
@@ -6,7 +6,7 @@ from datetime import datetime
 EPOCHS = ((10**8, 2**32), (10**11, 2**42), (10**14, 2**52), (10**17, 2**62))  # s, ms, us, ns since 1970
 FIRST_YEAR, LAST_YEAR = 1900, 2200
 
-# Digits alone: form to how many. Few digits say so only under a time's name, or where many values all do.
+# Form to number of digits. Short ones count only under the name of a time, or if many values have the form.
 DIGIT_DATES = {"%Y%m%d": 8, "%Y%m%d%H": 10, "%Y%m%d%H%M": 12, "%Y%m%d%H%M%S": 14}
 SURE_DIGITS = 12
 
@@ -33,7 +33,7 @@ _PATTERNS = [re.compile(rf"\[?{form}\]?", re.IGNORECASE) for form in _FORMS]
 
 
 def is_written_moment(text: str) -> bool:
-    """True for a date, or a date and a clock time, in one of the forms that logs and spreadsheets have.
+    """True for a date, or a date and a clock time, in one of the notations of logs and spreadsheets.
 
     >>> [is_written_moment(text) for text in ("2017-11-07 9:30", "10/Oct/2000:13:55:36 -0700", "2017-11", "1.2.3")]
     [True, True, False, False]
@@ -53,7 +53,7 @@ def _is_date(parts: dict[str, str | None]) -> bool:
 
 
 def digits_of_moment(text: str) -> int:
-    """How many digits a moment of digits alone has: 20171107 has 8; 0 for any other text."""
+    """Number of digits of a moment written as digits only: 8 for 20171107; 0 for any other text."""
     for form, length in DIGIT_DATES.items():
         if len(text) == length and text.isdecimal() and _parses(text, form):
             return length
@@ -61,12 +61,12 @@ def digits_of_moment(text: str) -> int:
 
 
 def is_short_hour(text: str) -> bool:
-    """True for an hour as Avazu's log has it: 14102100 is midnight of the 21st of October 2014."""
+    """True for an hour in the notation of Avazu's log: 14102100 is midnight on 21 October 2014."""
     return len(text) == 8 and text.isdecimal() and _parses("20" + text, "%Y%m%d%H")
 
 
 def is_epoch(low: float, high: float) -> bool:
-    """True where all between may be seconds since 1970, or thousandths, millionths or billionths of them."""
+    """True if the whole range may be seconds since 1970, or milli-, micro- or nanoseconds."""
     return any(first <= low and high < last for first, last in EPOCHS)
 
 

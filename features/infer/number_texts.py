@@ -1,4 +1,4 @@
-"""Columns of text that are numbers, flags or weighted values: what is read, in which style, and by what evidence."""
+"""Text columns that hold numbers, flags or weighted values: their values, their format, and the evidence for it."""
 
 import re
 from typing import NamedTuple
@@ -10,39 +10,39 @@ from features.infer.column_names import GROUPED_CODE_WORDS, is_code, words_of
 from features.parsing import MAY_BE_TWO, Decimal, parse_numbers
 from features.spec import FIRST_INEXACT_INTEGER
 
-# 007 and +49 are names, and so is a number of 25 digits.
+# 007 and +49 are names, as is a number of 25 digits.
 _NAMES = r"^[-+]?(0\d|\d{20})"
 _GROUPED = r"^[-+]?[1-9]\d{0,2}([.,])\d{3}$"
-_DECIMALS = r"^-|^0,|,0\d|[.$€£¥%]"  # what decimal commas have, and commas between the values of a list have not
+_DECIMALS = r"^-|^0,|,0\d|[.$€£¥%]"  # signs of decimal commas, not of commas in lists
 _PAIR = re.compile(r"[^:=\s][^:=]*[:=]\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 PAIR_SEPARATORS = ("|", ";", ",", " ")
 MIN_PAIRED = 0.1
 
 
 class NumberStyle(NamedTuple):
-    """How the numbers of a text column are written, where digits, a point and an exponent are not all."""
+    """Format of a text column's numbers, if they are not just digits, a point and an exponent."""
 
     decimal: Decimal
     evidence: str
-    """An example; or what tells the decimal mark from the separator of thousands, where that is in doubt."""
+    """An example; or the reason for the decimal mark, if it might separate thousands."""
     has_to_be_said: bool
-    """True where `decimal:` must be in the registry: texts would be read in another way without it, or refused."""
+    """True if the registry needs `decimal:`: without it, texts would be read differently or refused."""
 
 
 class Reading(NamedTuple):
     """A text column [N] as what it holds."""
 
     column: pl.Series
-    """Numbers or booleans; the texts themselves where they are none."""
+    """Numbers or booleans; otherwise the texts themselves."""
     style: NumberStyle | None = None
     almost: str | None = None
     """The commonest text that keeps a column of numbers from being one."""
 
 
 def read_texts(column: pl.Series, *, is_delimited: bool) -> Reading:
-    """Numbers or flags where all texts [N] are; else the texts, and what stands in the way where nearly all are.
+    """Numbers or flags if all texts [N] are; otherwise the texts, and the obstacle if nearly all are.
 
-    In a file with types, plain integers that are text remain so.
+    In a file with types, texts of plain integers stay texts.
 
     >>> read_texts(pl.Series(["128.0", "7", ""]), is_delimited=True).column.to_list()
     [128, 7, None]
@@ -54,9 +54,9 @@ def read_texts(column: pl.Series, *, is_delimited: bool) -> Reading:
     texts = trimmed.drop_nulls()
     if not len(texts) or texts.str.contains(_NAMES).any():
         return Reading(column)
-    lowered = trimmed.str.to_lowercase()
-    if lowered.drop_nulls().is_in(["true", "false"]).all():
-        return Reading(lowered == "true")
+    lowercase = trimmed.str.to_lowercase()
+    if lowercase.drop_nulls().is_in(["true", "false"]).all():
+        return Reading(lowercase == "true")
     if not is_delimited and texts.str.contains(r"^-?\d+$").all():
         return Reading(column)
     numbers = _plain_numbers(trimmed)
@@ -77,7 +77,7 @@ def _plain_numbers(trimmed: pl.Series) -> pl.Series | None:
 
 
 def as_integers(numbers: pl.Series) -> pl.Series:
-    """Floats [N] without NaN as int64 where each is an integer that its type holds exactly; else as they are."""
+    """Floats [N] without NaN as int64 if all are integers that their type holds exactly; else unchanged."""
     values = numbers.drop_nulls()
     is_exact = (values == values.round()) & (values.abs() < FIRST_INEXACT_INTEGER[numbers.dtype])
     return numbers.cast(pl.Int64) if len(values) and is_exact.all() else numbers
@@ -87,7 +87,7 @@ def _decorated(trimmed: pl.Series, texts: pl.Series) -> Reading | None:
     """Numbers with a currency sign, thousands, a percent sign or a decimal comma."""
     name = trimmed.name
     has_sign = texts.str.contains(r"[$€£¥%]").any()
-    # "101,202" may be a list of two, 192.168.100.200 is an address, and 555 123 456 somebody's number.
+    # "101,202" may be a list of two, 192.168.100.200 is an address, and 555 123 456 a phone number.
     if GROUPED_CODE_WORDS & words_of(name) or (is_code(name) and not has_sign):
         return None
     if texts.str.contains(r"^\d{1,3}(\.\d{1,3}){3}$").all():
@@ -112,7 +112,7 @@ def _decorated(trimmed: pl.Series, texts: pl.Series) -> Reading | None:
 
 
 def _settled(texts: pl.Series) -> tuple[Decimal, str]:
-    """Decimal mark of numbers such as 1,234 that are numbers with either, and why."""
+    """Decimal mark of numbers such as 1,234 that are valid with either mark, and the reason."""
     texts = texts.str.replace_all(r"[$€£¥%\s]", "")
     grouped = texts.filter(texts.str.contains(_GROUPED))
     example = grouped[0] if len(grouped) else texts[0]
@@ -127,7 +127,7 @@ def _settled(texts: pl.Series) -> tuple[Decimal, str]:
 
 
 def _has_grouped_points(texts: pl.Series) -> bool:
-    """True for thousands with a point, as 950 beside 12.500: one writer of decimals cuts zeros, another never does."""
+    """True for points between thousands, as in 950, 12.500: programs write decimals with or without final zeros."""
     is_grouped = texts.str.contains(_GROUPED)
     if not is_grouped.any() or not texts.filter(~is_grouped).str.contains(r"^[-+]?\d{1,3}$").all():
         return False
@@ -141,7 +141,7 @@ def _obstacle(texts: pl.Series) -> str | None:
 
 
 def weighted_separator(texts: pl.Series) -> str | None:
-    """The text between pairs of a value and its weight, as in a:0.5|b:2.0, where all texts [n] are such pairs.
+    """Separator between pairs of value and weight, as in a:0.5|b:2.0, if all texts [n] hold such pairs.
 
     >>> weighted_separator(pl.Series(["a:0.5|b:2.0", "c:1"]))
     '|'

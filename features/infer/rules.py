@@ -1,4 +1,4 @@
-"""Rules of thumb from the facts of a raw column to a registry line; the first rule that answers decides."""
+"""Heuristics from the facts of a raw column to a registry line; the first rule that returns a guess decides."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from features.spec import MAX_FLOAT32, TEXT_TYPES
 
 PROPENSITY_WORDS = frozenset({"propensity", "pscore"})
 
-# Text that may stand between values, and how many values there may be a distinct combination: fewer where the text
-# is common in names and prose.
+# Possible separators, and the most distinct values per distinct combination: fewer for separators that are common
+# in names and prose.
 SEPARATORS = {"|": 1.0, ";": 0.5, ", ": 0.5, ",": 0.5}
 MIN_SEPARATED = 0.1
 MIN_COMBINATIONS = 3
@@ -22,24 +22,24 @@ MAX_PIECE_LENGTH = 30
 
 FEW_VALUES = 100
 MIN_COUNT_VALUES = 5
-MIN_ROWS_A_CODE = 10
+MIN_ROWS_PER_CODE = 10
 HEAVY_SKEW = 2.0
 ROW_ID_UNIQUENESS = 0.95
 MIN_ROWS_FOR_ROW_ID = 50
 
 
 class Guess(NamedTuple):
-    """What becomes of a column."""
+    """Line of a column in the draft."""
 
     setting: str
     """Right-hand side of the registry line."""
     reason: str
     is_used: bool = True
-    """False where the line is commented out."""
+    """False if the line is commented out."""
 
 
 def guess_feature(facts: ColumnFacts) -> Guess:
-    """Feature type of a column, or why it should not be a feature.
+    """Feature type of a column, or the reason why it should not be a feature.
 
     >>> guess_feature(ColumnFacts.of(pl.Series("price", [0.5, 2.5, 9.0]), is_delimited=False)).setting
     '{type: numeric, transform: standardize}'
@@ -52,7 +52,7 @@ def _left_out(reason: str, facts: ColumnFacts) -> Guess:
 
 
 def _categorical(facts: ColumnFacts) -> str:
-    """The setting under which a value is the same category on every path: csv writes 128 as 128.0, and true as True."""
+    """Setting that makes a value the same category on every path: csv may hold 128 as 128.0 and true as True."""
     value_type = {"integer": "integer", "boolean": "boolean"}.get(facts.kind)
     return "categorical" if value_type is None else f"{{type: categorical, value_type: {value_type}}}"
 
@@ -96,7 +96,7 @@ def _native_list(facts: ColumnFacts) -> Guess | None:
         return _left_out("constant: an empty list in every row", facts)
     of_values = None if values.dtype in TEXT_TYPES else ColumnFacts.of(values, is_delimited=False)
     if of_values is not None and of_values.kind == "number":
-        return _left_out("list of fractions: an embedding, say; make each number a column of its own", facts)
+        return _left_out("list of fractions, such as an embedding: make each number a column", facts)
     value_type = "" if of_values is None else of_values.kind
     setting = f"{{type: categorical_list, value_type: {value_type}}}" if value_type else "categorical_list"
     return Guess(setting, f"lists ({facts.column.dtype})")
@@ -190,7 +190,7 @@ def _whole_numbers(facts: ColumnFacts) -> Guess | None:
         return Guess(_categorical(facts), f"whole numbers, {count} values")
     if facts.high > 2**31 or (count > 1000 and _is_gapless(facts)):
         return Guess(_categorical(facts), f"codes, by their range; {count:,} values")
-    if not is_amount and facts.uniqueness < 1 / MIN_ROWS_A_CODE:
+    if not is_amount and facts.uniqueness < 1 / MIN_ROWS_PER_CODE:
         return Guess(
             _categorical(facts), f"whole numbers, {count:,} values that recur (if they measure something: numeric)"
         )
@@ -222,7 +222,7 @@ RULES: tuple[Callable[[ColumnFacts], Guess | None], ...] = (
 
 
 def _is_gapless(facts: ColumnFacts) -> bool:
-    """True for numbers that count up from some start and leave out few."""
+    """True for numbers that count up with few gaps."""
     return facts.num_values >= 0.5 * (facts.high - facts.low + 1)
 
 

@@ -1,4 +1,4 @@
-"""Where a csv file is ragged: rows with more or fewer fields than the header, and quotes that are never closed."""
+"""Ragged csv files: rows with more or fewer fields than the header, and quotes that are never closed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +23,9 @@ def num_blank_lines(path: Path) -> int:
 
 
 def check_fields(path: Path, num_fields: int | None = None, separator: str = ",") -> None:
-    """Raise `InputError` with the line of the first row that has not `num_fields` fields (None: the header's number).
+    """Raise `InputError` with the line of the first row without `num_fields` fields (None: as many as the header).
 
-    Reads the file once, block by block. A file whose bytes cannot be had passes: its reader will say so.
+    Reads the file once, block by block. A file that cannot be read passes: its reader reports it.
     """
     try:
         _check_blocks(path, num_fields, ord(separator))
@@ -34,7 +34,7 @@ def check_fields(path: Path, num_fields: int | None = None, separator: str = ","
 
 
 def _check_blocks(path: Path, num_fields: int | None, separator: int) -> None:
-    open_fields = 0  # separators in the row that the last block ended in
+    open_fields = 0  # separators so far in the row that continues in this block
     start_line = 1  # where that row begins
     num_lines = 0
     is_quoted = False
@@ -66,7 +66,7 @@ def _check_blocks(path: Path, num_fields: int | None, separator: int) -> None:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """Bytes of a file, unpacked where it is packed, with one line end after the last row."""
+    """Bytes of a file, decompressed, with one line end after the last row."""
     waiting = b""  # line ends, which may turn out to be the last bytes
     with open_packed(path) as file:
         while block := file.read(BLOCK_BYTES):

@@ -1,4 +1,4 @@
-"""How delimited text is written."""
+"""CsvFormat: separator and missing values of delimited text."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from features.errors import InputError
 
 
 class CsvFormat(BaseModel):
-    """The separator between the fields of delimited text, and the texts that are missing values.
+    """Separator between the fields of delimited text, and the texts that are missing values.
 
     >>> CsvFormat(separator=";", null_values=("NA",)).separator
     ';'
@@ -17,7 +17,7 @@ class CsvFormat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     separator: str = Field(default=",")
-    """One character between two fields; `.tsv` files have a tab whatever this says."""
+    """One character between two fields; `.tsv` files always have a tab."""
     null_values: tuple[str, ...] = ()
     """Texts that are missing values, besides the empty one."""
 
@@ -38,7 +38,7 @@ def _checked(separator: str) -> str:
 def changed_format(
     csv: CsvFormat | None, separator: str | None = None, null_values: Sequence[str] | None = None
 ) -> CsvFormat | None:
-    """A registry's format with what the command line asks for instead; None where neither says anything.
+    """A registry's format with the changes of the command line; None if neither sets anything.
 
     Raises `InputError` for an impossible separator.
 

@@ -1,4 +1,4 @@
-"""Frames as callers have them (pandas, Arrow, polars) to polars; pandas is never imported.
+"""Frames of pandas, Arrow and polars to polars; pandas is never imported.
 
 N rows.
 """
@@ -15,17 +15,17 @@ from features.values import column_of
 
 
 def is_frame(value: Any) -> bool:
-    """True for what `frame_of` takes: a polars or pandas frame, or anything with an Arrow C stream of columns."""
+    """True for arguments of `frame_of`: a polars or pandas frame, or anything with an Arrow C stream of columns."""
     return isinstance(value, pl.DataFrame) or is_pandas(value) or hasattr(value, "__arrow_c_stream__")
 
 
 def is_pandas(value: Any) -> bool:
-    """True for a frame of pandas."""
+    """True for a pandas frame."""
     return type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns")
 
 
 def columns_of_frame(frame: Any) -> list[str]:
-    """Names of a frame's columns; in pandas a named level of the index is one, as it is in its parquet file."""
+    """Names of a frame's columns; in pandas also the named levels of the index, as in its parquet file."""
     if isinstance(frame, pl.DataFrame):
         return frame.columns
     if is_pandas(frame):
@@ -34,9 +34,9 @@ def columns_of_frame(frame: Any) -> list[str]:
 
 
 def frame_of(frame: Any, features: Sequence[AnyFeature], others: Collection[str] | None = ()) -> pl.DataFrame:
-    """The frame [N] in polars; of pandas, the columns of the features and `others` (None: all) that are there.
+    """The frame [N] in polars; of a pandas frame, only the columns of `features` and `others` (None: all).
 
-    Raises `InputError` for a value of an object column that cannot be the value of its feature, or fits no type.
+    Raises `InputError` for a value of an object column that its feature cannot take or that fits no type.
 
     >>> frame_of(pl.DataFrame({"user": [7]}), ()).columns
     ['user']
@@ -53,16 +53,16 @@ def frame_of(frame: Any, features: Sequence[AnyFeature], others: Collection[str]
     sources = _index_levels(frame) | {str(name): frame[name] for name in dict.fromkeys(frame.columns)}
     asked = [name for name in sources if others is None or name in by_name or name in others]
     columns = [_from_pandas(sources[name], name, by_name.get(name)) for name in asked]
-    # Without any column a frame has no rows: keep their number with one that no feature reads.
+    # A frame without columns has no rows: an unused column keeps their number.
     return pl.DataFrame(columns) if columns else pl.DataFrame({"_": np.zeros(len(frame), dtype=np.bool_)})
 
 
-# polars raises PanicException, which is no ordinary exception, for some types that it does not know.
+# polars raises PanicException, a BaseException, for some unknown types.
 _NOT_CONVERTED = (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 def _index_levels(frame: Any) -> dict[str, Any]:
-    """Named levels of an index as columns, but those that have a column of the same name."""
+    """Named levels of an index as columns, except those with a column of the same name."""
     names = {name for name in frame.index.names if name is not None and name not in frame.columns}
     return {
         str(name): frame.index.get_level_values(name).to_series(index=frame.index) for name in sorted(names, key=str)
@@ -70,7 +70,7 @@ def _index_levels(frame: Any) -> dict[str, Any]:
 
 
 def _from_pandas(column: Any, name: str, feature: AnyFeature | None) -> pl.Series:
-    """A column [N] with the types that its parquet file has; values of mixed types count one by one."""
+    """A column [N] with the type of its parquet file; values of mixed types are converted separately."""
     if column.ndim != 1:
         raise InputError(
             f"column {name!r}: expected one column of that name", found=f"{column.shape[1]}", remedy="rename the others"
@@ -89,12 +89,12 @@ def _from_pandas(column: Any, name: str, feature: AnyFeature | None) -> pl.Serie
 
 
 def _through_arrow(column: Any) -> pl.Series | None:
-    """The column [N] by way of pyarrow; None where that is not installed, or has no type for its values."""
+    """The column [N] converted by pyarrow; None if that is not installed or has no type for the values."""
     try:
         import pyarrow
     except ImportError:
         return None
-    if getattr(column.dtype, "tz", None) is not None:  # pyarrow takes a way to these that pandas warns of
+    if getattr(column.dtype, "tz", None) is not None:  # pyarrow's own conversion makes pandas warn
         column = column.dt.tz_convert(None)
     try:
         table = pyarrow.Table.from_pandas(column.to_frame("column"), preserve_index=False)

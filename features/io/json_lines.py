@@ -1,4 +1,4 @@
-"""Files of JSON, one object per line or one array of objects, to lazy frames."""
+"""JSON files, one object per line or one array of objects, to lazy frames."""
 
 import glob
 import gzip
@@ -15,7 +15,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def scan_json(path: Path) -> pl.LazyFrame:
-    """Lazy frame of a file, its columns in the order of the first object's keys, whichever line has a key first."""
+    """Lazy frame of a file; columns are in the order of the first object's keys, then the other keys."""
     with open_packed(path) as file:
         start = file.read(65_536)
     if start.startswith(b"\xef\xbb\xbf"):
@@ -23,16 +23,16 @@ def scan_json(path: Path) -> pl.LazyFrame:
     if start.lstrip()[:1] == b"[":
         with open_packed(path) as file:
             return pl.read_json(io.BytesIO(file.read()), infer_schema_length=None).lazy()
-    source = glob.escape(str(path))  # polars takes a path for a pattern here, and has no switch for it
-    # All lines are looked at: a key or a type may appear first in the last one.
+    source = glob.escape(str(path))  # polars reads the path as a pattern, with no option against it
+    # Reads all lines, as a key or a type may first appear in the last one.
     schema = pl.scan_ndjson(source, infer_schema_length=None).collect_schema()
-    # polars lists the keys in another order each time.
+    # The order of keys in polars varies.
     schema = {name: schema[name] for name in [*_first_keys(path), *sorted(schema)] if name in schema}
     return pl.scan_ndjson(source, schema=schema)
 
 
 def open_packed(path: Path) -> BinaryIO:
-    """A file's bytes, unpacked where gzip packed them."""
+    """A file's bytes, decompressed if it is a gzip file."""
     with path.open("rb") as file:
         is_packed = file.read(2) == GZIP_MAGIC
     return cast(BinaryIO, gzip.open(path)) if is_packed else path.open("rb")
@@ -45,5 +45,5 @@ def _first_keys(path: Path) -> list[str]:
     try:
         first = json.loads(line)
     except ValueError:
-        return []  # polars says what is wrong
+        return []  # polars reports it
     return list(first) if isinstance(first, dict) else []

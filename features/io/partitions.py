@@ -1,7 +1,6 @@
-"""Columns that a file's path holds: a directory `key=value` above it (Hive's convention).
+"""Partition columns in a file's path: directories `key=value` above it (Hive's convention).
 
-One rule for drafting, preparing and scoring: such a column is read like any other. Where the file has it too, both must
-say the same.
+Drafting, preparing and scoring read such a column like any other. If the file has the column too, both must agree.
 """
 
 import re
@@ -34,9 +33,9 @@ def partitions_of(directories: Sequence[str]) -> dict[str, str | None]:
 
 
 def with_partitions(chunk: pl.DataFrame, partitions: Mapping[str, str | None], path: Path) -> pl.DataFrame:
-    """A chunk [N] with the columns of its path, as text; raises `InputError` where its own column of that name differs.
+    """A chunk [N] with the columns of its path, as text; raises `InputError` if its own column differs.
 
-    The path counts, for a value to be the same token in files that have the column too and in those that do not.
+    The path's text is the value, so that files with and without the column have the same token.
     """
     for name, value in partitions.items():
         if name in chunk.columns:
@@ -55,7 +54,7 @@ def _check_agreement(column: pl.Series, value: str | None, path: Path) -> None:
 
 
 def _agrees(column: pl.Series, value: str | None) -> pl.Series:
-    """Whether each value [N] is what the text of a path says: as text, as a number, or in the column's own type."""
+    """Flags [N] of values that equal the text of a path: as text, as a number, or in the column's own type."""
     given = pl.Series([value], dtype=pl.String)
     if value is None:
         return column.is_null()
@@ -65,6 +64,6 @@ def _agrees(column: pl.Series, value: str | None) -> pl.Series:
             mine = column.cast(dtype, strict=False)
             theirs = given.str.to_lowercase() if dtype == pl.String and column.dtype == pl.Boolean else given
             agrees |= (mine == theirs.cast(dtype, strict=False)).fill_null(False)
-        except pl.exceptions.PolarsError:  # no such values have that type
+        except pl.exceptions.PolarsError:  # the type has no such values
             continue
     return agrees

@@ -1,6 +1,6 @@
-"""Raw files to frames, a chunk at a time: parquet, delimited text and JSON; every fault names the file.
+"""Raw files to frames, chunk by chunk: parquet, delimited text and JSON; every error names the file.
 
-Delimited text has no types: its columns are read as text, which features parse. Columns in a file's path are read too.
+Delimited text has no types: its columns are read as text, which features parse. Paths may hold columns, too.
 """
 
 import glob
@@ -22,8 +22,8 @@ from features.io.json_lines import open_packed, scan_json
 from features.io.partitions import partitions_of, with_partitions
 
 CHUNK_ROWS = 262_144
-Kind = Literal["parquet", "csv", "tsv", "ndjson"]
-KINDS: dict[str, Kind] = {
+FileFormat = Literal["parquet", "csv", "tsv", "ndjson"]
+FORMATS: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".csv": "csv",
@@ -39,34 +39,33 @@ BOM = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.[a-z]+)(\.gz)?$")
 
 
-def kind_of(path: Path) -> Kind | None:
-    """Format of a file by its name; None where it has none that can be read.
+def format_of(path: Path) -> FileFormat | None:
+    """Format of a file by its name; None if it is not supported.
 
-    >>> kind_of(Path("log.CSV.gz")), kind_of(Path("log.xlsx"))
+    >>> format_of(Path("log.CSV.gz")), format_of(Path("log.xlsx"))
     ('csv', None)
     """
     suffix = _SUFFIX.search(path.name.lower())
-    kind = KINDS.get(suffix[1]) if suffix else None
+    kind = FORMATS.get(suffix[1]) if suffix else None
     return None if suffix is None or (kind == "parquet" and suffix[2]) else kind
 
 
 def suffix_of(path: Path) -> str:
-    """The end of a file's name that says its format; empty where none does."""
+    """Suffix of a file's name that gives its format; empty if it has none."""
     found = _SUFFIX.search(path.name.lower())
-    return path.name[found.start() :] if found and kind_of(path) else ""
+    return path.name[found.start() :] if found and format_of(path) else ""
 
 
 def is_text(path: Path) -> bool:
     """True for files whose columns have no types."""
-    return kind_of(path) in ("csv", "tsv")
+    return format_of(path) in ("csv", "tsv")
 
 
 def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files that the patterns name, sorted within each pattern; a directory stands for the files below it.
+    """Files that the patterns match, sorted within each pattern; a directory matches the files below it.
 
-    Names that start with `_` or `.` are left out of a directory and of a glob, as batch jobs write their marks there.
-    Raises `InputError` when a pattern names no file, and for a file in a directory that may be data but is in no
-    format that can be read.
+    Directories and globs skip names that start with `_` or `.`, such as the marker files of batch jobs. Raises
+    `InputError` if a pattern matches no file, and for a file in a directory that may be data in an unsupported format.
     """
     files: dict[Path, Path] = {}
     for pattern in [patterns] if isinstance(patterns, str | Path) else patterns:
@@ -81,13 +80,13 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
         if not found:
             remedy = f"name a file, directory or glob of {_suffixes()}"
             raise InputError(f"no file matches {str(pattern)!r}", remedy=remedy)
-        for file in found:  # a link to a file that is there as well is the same rows
+        for file in found:  # a link to a matched file has the same rows
             files.setdefault(file.resolve(), file)
     return list(files.values())
 
 
 def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
-    """Raise `InputError` where a later run would read what this one writes to the directory `out`."""
+    """Raise `InputError` if a later run would read what this one writes to the directory `out`."""
     # Below `out`, parts mirror the partition directories of their inputs.
     target = out.resolve()
     written = [target.joinpath(*["key=value"] * depth, "part-0.parquet") for depth in range(4)]
@@ -96,7 +95,7 @@ def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
         folders = [Path(pattern)] if not glob.has_magic(pattern) else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207
         is_read = any(_holds(folder, target) for folder in folders if folder.is_dir())
         if not is_read and glob.has_magic(pattern):
-            parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100 (links among the wildcards stay as they are)
+            parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100 (keeps links among the wildcards)
             fixed = next(k for k, part in enumerate(parts) if glob.has_magic(part))
             rooted = (*Path(*parts[:fixed]).resolve().parts, *parts[fixed:])
             is_read = any(_is_found(place.parts, rooted) for place in places)
@@ -106,13 +105,13 @@ def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
 
 
 def _holds(folder: Path, target: Path) -> bool:
-    """Whether reading the folder would read what the target directory holds."""
+    """True if reading the folder would read the target directory."""
     root = folder.resolve()
     return target.is_relative_to(root) and not any(name[0] in "_." for name in target.parts[len(root.parts) :])
 
 
 def _is_found(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether a glob of these parts finds the path of these parts."""
+    """True if a glob with these parts matches a path with these parts."""
     if not patterns or not names:
         return not patterns and not names
     if patterns[0] == "**":
@@ -133,13 +132,13 @@ def _files_below(root: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] not in "_."]
         folders[:] = [name for name in folders if os.path.realpath(Path(folder) / name) not in seen]
         found += [Path(folder) / name for name in names if name[0] not in "_."]
-    others = sorted(file for file in found if kind_of(file) is None and not _is_about_data(file))
+    others = sorted(file for file in found if format_of(file) is None and not _is_about_data(file))
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         remedy = "convert or move it, rename it to begin with `_`, or give a glob of what to read"
         expected = f"{root}: expected files of {_suffixes()} alone"
         raise InputError(expected, found=f"{others[0].relative_to(root)}{more}", remedy=remedy)
-    return sorted(file for file in found if kind_of(file) is not None)
+    return sorted(file for file in found if format_of(file) is not None)
 
 
 def _is_about_data(file: Path) -> bool:
@@ -147,13 +146,13 @@ def _is_about_data(file: Path) -> bool:
 
 
 def _suffixes() -> str:
-    return ", ".join(KINDS)
+    return ", ".join(FORMATS)
 
 
 def schema_of(path: Path, csv: CsvFormat | None = None) -> dict[str, pl.DataType]:
-    """Names and types of a file's columns, then of those in its path alone; empty for a file without a byte.
+    """Names and types of a file's columns, then of those only in its path; empty for an empty file.
 
-    Raises `InputError` for a file that cannot be read or names a column twice.
+    Raises `InputError` for a file that cannot be read or has two columns of the same name.
     """
     _, schema = _open(path, csv)
     return schema | {name: pl.String() for name in partitions_of(path.parent.parts) if schema and name not in schema}
@@ -165,17 +164,17 @@ def columns_of(path: Path, csv: CsvFormat | None = None) -> list[str]:
 
 
 def _open(path: Path, csv: CsvFormat | None) -> tuple[pl.LazyFrame, dict[str, pl.DataType]]:
-    """Lazy frame of a file, and the schema in it; once for both, as JSON has to be read for its schema."""
+    """Lazy frame of a file, and its schema; together, as JSON has to be read for its schema."""
     if _is_empty(path):
         return pl.LazyFrame(), {}
     with _faults(path):
         frame = _scan(path, csv)
         schema = dict(frame.collect_schema())
-    if not schema and kind_of(path) == "ndjson":
+    if not schema and format_of(path) == "ndjson":
         found, remedy = "objects without a key", "write the names of the columns as keys"
         raise InputError(f"{path}: expected columns", found=found, remedy=remedy)
     for name in schema:
-        # polars renames the second column of a name instead of refusing it.
+        # polars renames a second column of the same name instead of refusing it.
         original = re.fullmatch(r"(.*)_duplicated_\d+", name)
         if original and original[1] in schema:
             raise InputError(
@@ -187,10 +186,10 @@ def _open(path: Path, csv: CsvFormat | None) -> tuple[pl.LazyFrame, dict[str, pl
 def read_chunks(
     path: Path, columns: Sequence[str] | None = None, *, csv: CsvFormat | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[pl.DataFrame]:
-    """Frames of `chunk_rows` rows (the last one: the rest) in file order, with the named columns alone where given.
+    """Frames of `chunk_rows` rows (the last one: the rest) in file order, with only the named columns if given.
 
-    `csv` says how delimited text is written. Raises `InputError` for a file that is not there, not readable, truncated
-    or ragged, for a column that it has not, and for one that differs from what the path says.
+    `csv` is the format of delimited text. Raises `InputError` for a file that is missing, unreadable, truncated or
+    ragged, for a missing column, and for a column that differs from the path.
     """
     frame, schema = _open(path, csv)
     in_file = [*schema]
@@ -202,7 +201,7 @@ def read_chunks(
     if absent:
         raise missing_column(absent[0], [*dict.fromkeys([*in_file, *in_path])]).located(str(path))
     partitions = {name: value for name, value in in_path.items() if name in wanted}
-    # A frame of no columns would not know how many rows it has.
+    # A frame without columns has no number of rows.
     to_read = [name for name in wanted if name in in_file] or in_file[:1]
     with _faults(path):
         for chunk in _chunks(frame, path, csv, in_file, to_read, chunk_rows):
@@ -222,10 +221,10 @@ def _chunks(
             frame = frame.select(wanted)
         yield from frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
         return
-    # polars sees a csv row that is too long only when it reads all columns, and fills a short one with nulls.
+    # polars notices a too long csv row only if it reads all columns, and fills a short one with nulls.
     is_checked = False
     chunks = frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
-    # In a file of one column a blank line is a missing value.
+    # In a file with one column, a blank line is a missing value.
     for chunk in chunks if len(in_file) == 1 else _without_blank_lines(chunks, path):
         if not is_checked and chunk[in_file[-1]].null_count():
             check_fields(path, len(in_file), _format(path, csv).separator)
@@ -234,8 +233,8 @@ def _chunks(
 
 
 def _without_blank_lines(chunks: Iterable[pl.DataFrame], path: Path) -> Iterator[pl.DataFrame]:
-    """The chunks without the rows that polars makes of blank lines at the end of a file."""
-    held: pl.DataFrame | None = None  # rows without any value, which may turn out to be the last ones
+    """The chunks without the rows that polars reads from blank lines at the end of a file."""
+    held: pl.DataFrame | None = None  # rows without a value, which may be the last ones
     for chunk in chunks:
         whole = chunk if held is None else pl.concat([held, chunk])
         is_blank = whole.select(pl.all_horizontal(pl.all().is_null())).to_series()
@@ -248,14 +247,14 @@ def _without_blank_lines(chunks: Iterable[pl.DataFrame], path: Path) -> Iterator
 
 
 def _is_empty(path: Path) -> bool:
-    """True for a file without a byte, or of blank lines alone; its format must be known and it must be there."""
-    if kind_of(path) is None:
+    """True for a file without data; raises `InputError` for an unsupported format and a missing file."""
+    if format_of(path) is None:
         raise InputError(f"{path}: expected a file that ends in {_suffixes()}", remedy="convert or rename it")
     if not path.is_file():
         raise InputError(f"{path}: no such file", remedy="check the path")
     if path.stat().st_size == 0:
         return True
-    if kind_of(path) == "parquet":
+    if format_of(path) == "parquet":
         return False
     with _faults(path), open_packed(path) as file:
         while block := file.read(65_536):
@@ -266,11 +265,11 @@ def _is_empty(path: Path) -> bool:
 
 def _format(path: Path, csv: CsvFormat | None) -> CsvFormat:
     csv = csv or CsvFormat()
-    return csv.model_copy(update={"separator": "\t"}) if kind_of(path) == "tsv" else csv
+    return csv.model_copy(update={"separator": "\t"}) if format_of(path) == "tsv" else csv
 
 
 def _scan(path: Path, csv: CsvFormat | None) -> pl.LazyFrame:
-    if kind_of(path) == "parquet":
+    if format_of(path) == "parquet":
         return pl.scan_parquet(path, glob=False, hive_partitioning=False)
     if not is_text(path):
         return scan_json(path)
@@ -281,12 +280,12 @@ def _scan(path: Path, csv: CsvFormat | None) -> pl.LazyFrame:
 
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
-    """Turn what a reader raises over a bad file into one line that names the file."""
+    """Turn a reader's error about a bad file into an `InputError` that names the file."""
     try:
         yield
     except (
         pl.exceptions.PolarsError,
-        pl.exceptions.PanicException,  # polars gives up on some bytes
+        pl.exceptions.PanicException,  # polars raises it for some bytes
         OSError,
         EOFError,
         UnicodeDecodeError,
@@ -294,9 +293,9 @@ def _faults(path: Path) -> Iterator[None]:
         kind = suffix_of(path)[1:]
         check_readable(path)
         if is_text(path):
-            check_fields(path)  # says where, which polars does not
+            check_fields(path)  # raises with the line, which polars does not give
         remedy = "the file is damaged or of another format: write it again"
-        if kind_of(path) == "ndjson":
+        if format_of(path) == "ndjson":
             remedy = "write one object per line, with values of one type under each name"
         found = " ".join(str(error).split())[:160]
         if "utf-8" in found.lower():

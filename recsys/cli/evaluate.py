@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: RunPath,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    data: Annotated[Path | None, typer.Option(help="Dataset directory; else the one of training.")] = None,
+    split: Annotated[str, typer.Option(help="Split: train, valid or test.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Dataset directory; by default the one of training.")] = None,
     by: Annotated[
-        str | None, typer.Option(help="Categorical feature: also by how often training saw its value.")
+        str | None, typer.Option(help="Categorical feature: metrics also by how often training saw its value.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of a trained run on a split, and how its features share the table."""
+    """Measure a trained run on a split of its data.
+
+    Prints its metrics, and how the features share the rows of the table.
+    """
     require_training()
     from recsys.runs.evaluate import evaluate_run
 

@@ -72,11 +72,13 @@ def tuned(evidence: PruningContext, num_steps: int) -> Iterator[None]:
     """The ranker after some steps of training under its gate inside the block; after it as it was."""
     ranker, seed = evidence.ranker, evidence.seed
     before = {name: tensor.clone() for name, tensor in ranker.state_dict().items()}
-    fetch = ranker.embedding.fetch
     rate = TUNING_SHARE * evidence.trainer.learning_rate
     config = evidence.trainer.model_copy(update={"learning_rate": rate})
     own_rate = evidence.embedding.learning_rate
-    table = AdamTable(ranker.embedding, TUNING_SHARE * own_rate if own_rate else rate, evidence.embedding.l2)
+    table = AdamTable(
+        ranker.embedding.table.detach(), TUNING_SHARE * own_rate if own_rate else rate, evidence.embedding.l2
+    )
+    gather_fn, ranker.embedding.gather_fn = ranker.embedding.gather_fn, table.gather
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -90,7 +92,7 @@ def tuned(evidence: PruningContext, num_steps: int) -> Iterator[None]:
         yield
     finally:
         ranker.load_state_dict(before)
-        ranker.embedding.fetch = fetch
+        ranker.embedding.gather_fn = gather_fn
         ranker.eval()
 
 

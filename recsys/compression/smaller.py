@@ -4,7 +4,7 @@ Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for We
 arXiv 2305.12102: the multiplexed table degrades gracefully as it shrinks.
 """
 
-from features.layout import COUNTED
+from features.table_kinds import TABLE_KINDS
 from recsys.compression.base import Compressor, TrainingStats
 from recsys.compression.sizing import most_rows
 from recsys.embedding.table import EmbeddingConfig
@@ -18,5 +18,5 @@ class Smaller(Compressor):
     def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """Another number of rows."""
         num_rows = most_rows(self.budget, embedding.width, facts.num_reads(embedding.probes))
-        kind = "unified" if embedding.kind in COUNTED else embedding.kind
+        kind = "unified" if TABLE_KINDS[embedding.kind].has_own_ranges else embedding.kind
         return embedding.model_copy(update={"kind": kind, "num_rows": num_rows})

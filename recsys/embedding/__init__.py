@@ -1,1 +1,1 @@
-"""The one table: its rows, its addressing, its optimisers."""
+"""The embedding table: its addressing, its rows in training, its masks and its optimisers."""

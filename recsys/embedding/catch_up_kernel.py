@@ -1,7 +1,6 @@
-"""The steps that rows of a table missed, as a compiled kernel: what `recsys.embedding.catch_up` does in torch, on a
-CPU.
+"""Compiled kernel that gathers table rows and applies the steps that they missed: `catch_up` for a CPU.
 
-U rows, w row width. `recsys.embedding.catch_up` has the mathematics and its words: exact steps, strides, pull, push,
+U rows, w row width. `recsys.embedding.catch_up` has the mathematics and the terms: exact steps, strides, pull, push,
 coupling.
 """
 
@@ -20,46 +19,46 @@ from recsys.embedding.catch_up import EXACT_STEPS, GROWTH
 from recsys.embedding.kernels import AHEAD, Kernel, compiled, copy, prefetch
 
 _LANES = 64
-"""Values that are caught up side by side: rows in groups, so that one does not wait for its own square roots."""
+"""Values that catch up side by side: rows in groups, so that none waits for its own square roots."""
 _AHEAD = 24
-"""As `AHEAD`, for rows that are not read in their order."""
+"""As `AHEAD`, for rows that are not read in increasing order."""
 
-# Into the kernel, so that places are constants there: only then are the loops vectorised. A kernel that closed over
-# other compiled functions would be compiled anew in every process.
+# Inlined into the kernel, so that offsets are constants there: only then are the loops vectorised. A kernel that closes
+# over other compiled functions would be compiled again in every process.
 _inlined = numba.njit(inline="always", nogil=True, error_model="numpy")
 
 
-class Memory(NamedTuple):
-    """What Adam's averages have forgotten after t steps: entry 2 t, and the last entry for all later."""
+class BiasCorrections(NamedTuple):
+    """Bias corrections of Adam after t steps: entry 2 t, and the last entry for all later steps."""
 
-    forgotten2: npt.NDArray[np.float32]
+    second: npt.NDArray[np.float32]
     """1 - b2^t."""
     root: npt.NDArray[np.float32]
     """sqrt(1 - b2^t)."""
     ratio: npt.NDArray[np.float32]
     """sqrt(1 - b2^t) / (1 - b1^t)."""
-    forgotten1: npt.NDArray[np.float32]
+    first: npt.NDArray[np.float32]
     """1 - b1^t."""
 
 
-def memory_of(beta1: float, beta2: float) -> Memory:
-    """Tables of two betas, as long as it takes until float32 sees no difference.
+def bias_corrections(beta1: float, beta2: float) -> BiasCorrections:
+    """Tables for two betas, up to the step from which float32 sees no difference.
 
-    >>> [round(float(value), 4) for value in memory_of(0.9, 0.999).forgotten1[:5]]
+    >>> [round(float(value), 4) for value in bias_corrections(0.9, 0.999).first[:5]]
     [0.0, 0.0513, 0.1, 0.1462, 0.19]
     """
     longest = max(2, *(math.ceil(math.log(1e-9) / math.log(beta)) for beta in (beta1, beta2) if beta > 0))
     steps = np.arange(2 * longest + 1) / 2
-    forgotten1, forgotten2 = (
+    first, second = (
         -np.expm1(steps * math.log(beta)) if beta else (steps > 0).astype(float) for beta in (beta1, beta2)
     )
-    ratio = np.sqrt(forgotten2) / np.maximum(forgotten1, 1e-300)
-    tables = (forgotten2, np.sqrt(forgotten2), ratio, forgotten1)
-    return Memory(*(table.astype(np.float32) for table in tables))
+    ratio = np.sqrt(second) / np.maximum(first, 1e-300)
+    tables = (second, np.sqrt(second), ratio, first)
+    return BiasCorrections(*(table.astype(np.float32) for table in tables))
 
 
-class _Places(NamedTuple):
-    """Where the values of a group stand in its scratch; `push` is also how many there are of each."""
+class _Offsets(NamedTuple):
+    """Where the values of a group are in its scratch array; `push` is also the number of values of each kind."""
 
     width: int
     pull: int
@@ -130,8 +129,8 @@ def _stride(s, lengths, at, share, beta1):
     for j in range(at.push):
         x = s[at.pull + j]
         halfway = min(max(x + half * (s[at.steps + j] + one) * s[at.drift + j], min(x, zero)), max(x, zero))
-        gathered = third * (x * x + halfway * (x + halfway))
-        v_middle = s[at.second + j] + s[at.to_middle + j] * (gathered - s[at.second + j])
+        accumulated = third * (x * x + halfway * (x + halfway))
+        v_middle = s[at.second + j] + s[at.to_middle + j] * (accumulated - s[at.second + j])
         s[at.coupling + j] = min(most, s[at.rates + j] / (math.sqrt(v_middle) + s[at.floors + j]))
     _power(s, lengths, at, share)
     for j in range(at.push):
@@ -148,7 +147,7 @@ def _stride(s, lengths, at, share, beta1):
 
 
 @_inlined
-def _strided_steps_no_decay(s, at, beta1):
+def _stride_no_decay(s, at, beta1):
     one = np.float32(1)
     for j in range(at.push):  # here `gain` is the share of the momentum that is spent
         root = math.sqrt(s[at.second + j] * (one - s[at.to_middle + j])) + s[at.floors + j]
@@ -158,8 +157,8 @@ def _strided_steps_no_decay(s, at, beta1):
 
 
 @_inlined
-def _strided_steps(s, lengths, at, missed, now, memory, learning_rate, decay, beta1, take1, take2, eps):
-    forgotten2, root, ratio, forgotten1 = memory
+def _strided_steps(s, lengths, at, missed, now, corrections, learning_rate, decay, beta1, take1, take2, eps):
+    second, root, ratio, first = corrections
     last, one, share = len(root) - 1, np.float32(1), take1
     for j in range(at.push):
         s[at.drift + j] = -s[at.pull + j]
@@ -177,51 +176,51 @@ def _strided_steps(s, lengths, at, missed, now, memory, learning_rate, decay, be
         s[at.drift + j] = (s[at.drift + j] + s[at.pull + j]) * (scale / np.float32(EXACT_STEPS))
         s[at.pull + j] *= scale
         s[at.push + j] /= share
-    walked = EXACT_STEPS
-    while walked < missed[0]:
+    done = EXACT_STEPS
+    while done < missed[0]:
         for r in range(len(missed)):
-            length = min(walked * (GROWTH - 1), missed[r] - walked)
-            begun = 2 * (now - missed[r] + walked)
+            length = min(done * (GROWTH - 1), missed[r] - done)
+            begin = 2 * (now - missed[r] + done)
             _spread(lengths, 0, at.width, r, np.int32(length))
             _spread(s, at.steps, at.width, r, np.float32(length))
-            _spread(s, at.to_end, at.width, r, forgotten2[min(2 * length, last)])
+            _spread(s, at.to_end, at.width, r, second[min(2 * length, last)])
             if decay > 0:
-                when = min(begun + length + 1, last)
-                _spread(s, at.to_middle, at.width, r, forgotten2[min(length + 1, last)])
+                when = min(begin + length + 1, last)
+                _spread(s, at.to_middle, at.width, r, second[min(length + 1, last)])
                 _spread(s, at.rates, at.width, r, learning_rate * ratio[when] * (share * decay))
                 _spread(s, at.floors, at.width, r, eps * root[when])
-            else:  # the middle of what is left of the momentum, rather than that of the way
-                spent = forgotten1[min(2 * length, last)]
+            else:  # the middle of the remaining momentum rather than of the stride
+                spent = first[min(2 * length, last)]
                 middle = 2 * (1 / share - length * (1 - spent) / spent)
                 _spread(s, at.gain, at.width, r, spent)
-                _spread(s, at.to_middle, at.width, r, _between(forgotten2, middle))
-                _spread(s, at.rates, at.width, r, learning_rate * _between(ratio, begun + middle))
-                _spread(s, at.floors, at.width, r, eps * _between(root, begun + middle))
+                _spread(s, at.to_middle, at.width, r, _between(second, middle))
+                _spread(s, at.rates, at.width, r, learning_rate * _between(ratio, begin + middle))
+                _spread(s, at.floors, at.width, r, eps * _between(root, begin + middle))
         if decay > 0:
             _stride(s, lengths, at, share, beta1)
         else:
-            _strided_steps_no_decay(s, at, beta1)
-        walked *= GROWTH
+            _stride_no_decay(s, at, beta1)
+        done *= GROWTH
     for j in range(at.push):
         s[at.pull + j] /= scale
         s[at.push + j] *= share
 
 
 @_inlined
-def _sort_by_strides(start, stop, rows, last_step, now, is_idle_without_reads):
-    """Order of the rows by the number of exact steps and strides that they missed; where each number ends."""
+def _sort_by_strides(start, stop, rows, last_step, now, keeps_unread):
+    """The rows ordered by their number of exact steps and strides; the steps they missed; where each number ends."""
     numbers, missed = np.empty(stop - start, np.uint8), np.empty(stop - start, np.int64)
     ends = np.zeros(64, np.int64)
     for u in range(start, stop):
         if u + AHEAD < stop:
             prefetch(last_step, rows[u + AHEAD])
-        fell_asleep = last_step[rows[u]]
-        slept = 0 if is_idle_without_reads and fell_asleep == 0 else now - fell_asleep
-        number, way = min(slept, EXACT_STEPS), EXACT_STEPS
-        while way < slept:
-            way *= GROWTH
+        last = last_step[rows[u]]
+        gap = 0 if keeps_unread and last == 0 else now - last
+        number, done = min(gap, EXACT_STEPS), EXACT_STEPS
+        while done < gap:
+            done *= GROWTH
             number += 1
-        missed[u - start], numbers[u - start] = slept, number
+        missed[u - start], numbers[u - start] = gap, number
         ends[number] += 1
     total = 0
     for number in range(len(ends)):
@@ -235,28 +234,29 @@ def _sort_by_strides(start, stop, rows, last_step, now, is_idle_without_reads):
 
 
 @cache
-def take_out(width: int) -> Kernel:
-    """Kernel that reads rows [U] into `w_out, m_out, v_out` [U, w], and applies the steps that each one missed there.
+def gather_rows(width: int) -> Kernel:
+    """Kernel that gathers rows [U] into `w_out, m_out, v_out` [U, w] and applies there the steps that each missed.
 
-    `recsys.embedding.catch_up` says what the steps and strides are. Rows that need the same number of them are taken
-    in groups,
-    side by side in a scratch of `lanes` values: a row alone would wait for its own square roots. Within a group rows
-    differ in when they fell asleep, and in the length of their last stride alone.
+    Rows with the same number of exact steps and strides catch up in groups, side by side in a scratch of `lanes`
+    values: a row alone would wait for its own square roots. Rows of a group differ only in their last step and in the
+    length of their last stride.
     """
     group = max(1, _LANES // width)
     lanes = group * width
-    at = _Places(width, *(k * lanes for k in range(12)))
+    at = _Offsets(width, *(k * lanes for k in range(12)))
 
     @compiled
-    def kernel(start, stop, rows, table, m, v, last_step, now, w_out, m_out, v_out, memory, rate, decay, betas, eps):
+    def kernel(
+        start, stop, rows, table, m, v, last_step, now, w_out, m_out, v_out, corrections, rate, decay, betas, eps
+    ):
         beta1, take1, take2 = betas
-        order, slept, ends = _sort_by_strides(start, stop, rows, last_step, now, decay == 0)
+        order, gaps, ends = _sort_by_strides(start, stop, rows, last_step, now, decay == 0)
         s, lengths = np.ones(12 * at.push, np.float32), np.zeros(at.push, np.int32)
         missed, begin = np.zeros(group, np.int64), 0
         for number in range(len(ends)):
             for first in range(begin, ends[number], group):
                 for r in range(group):
-                    # The last group of a number is filled up with its last row.
+                    # The last group of a number is padded with its last row.
                     u = order[min(first + r, ends[number] - 1)]
                     if first + r + _AHEAD < len(order):
                         ahead = rows[order[first + r + _AHEAD]]
@@ -264,12 +264,12 @@ def take_out(width: int) -> Kernel:
                         prefetch(m, ahead)
                         prefetch(v, ahead)
                     row = rows[u]
-                    missed[r] = slept[u - start]
+                    missed[r] = gaps[u - start]
                     copy(s, at.pull + r * width, table, row * width, width)
                     copy(s, at.push + r * width, m, row * width, width)
                     copy(s, at.second + r * width, v, row * width, width)
                 if number > 0:
-                    _strided_steps(s, lengths, at, missed, now, memory, rate, decay, beta1, take1, take2, eps)
+                    _strided_steps(s, lengths, at, missed, now, corrections, rate, decay, beta1, take1, take2, eps)
                 for r in range(min(group, ends[number] - first)):
                     u = order[first + r]
                     copy(w_out, u * width, s, at.pull + r * width, width)

@@ -1,9 +1,9 @@
-"""Mask: which cells of the table are kept, and the gate that holds a model to it.
+"""Mask: the cells of the table that are kept, and the gate that applies it to what a model reads.
 
-M table rows, w row width, S slots, n reads of a batch (rows in reading order), W = S * w output columns.
+M table rows, w row width, S slots, n lookups of a batch, W = S * w output columns.
 
-A kept cell stands in a prefix of its row, and a slot reads a prefix of every row, so that all kinds of pruning end as
-two lists of widths: a removed row has width 0, and so has a removed probe or feature.
+Each row keeps a prefix of its cells and each slot reads a prefix of every row, so that all kinds of pruning end as two
+lists of widths: a removed row has width 0, and so has a removed probe or feature.
 """
 
 from pathlib import Path
@@ -18,18 +18,18 @@ from recsys import checkpoint
 
 
 class Reads(NamedTuple):
-    """Which row is read by which slot, and for which example: the rows of a batch in reading order."""
+    """The lookups of a batch: the row, the slot that reads it, and the example it is read for."""
 
     rows: Tensor
     """[n] int64."""
     slots: Tensor
-    """[n] int64: positions in the layout."""
+    """[n] int64, positions in the layout."""
     examples: Tensor
-    """[n] int64: numbers in the batch."""
+    """[n] int64, positions in the batch."""
 
 
 class Mask(NamedTuple):
-    """Columns that are kept: of row r, slot s reads the first min(row_widths[r], slot_widths[s]).
+    """Kept columns: of row r, slot s reads the first min(row_widths[r], slot_widths[s]).
 
     >>> layout = TableLayout(num_rows=3, width=2, seed=0, views={"main": {"a": 1}}, keys={"a": "a"}, pooling={})
     >>> Mask.full(layout).row_widths.tolist(), Mask.full(layout).slot_widths.tolist()
@@ -39,7 +39,7 @@ class Mask(NamedTuple):
     row_widths: Tensor
     """[M] int64: columns of each row that are stored."""
     slot_widths: Tensor
-    """[S] int64: columns that each slot hands on."""
+    """[S] int64: columns that each slot reads."""
 
     @staticmethod
     def full(layout: TableLayout) -> "Mask":
@@ -51,7 +51,7 @@ class Mask(NamedTuple):
 
     @property
     def num_rows_kept(self) -> int:
-        """Rows of which anything is stored."""
+        """Rows of which at least one cell is stored."""
         return int((self.row_widths > 0).sum())
 
     @property
@@ -60,7 +60,7 @@ class Mask(NamedTuple):
         return int(self.row_widths.sum())
 
     def columns(self, width: int) -> Tensor:
-        """1 for each output column [W] that its slot hands on, else 0, float32."""
+        """1 for each output column [W] that its slot reads, else 0, float32."""
         return (torch.arange(width) < self.slot_widths[:, None]).float().flatten()
 
     def apply(self, table: Tensor) -> None:
@@ -74,28 +74,28 @@ class Mask(NamedTuple):
         found = {name: list(widths.shape) for name, widths in self._asdict().items()}
         wrong = any(bool(((widths < 0) | (widths > layout.width)).any()) for widths in self)
         if found != expected or wrong:
-            remedy = "bring the run's own mask.safetensors back"
+            remedy = "restore the run's own mask.safetensors"
             raise InputError(f"expected a mask of {expected}, up to {layout.width}", found=str(found), remedy=remedy)
         return self
 
 
 class Gate(nn.Module):
-    """What stands between the table and the network: a function of the gathered values, at O(batch) a step.
+    """Masks or scales the values between the table and the network, at O(batch) per step.
 
-    What a gate learns it holds as a buffer and not as a parameter: the network's Adam must not take it.
+    What a gate learns is a buffer rather than a parameter, as the network's Adam must not train it.
     """
 
     def forward(self, values: Tensor, reads: Reads) -> Tensor:
-        """Values [n, w] of the rows that were read, to values of the same shape."""
+        """Values [n, w] of the rows that were read to values [n, w] for the network."""
         raise NotImplementedError
 
     def penalty(self) -> Tensor | None:
-        """A scalar for the training loss; none by default."""
+        """A scalar to add to the training loss; None by default."""
         return None
 
 
 class MaskGate(Gate):
-    """Holds a model to a mask: what is removed reads as 0 and gets no gradient.
+    """Applies a mask: removed cells read as 0 and get no gradient.
 
     >>> gate = MaskGate(Mask(torch.tensor([2, 1, 0]), torch.tensor([2, 1])))
     >>> reads = Reads(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 1, 2]))
@@ -108,13 +108,13 @@ class MaskGate(Gate):
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()
-        # Not in the state: a run keeps its mask in a file of its own, and its weights stay readable without.
+        # Not in the state: a run has its mask in a file of its own, and its weights stay readable without it.
         self.register_buffer("row_widths", mask.row_widths, persistent=False)
         self.register_buffer("slot_widths", mask.slot_widths, persistent=False)
 
     @property
     def mask(self) -> Mask:
-        """As it is now."""
+        """The mask of both widths."""
         return Mask(self.row_widths, self.slot_widths)
 
     def forward(self, values: Tensor, reads: Reads) -> Tensor:

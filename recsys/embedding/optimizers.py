@@ -1,7 +1,7 @@
-"""How the one table is trained: three optimisers behind one small interface.
+"""Optimisers of the table: three behind one small interface.
 
-M table rows, w row width. `adam` is ours and needs no kernel library; `rowwise_adagrad` is torchrec's fused one, the
-one that also runs sharded over processes.
+M table rows, w row width, U distinct rows of a batch. `adam` is ours and needs no kernel library; `rowwise_adagrad` is
+torchrec's fused kernel, which also runs sharded over processes.
 """
 
 from typing import Protocol
@@ -13,23 +13,24 @@ from features.addressing import Vocabulary
 from features.errors import InputError
 from features.layout import TableLayout
 from recsys.checkpoint import load_optimizer_tensors, optimizer_tensors
+from recsys.embedding.active_rows import ActiveRows
 from recsys.embedding.row_sparse_adam import RowSparseAdam, RowState
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 
 
 class TableOptimizer(Protocol):
-    """What the trainer asks of a table optimiser."""
+    """The part of a table optimiser that the trainer uses."""
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come."""
+        """Rate of the next steps."""
         ...
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None: ...
 
     def gradients(self) -> list[Tensor]:
-        """Gradients of the table that a global norm may scale in place; none where the update is fused."""
+        """Gradients of the table, which clipping scales in place; none where the update is fused."""
         ...
 
     def step(self) -> None:
@@ -37,11 +38,11 @@ class TableOptimizer(Protocol):
         ...
 
     def flush(self) -> None:
-        """Bring every row up to date: before evaluation and export."""
+        """Bring every row up to date, before evaluation and export."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that continuing bit for bit needs, the table itself excepted."""
+        """Everything but the table itself that a resumed run needs to continue bit for bit."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -50,17 +51,20 @@ class TableOptimizer(Protocol):
 
 
 class AdamTable:
-    """Row-sparse Adam over the rows that the embedding touched; dense quality at O(batch) a step."""
+    """Row-sparse Adam over the rows that training gathers; the quality of dense Adam at O(batch) per step."""
 
-    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
-        self.embedding = embedding
-        self.adam = RowSparseAdam(embedding.table.detach(), learning_rate=learning_rate, weight_decay=l2)
-        self._loan: RowState | None = None
-        embedding.fetch = self._fetch
+    def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
+        self.adam = RowSparseAdam(table, learning_rate=learning_rate, weight_decay=l2)
+        self._active_rows: RowState | None = None
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Up-to-date values [U, w] of distinct rows: a leaf, whose gradient the next `step` applies."""
+        self._active_rows = self.adam.gather_rows(rows)
+        return self._active_rows.w.requires_grad_()
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come; setting it first brings every row up to date at the old rate."""
+        """Rate of the next steps; setting it first brings every row up to date at the old rate."""
         return self.adam.learning_rate
 
     @learning_rate.setter
@@ -68,21 +72,16 @@ class AdamTable:
         self.adam.learning_rate = value
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the touched rows [U, w]; none where the batch had no token."""
-        return _gradients(self.embedding)
+        """The gradient of the gathered rows [U, w]; none where the batch had no token."""
+        return _gradients(self._active_rows)
 
     def step(self) -> None:
-        """One step on the touched rows."""
-        active_rows = self.embedding.active_rows
-        if active_rows is not None and self._loan is not None:
-            # A batch whose lists are all empty reads no row, and yet dense Adam would make its step.
-            gradient = active_rows.block.grad
-            self.adam.step(self._loan, torch.zeros_like(active_rows.block) if gradient is None else gradient)
-        self.embedding.active_rows = self._loan = None
-
-    def _fetch(self, rows: Tensor) -> Tensor:
-        self._loan = self.adam.gather_rows(rows)
-        return self._loan.w
+        """One step on the gathered rows."""
+        if self._active_rows is not None:
+            # A batch whose lists are all empty reads no row; dense Adam would take a step all the same.
+            w = self._active_rows.w
+            self.adam.step(self._active_rows, torch.zeros_like(w) if w.grad is None else w.grad)
+        self._active_rows = None
 
     def flush(self) -> None:
         """Apply the missed steps of all rows."""
@@ -98,16 +97,21 @@ class AdamTable:
 
 
 class DenseAdam:
-    """torch's Adam with L2 over the whole table at every step, O(M): what `AdamTable` is measured against."""
+    """torch's Adam with L2 over the whole table at every step, O(M): the reference for `AdamTable`."""
 
-    def __init__(self, embedding: UnifiedEmbedding, learning_rate: float, l2: float) -> None:
-        self.embedding = embedding
-        self.table = embedding.table.detach().requires_grad_()
+    def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
+        self.table = table.requires_grad_()
         self.adam = torch.optim.Adam([self.table], lr=learning_rate, weight_decay=l2, fused=True)
+        self._active_rows: ActiveRows | None = None
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Values [U, w] of distinct rows: a leaf, whose gradient the next `step` applies."""
+        self._active_rows = ActiveRows(rows, self.table.detach().index_select(0, rows).requires_grad_())
+        return self._active_rows.w
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come."""
+        """Rate of the next steps."""
         return self.adam.param_groups[0]["lr"]
 
     @learning_rate.setter
@@ -115,21 +119,20 @@ class DenseAdam:
         self.adam.param_groups[0]["lr"] = value
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the touched rows [U, w]: all others are zero."""
-        return _gradients(self.embedding)
+        """The gradient of the gathered rows [U, w]: all others are zero."""
+        return _gradients(self._active_rows)
 
     def step(self) -> None:
         """One step on every row."""
-        active_rows = self.embedding.active_rows
-        if active_rows is not None:
+        if self._active_rows is not None:
             self.table.grad = torch.zeros_like(self.table)
-            if active_rows.block.grad is not None:
-                self.table.grad.index_copy_(0, active_rows.rows, active_rows.block.grad)
+            for gradient in self.gradients():
+                self.table.grad.index_copy_(0, self._active_rows.rows, gradient)
             self.adam.step()
-        self.embedding.active_rows = None
+        self._active_rows = None
 
     def flush(self) -> None:
-        """Every row is up to date at all times."""
+        """Nothing: every row is always up to date."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and the number of steps."""
@@ -141,34 +144,34 @@ class DenseAdam:
 
 
 class FusedRowWiseAdagrad:
-    """torchrec's fused row-wise Adagrad: the update happens inside backward, on touched rows alone."""
+    """torchrec's fused row-wise Adagrad, which updates the rows that a batch reads inside backward."""
 
     def __init__(self, embedding: UnifiedEmbedding) -> None:
         self.optimizer = embedding.collection.fused_optimizer()  # pyright: ignore[reportCallIssue]
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the steps to come."""
+        """Rate of the next steps."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = value
-        self.optimizer.zero_grad()  # this is how torchrec hands the rate to the kernel
+        self.optimizer.zero_grad()  # passes the rate on to torchrec's kernel
 
     def gradients(self) -> list[Tensor]:
-        """None: the gradient never leaves the kernel, so that a global norm cannot count it."""
+        """None: gradients never leave the kernel, so that the global norm cannot include them."""
         return []
 
     def step(self) -> None:
-        """Nothing left to do after backward."""
+        """Nothing: backward has updated the table."""
 
     def flush(self) -> None:
-        """Every row is up to date at all times."""
+        """Nothing: every row is always up to date."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running sums of squares, one a row."""
+        """The running sums of squares, one per row."""
         return {"momentum": self._momentum()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -182,10 +185,10 @@ class FusedRowWiseAdagrad:
 
 
 class TableOptimizerWrapper:
-    """A table's optimiser that something else is stepped beside: a subclass adds to what this hands on.
+    """Forwards to a table's optimiser; a subclass also steps something else.
 
-    The rate and the gradients are the table's alone: what is beside it keeps a rate of its own, and does not count
-    towards the global norm.
+    The rate and the gradients are those of the table: what else a subclass trains has a rate of its own, and is not in
+    the global norm.
     """
 
     def __init__(self, table: TableOptimizer) -> None:
@@ -221,17 +224,16 @@ class TableOptimizerWrapper:
         self.table.load_state_dict(state)
 
 
-def _gradients(embedding: UnifiedEmbedding) -> list[Tensor]:
-    active_rows = embedding.active_rows
-    return [] if active_rows is None or active_rows.block.grad is None else [active_rows.block.grad]
+def _gradients(active_rows: ActiveRows | RowState | None) -> list[Tensor]:
+    return [] if active_rows is None or active_rows.w.grad is None else [active_rows.w.grad]
 
 
 def build_table(
     layout: TableLayout, config: EmbeddingConfig, learning_rate: float, vocabulary: Vocabulary | None = None
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
-    """The embedding of a layout and the optimiser that its config names; `learning_rate` where it sets none.
+    """The embedding of a layout, bound to the optimiser that its config names; `learning_rate` if that sets none.
 
-    Raises `InputError` for a width that the fused kernel cannot take.
+    Raises `InputError` for a table that does not fit in memory, or a width that the fused kernel does not support.
     """
     rate = config.learning_rate or learning_rate
     try:
@@ -250,8 +252,10 @@ def _build(
 ) -> tuple[UnifiedEmbedding, TableOptimizer]:
     if config.optimizer != "rowwise_adagrad":
         embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
-        optimizer = AdamTable if config.optimizer == "adam" else DenseAdam
-        return embedding, optimizer(embedding, rate, config.l2)
+        kind = AdamTable if config.optimizer == "adam" else DenseAdam
+        optimizer = kind(embedding.table.detach(), rate, config.l2)
+        embedding.gather_fn = optimizer.gather
+        return embedding, optimizer
     if layout.width % 4:
         remedy = "set embedding.width to a multiple of 4, or embedding.optimizer=adam"
         raise InputError("rowwise_adagrad needs a width divisible by 4", found=str(layout.width), remedy=remedy)

@@ -1,11 +1,8 @@
-"""Dense Adam with coupled L2 for an embedding table at the cost of the rows that a batch reads; gradient clipping.
+"""Dense Adam with coupled L2 for an embedding table, at the cost of the rows that a batch reads.
 
-Shapes: ``M`` rows of the table, ``w`` their width, ``U`` distinct rows of a batch.
-
-How the steps that a row missed are applied at once stands in ``recsys.embedding.catch_up``. On a CPU the loops over
-rows are
-compiled (``recsys.embedding.kernels``, ``recsys.embedding.catch_up_kernel``); for other devices the same is written
-in torch.
+M table rows, w row width, U distinct rows of a batch. `recsys.embedding.catch_up` explains how a row makes up for the
+steps that it missed. On a CPU the loops over rows are compiled (`recsys.embedding.kernels`, `catch_up_kernel`); for
+other devices the same is written in torch.
 """
 
 import math
@@ -20,56 +17,55 @@ from recsys.embedding import catch_up_kernel, kernels
 from recsys.embedding.catch_up import Settings, adam_step, catch_up
 
 _CHUNK_ROWS = 1 << 16
-"""Rows that ``catch_up_all`` takes at a time, to bound memory."""
+"""Rows that `catch_up_all` gathers at a time, to bound memory."""
 
 
 class RowState(NamedTuple):
-    """Rows on their way through a step: taken out of the table, up to date, to be given to ``step`` with a gradient."""
+    """Weights and moments of some rows, copied from the table and up to date; `RowSparseAdam.step` writes them back."""
 
     rows: Tensor
     """[U] int64."""
     w: Tensor
-    """Their weights [U, w], as dense Adam would have them now."""
+    """Weights [U, w], as dense Adam would have them now."""
     m: Tensor
-    """Their first moments [U, w]."""
+    """First moments [U, w]."""
     v: Tensor
-    """Their second moments [U, w]."""
+    """Second moments [U, w]."""
     num_steps: int
-    """Steps before this one."""
+    """Steps taken before."""
 
 
 class RowSparseAdam:
-    """Adam with L2 on every row at every step (Adam, Kingma & Ba 2015, algorithm 1), paid for only where rows are read.
+    """Adam with L2 on every row at every step (Kingma & Ba 2015, algorithm 1), computed only for rows that are read.
 
-    Agrees with ``torch.optim.Adam(weight_decay=...)`` on the dense gradient: to rounding while no row misses more than
-    ``EXACT_STEPS`` steps at a time; within 1.5 learning rates beyond, on average within 1.5% of the way that a row
-    went in the first 100 steps and 0.4% later (``tests/recsys/embedding/test_row_sparse_adam.py``).
+    Agrees with `torch.optim.Adam(weight_decay=...)` on the dense gradient: to rounding while no row misses more than
+    `EXACT_STEPS` steps at a time; within 1.5 learning rates beyond, on average within 1.5% of the distance that a row
+    moved in the first 100 steps and 0.4% later (`tests/recsys/embedding/test_row_sparse_adam.py`). Longer gaps need a
+    second beta near 0.999: strides outgrow a shorter memory.
 
-    Each step: ``gather_rows(rows)``, compute with ``loan.w``, ``step(loan, grad)``. The table itself is stale until
-    ``catch_up_all()``, which evaluation and export need first. ``rows`` must not repeat a row; that is not checked,
-    as the check costs as much as the step. Strides suit a second beta near 0.999: they outgrow a shorter memory.
+    Each step: `state = gather_rows(rows)`, compute with `state.w`, `step(state, grad)`. Other rows of the table lag
+    until `catch_up_all()`, which evaluation and export need first. `rows` must not repeat a row; that is not checked,
+    as the check costs as much as the step.
 
     Args:
         table: [M, w] float32 on any device, detached, updated in place.
         learning_rate: step size, at least 0.
-        weight_decay: L2 coefficient added to the gradient as ``weight_decay * w``, 0 or at least 1e-12.
-        betas: decay a step of the first and the second moment, each in [0, 1).
+        weight_decay: L2 coefficient: `weight_decay * w` is added to the gradient; 0 or at least 1e-12.
+        betas: decay of the first and the second moment per step, each in [0, 1).
         eps: added to the root of the second moment, above 0.
 
-    Raises:
-        InputError: a table that is not a detached [M, w] float32 tensor, or a setting outside its range.
+    Raises `InputError` for another kind of table, or a setting outside its range.
 
-    Example:
-        >>> table = torch.tensor([[1.0], [0.5]])
-        >>> optimizer = RowSparseAdam(table, learning_rate=0.1, weight_decay=0.01)
-        >>> for _ in range(2):
-        ...     loan = optimizer.gather_rows(torch.tensor([0]))
-        ...     optimizer.step(loan, torch.tensor([[1.0]]))
-        >>> [round(value, 2) for value in table.flatten().tolist()]  # row 1 sleeps,
-        [0.8, 0.5]
-        >>> optimizer.catch_up_all()
-        >>> [round(value, 2) for value in table.flatten().tolist()]  # and has shrunk by 0.1 a step meanwhile
-        [0.8, 0.3]
+    >>> table = torch.tensor([[1.0], [0.5]])
+    >>> optimizer = RowSparseAdam(table, learning_rate=0.1, weight_decay=0.01)
+    >>> for _ in range(2):
+    ...     state = optimizer.gather_rows(torch.tensor([0]))
+    ...     optimizer.step(state, torch.tensor([[1.0]]))
+    >>> [round(value, 2) for value in table.flatten().tolist()]  # row 1 lags
+    [0.8, 0.5]
+    >>> optimizer.catch_up_all()
+    >>> [round(value, 2) for value in table.flatten().tolist()]  # decay has moved it by 0.1 per step
+    [0.8, 0.3]
     """
 
     def __init__(
@@ -92,31 +88,30 @@ class RowSparseAdam:
             float(learning_rate), float(weight_decay), float(betas[0]), float(betas[1]), float(eps)
         )
         self._is_compiled = _is_on_cpu(table)
-        self._memory = catch_up_kernel.memory_of(*betas) if self._is_compiled else None
+        self._corrections = catch_up_kernel.bias_corrections(*betas) if self._is_compiled else None
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the steps to come. A new value runs ``catch_up_all`` first: set it by epoch rather than step."""
+        """Rate of the next steps. A new value runs `catch_up_all` first, so set it once per epoch, not per step."""
         return self._settings.learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         _check_learning_rate(value)
-        # An equal value must not flush: a resumed run assigns it again and has to stay bit-equal.
+        # An equal value must not catch up: a resumed run sets it again, and must stay bit-equal.
         if value != self.learning_rate:
             self.catch_up_all()  # each missed step at its own rate
             self._settings = self._settings._replace(learning_rate=float(value))
 
     @torch.no_grad()
     def gather_rows(self, rows: Tensor) -> RowState:
-        """Copies of rows with the steps that they missed applied; the table stays as it is.
+        """Copies of rows [U] int64 with the steps that they missed applied; the table is not changed.
 
-        Args:
-            rows: [U] int64, no row twice, increasing where speed matters.
+        No row may come twice; increasing rows are fastest.
         """
         if self._is_compiled:
             block = torch.empty(3, len(rows), self.table.shape[1])
-            kernel = catch_up_kernel.take_out(self.table.shape[1])
+            kernel = catch_up_kernel.gather_rows(self.table.shape[1])
             kernels.in_pieces(
                 kernel, len(rows), rows.numpy(), *self._arrays(), self.num_steps, *block.numpy(), *self._numbers()
             )
@@ -127,50 +122,47 @@ class RowSparseAdam:
         return RowState(rows, w, m, v, self.num_steps)
 
     @torch.no_grad()
-    def step(self, loan: RowState, grad: Tensor) -> None:
-        """Take one global step; the loan's rows move by their gradient and decay, all others when they are read next.
+    def step(self, state: RowState, grad: Tensor) -> None:
+        """Take one global step; the rows of `state` move by gradient and decay now, all others when they catch up.
 
         Args:
-            loan: what ``gather_rows`` gave since the last step; used up.
-            grad: [U, w] float32, the loss gradient summed over the reads of each row, without decay.
-
-        Raises:
-            AssertionError: the loan is from before another step.
+            state: what `gather_rows` returned since the last step; updated in place.
+            grad: [U, w] float32, the loss gradient summed over the lookups of each row, without decay.
         """
-        assert loan.num_steps == self.num_steps, (
-            f"expected a loan of step {self.num_steps}; found one of step {loan.num_steps}; borrow the rows again"
+        assert state.num_steps == self.num_steps, (
+            f"expected rows of step {self.num_steps}; found rows of step {state.num_steps}; gather them again"
         )
         self.num_steps += 1
         adam = self._settings
         rate, floor = adam.step_size_at(self.num_steps)
         if self._is_compiled:
             numbers = (adam.weight_decay, 1 - adam.beta1, 1 - adam.beta2, rate, floor)
-            arrays = [values.detach().numpy() for values in (grad.contiguous(), loan.w, loan.m, loan.v)]
+            arrays = [values.detach().numpy() for values in (grad.contiguous(), state.w, state.m, state.v)]
             kernel = kernels.adam_step(self.table.shape[1])
-            kernels.in_pieces(kernel, len(loan.rows), *arrays, *map(np.float32, numbers))
+            kernels.in_pieces(kernel, len(state.rows), *arrays, *map(np.float32, numbers))
         else:
-            grad = torch.add(grad, loan.w, alpha=adam.weight_decay)
-            adam_step(loan.w, loan.m, loan.v, grad, rate, floor, adam)
-        self._scatter_rows(loan)
+            grad = torch.add(grad, state.w, alpha=adam.weight_decay)
+            adam_step(state.w, state.m, state.v, grad, rate, floor, adam)
+        self._scatter_rows(state)
 
     @torch.no_grad()
     def catch_up_all(self) -> None:
-        """Bring every row up to date: before an evaluation, an export, or a table that others read."""
+        """Apply the missed steps of every row, which must precede any other use of the table."""
         for start in range(0, len(self.table), _CHUNK_ROWS):
             rows = torch.arange(start, min(start + _CHUNK_ROWS, len(self.table)), device=self.table.device)
             self._scatter_rows(self.gather_rows(rows))
 
-    def _scatter_rows(self, loan: RowState) -> None:
+    def _scatter_rows(self, state: RowState) -> None:
         if self._is_compiled:
-            block = [values.detach().numpy() for values in (loan.w, loan.m, loan.v)]
-            kernel = kernels.put_back(self.table.shape[1])
+            block = [values.detach().numpy() for values in (state.w, state.m, state.v)]
+            kernel = kernels.scatter_rows(self.table.shape[1])
             now = np.int32(self.num_steps)
-            kernels.in_pieces(kernel, len(loan.rows), loan.rows.numpy(), now, *block, *self._arrays())
+            kernels.in_pieces(kernel, len(state.rows), state.rows.numpy(), now, *block, *self._arrays())
             return
-        self.table.index_copy_(0, loan.rows, torch.hardshrink(loan.w, float(kernels.TINY_WEIGHT)))
-        self.m.index_copy_(0, loan.rows, torch.hardshrink(loan.m, float(kernels.TINY_MOMENT)))
-        self.v.index_copy_(0, loan.rows, loan.v)
-        self.last_step.index_fill_(0, loan.rows, self.num_steps)
+        self.table.index_copy_(0, state.rows, torch.hardshrink(state.w, float(kernels.TINY_WEIGHT)))
+        self.m.index_copy_(0, state.rows, torch.hardshrink(state.m, float(kernels.TINY_MOMENT)))
+        self.v.index_copy_(0, state.rows, state.v)
+        self.last_step.index_fill_(0, state.rows, self.num_steps)
 
     def _arrays(self) -> list[Any]:
         return [tensor.numpy() for tensor in (self.table, self.m, self.v, self.last_step)]
@@ -178,14 +170,13 @@ class RowSparseAdam:
     def _numbers(self) -> tuple[Any, ...]:
         adam, number = self._settings, np.float32
         betas = (number(adam.beta1), number(1 - adam.beta1), number(1 - adam.beta2))
-        return self._memory, number(adam.learning_rate), number(adam.weight_decay), betas, number(adam.eps)
+        return self._corrections, number(adam.learning_rate), number(adam.weight_decay), betas, number(adam.eps)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state beside the table, as it is: sleeping rows stay asleep. The large tensors are not copied.
+        """The state beside the table, uncopied, and without applying missed steps.
 
-        Returns:
-            ``m`` and ``v`` [M, w] float32, ``last_step`` [M] int32, ``num_steps`` int64, ``learning_rate`` float64, and
-            ``settings`` [4] float64: weight decay, both betas, eps.
+        `m` and `v` [M, w] float32, `last_step` [M] int32, `num_steps` int64, `learning_rate` float64, and `settings`
+        [4] float64: weight decay, both betas, eps.
         """
         return {
             "m": self.m,
@@ -198,10 +189,9 @@ class RowSparseAdam:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where ``state_dict`` was taken, bit for bit, if the table holds that moment's values too.
+        """Continue bit for bit from a `state_dict`, provided that the table has the values of that moment too.
 
-        Raises:
-            InputError: other entries or shapes, or other settings (sleeping rows are owed steps under the saved ones).
+        Raises `InputError` for other entries, shapes or settings: rows that lag owe steps under the saved settings.
         """
         own = self.state_dict()
         shapes, found = ({name: list(tensor.shape) for name, tensor in entries.items()} for entries in (own, state))

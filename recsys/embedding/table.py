@@ -1,11 +1,11 @@
-"""UnifiedEmbedding: every categorical feature in one torchrec table, read through per-feature salts.
+"""UnifiedEmbedding: every categorical feature in one torchrec table, which each reads through salts of its own.
 
 Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023,
-arXiv 2305.12102, section "feature multiplexing": one table of M rows of width w, an independent hash a (feature,
-probe), probes concatenated.
+arXiv 2305.12102, section "feature multiplexing": one table of M rows of width w, an independent hash per feature and
+probe, probes concatenated.
 
-B examples, M table rows, w row width, S slots (one per view, feature and probe), W = S * w output columns, U rows
-that a batch touches, L list tokens of a feature in a batch.
+B examples, M table rows, w row width, S slots (one per view, feature and probe), W = S * w output columns, n lookups
+of a batch.
 """
 
 from typing import Any, Literal
@@ -19,50 +19,50 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from features.addressing import Vocabulary
 from features.hashing import check_num_rows
-from features.layout import Kind, TableLayout
-from recsys.embedding.active_rows import ActiveRows, GatherFn, gather
+from features.layout import TableLayout
+from features.table_kinds import TableKind
+from recsys.embedding.active_rows import GatherFn, gather
 from recsys.embedding.addressing import TABLE, Slots, table_config
 from recsys.embedding.mask import Gate, Mask, MaskGate, Reads
 
 
 class EmbeddingConfig(BaseModel):
-    """Size of the table, how it starts, and how it is trained."""
+    """Size, initial values and training of the table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Kind = "unified"
-    """`unified`: every feature and view reads all rows by hash; `hashed`: each a range of its own, in proportion to its
-    distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe;
+    kind: TableKind = "unified"
+    """`unified`: every feature and view reads all rows by hash; `hashed`: each has a range of its own, in proportion to
+    its distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe;
     `quotient_remainder`: two probes, of one hash's quotient and remainder, each with a range of its own; `robe`: every
-    feature and view reads all rows, `block` probes in succession from a hashed row on."""
+    feature and view reads all rows, in runs of `block` probes that begin at a hashed row."""
     num_rows: int = Field(default=32_768, ge=1, le=2**31)
-    """M: rows of the table; under `collisionless` they follow from the data, and this is not read."""
+    """M: rows of the table; ignored under `collisionless`, where they follow from the data."""
     width: int = Field(default=4, ge=1, le=4096)
-    """w: floats a row."""
+    """w: floats per row."""
     probes: int = Field(default=4, ge=1, le=64)
-    """Rows that are read and concatenated per value, where a feature does not set its own number."""
+    """Rows that are read and concatenated per value, unless a feature sets a number of its own."""
     block: int = Field(default=1, ge=1, le=4096)
-    """Z: probes that read rows in succession, under `robe` alone; with a width of 1 the table is an array of floats."""
+    """Z: consecutive rows in a run, under `robe` only; with a width of 1 the table is an array of floats."""
     init: Literal["uniform", "normal"] = "uniform"
-    """`uniform`: U(-0.05, 0.05), as for multiplexed tables; `normal`: N(0, 1e-4), as BARS."""
+    """`uniform`: U(-0.05, 0.05), as for multiplexed tables; `normal`: N(0, 1e-4), as in BARS."""
     optimizer: Literal["adam", "rowwise_adagrad", "dense_adam"] = "adam"
-    """`adam`: dense Adam with L2 at the cost of the rows touched; `rowwise_adagrad`: torchrec's fused one;
-    `dense_adam`: torch's own over the whole table at every step, to compare with."""
+    """`adam`: dense Adam with L2 at the cost of the rows that are read; `rowwise_adagrad`: torchrec's fused kernel;
+    `dense_adam`: torch's Adam over the whole table at every step, for comparison."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Of the table alone; the trainer's where not set."""
+    """Learning rate of the table; the trainer's if not set."""
     l2: float = Field(default=0.05, ge=0)
-    """Coupled weight decay: under both Adams of every row at every step, under `rowwise_adagrad` of the rows that a
-    step reads; of numeric embeddings at every step."""
+    """Coupled weight decay of every row at every step under both Adams, of the rows that a step reads under
+    `rowwise_adagrad`, and of numeric embeddings at every step."""
 
 
 class UnifiedEmbedding(nn.Module):
     """One embedding table that all token features share.
 
-    The weights live in a torchrec collection of one table with one torchrec feature a slot. In training, `forward`
-    gathers the distinct rows of the batch into a small leaf, so that a step costs O(rows touched), and leaves it in
-    `active_rows` for the row optimiser. With `fused`, the settings of torchrec's row-wise Adagrad, the collection
-    updates
-    itself inside backward instead. Where a `gate` is set, it has the last word on the gathered values.
+    The weights live in a torchrec collection of one table with one torchrec feature per slot. In training, `forward`
+    gathers the distinct rows of the batch by `gather_fn` into a small leaf, so that a step costs O(rows read). With
+    `fused`, the settings of torchrec's row-wise Adagrad, the collection updates itself inside backward instead. A
+    `gate`, where one is set, masks or scales the gathered values.
 
     >>> from features.registry import FeatureRegistry
     >>> registry = FeatureRegistry.of(features={"user": "categorical", "item": "categorical"})
@@ -87,19 +87,16 @@ class UnifiedEmbedding(nn.Module):
         self.layout = layout
         self.vocabulary = vocabulary
         self.is_fused = fused is not None
-        # torchrec fills the table by rules of its own; so that a seed gives one start under either optimiser, the
-        # numbers that this draws are given back.
+        # torchrec draws initial values of its own; forking the generator makes a seed give the same start under either
+        # optimiser.
         with torch.random.fork_rng(devices=[]):
             self.collection: Any = _collection(layout, fused)
-        self.table.requires_grad_(
-            False
-        )  # its gradient is that of `active_rows.block`, or stays inside the fused kernel
+        self.table.requires_grad_(False)  # its gradient is that of gathered rows, or stays inside the fused kernel
         initialise(self.table, init)
-        self.active_rows: ActiveRows | None = None
-        self.fetch: GatherFn = lambda rows: self.table.detach().index_select(0, rows)
-        """Values of distinct rows, up to date, when training reads them; the row optimiser sets its own."""
+        self.gather_fn: GatherFn = self._gather
+        """Rows that training reads, up to date; `build_table` binds that of the table's optimiser."""
         self.gate: Gate | None = None
-        """What masks values between the table and the network; not under `fused`, which never shows them."""
+        """Masks or scales the gathered values; not under `fused`, whose values never leave the collection."""
         self._slots = Slots(layout, vocabulary)
 
     @property
@@ -109,16 +106,16 @@ class UnifiedEmbedding(nn.Module):
 
     @property
     def mask(self) -> Mask | None:
-        """What the table is held to; None where all of it counts."""
+        """The mask of the table; None where all of it is kept."""
         return self.gate.mask if isinstance(self.gate, MaskGate) else None
 
     def apply_mask(self, mask: Mask) -> None:
-        """Remove what a mask removes, now and in training to come; raises `InputError` for another table's mask."""
+        """Zero the masked cells, now and in training; raises `InputError` for another table's mask."""
         mask.check(self.layout).apply(self.table)
         self.gate = MaskGate(mask)
 
     def forward(self, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """Embeddings [B, W] of tokens: slots in layout order, list features pooled (no token: zeros)."""
+        """Embeddings [B, W] of tokens: slots in layout order, lists pooled (zeros for an empty list)."""
         num_examples = sparse_features.stride()
         if not self.layout.slots:
             return torch.zeros(num_examples, 0, device=self.table.device)
@@ -128,25 +125,25 @@ class UnifiedEmbedding(nn.Module):
             assert self.gate is None
             return self._slots.scale(self.collection(self._slots.jagged_rows(lookups)).values(), lookups)
         rows = lookups.flat_rows()
-        if is_training:
-            self.active_rows, values = gather(rows, self.layout.num_rows, self.fetch)
-        else:
-            values = F.embedding(rows, self.table)
+        values = gather(rows, self.layout.num_rows, self.gather_fn) if is_training else F.embedding(rows, self.table)
         if self.gate is not None:
-            values = self.gate(values, Reads(rows, *self._slots.readers(lookups)))
+            values = self.gate(values, Reads(rows, *self._slots.slot_and_example_of_lookups(lookups)))
         return self._slots.scale(self._slots.sum(values, lookups), lookups)
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        return self.table.detach().index_select(0, rows).requires_grad_()
 
 
 def _collection(layout: TableLayout, fused: dict[str, Any] | None) -> nn.Module:
     if fused is None:
         return EmbeddingBagCollection(tables=[table_config(layout)])
-    # Only this branch loads the fbgemm kernels, so that the default optimiser runs where they do not load.
+    # Imported here, so that the default optimiser runs where the fbgemm kernels do not load.
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
     from torchrec.optim import RowWiseAdagrad
 
     settings = {**fused, "weight_decay_mode": WeightDecayMode.L2}
-    # Where the network and the batches are: on the CPU, also beside a GPU.
+    # On the CPU like the network and the batches, even where there is a GPU.
     return FusedEmbeddingBagCollection([table_config(layout)], RowWiseAdagrad, settings, device=torch.device("cpu"))
 
 

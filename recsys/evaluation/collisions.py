@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from features.addressing import Vocabulary, rows_of
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN, Tokens
-from features.layout import COUNTED, TableLayout
+from features.layout import TableLayout
 
 Counts = npt.NDArray[np.int64]
 Distinct = Mapping[str, tuple[Tokens, int]]
@@ -128,9 +128,9 @@ def _feature(
 ) -> FeatureCollisions:
     (_, num_rows), num_probes = layout.ranges["main", name], layout.views["main"][name]
     main = rows[:num_probes]  # [probes, n_f]: the slots of `main` come first
-    others = 0 if layout.kind in COUNTED else int(usage.sum()) - rows.size  # then nobody else reads one's own range
+    others = 0 if layout.addressing.has_own_ranges else int(usage.sum()) - rows.size
     slots = [layout.slots[position] for position in layout.positions_of(name)[:num_probes]]
-    is_hashed = layout.kind != "collisionless"
+    is_hashed = not layout.addressing.has_vocabulary
     is_shared_within = np.array([_multiplicity(probe, scratch) > 1 for probe in main])
     is_shared_beyond = usage[main] > _multiplicity(rows, scratch)[:num_probes]
     return FeatureCollisions(
@@ -147,7 +147,7 @@ def _feature(
 
 
 def _expected_occupied(layout: TableLayout, usage: Counts) -> float:
-    if layout.kind == "collisionless":
+    if layout.addressing.has_vocabulary:
         return float(usage.sum())
     ranges = dict.fromkeys((slot.first_row, slot.num_rows) for slot in layout.slots)  # readers may share one
     return sum(num * _collides(int(usage[first : first + num].sum()), num) for first, num in ranges)

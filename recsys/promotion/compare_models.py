@@ -238,7 +238,7 @@ def _test_of(model: str | Path) -> list[str]:
 def _facts(scorer: Scorer) -> dict[str, Any]:
     manifest = scorer.bundle.manifest
     run_info = {"model": manifest.model, "model_id": scorer.bundle.model_id, "run_id": manifest.run_id}
-    return run_info | {"table": manifest.table_dtype, **serving_cost(scorer.bundle.path)}
+    return run_info | {"table": manifest.table_dtype, **serving_cost(scorer)}
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -131,7 +131,7 @@ def promote(
                 if _number(champion) != version.number:  # else its tags say how it became the champion
                     registry.tag(version, _tags(found))
                     if found.passed:
-                        registry.point(alias, version)
+                        registry.set_alias(alias, version)
                 return found
     remedy = "wait for the other promotions to end"
     raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
@@ -196,9 +196,7 @@ def _check(name: str, passed: bool, note: str) -> Check:
 def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, Version]:
     """The version that a bundle is, logged and registered where it was not."""
     with _alone(name):
-        if run.run_info()["mlflow_run_id"] is None:
-            _track(run)
-        tracker = Tracker.of(run.run_info(), run.path / "run.json")
+        tracker = Tracker.of(run.record) or _track(run)
         registry, run_id = ModelRegistry.open(tracker.uri), tracker.run_id
         logged = registry.logged_model(run_id, bundle)
         if logged is None:
@@ -212,8 +210,8 @@ def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegi
         return registry, registry.register(name, logged, run_id, {"muxrec.model_id": bundle.model_id}, about)
 
 
-def _track(run: RunDirectory) -> None:
-    """Give a run that was trained without tracking its MLflow run, with its settings and metrics."""
+def _track(run: RunDirectory) -> Tracker:
+    """A new MLflow run, with settings and metrics, for a run that was trained without tracking."""
     experiment, run_info = run.experiment(), run.run_info()
     dataset = str(Bundle.open(run.bundle).profile.get("dataset") or experiment.name)
     tags = {"dataset.digest": run_info["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
@@ -226,7 +224,8 @@ def _track(run: RunDirectory) -> None:
             {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
         )
     tracker.finish()
-    run.write_run_info({**run_info, **tracker.run_info()})
+    run.update_run_info(tracker.run_info())
+    return tracker
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def model_card(
 def _summary(experiment: Experiment, registry: FeatureRegistry, figures: Mapping[str, float], split: str) -> str:
     table = experiment.embedding
     return (
-        f"`{experiment.model_name}` on a {table.kind} table of {table.num_rows:,} rows of {table.width}, seed "
+        f"`{experiment.model.name}` on a {table.kind} table of {table.num_rows:,} rows of {table.width}, seed "
         f"{experiment.seed}. It gives the probability that `{registry.label}` is 1. {split.capitalize()}: AUC "
         f"{figures['auc']:.4f}, log loss {figures['logloss']:.4f}, calibration ratio "
         f"{figures['calibration_ratio']:.3f}. "

@@ -15,7 +15,7 @@ from recsys.evaluation.metrics import CORRECTED, Predictions, calibration_ratio,
 from recsys.evaluation.predict import predict
 from recsys.evaluation.segments import Segment, segment_report, token_counts
 from recsys.export import correction_of, export_bundle
-from recsys.runs.compression_facts import compression_facts
+from recsys.runs.compression_record import compression_record
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle.bundle import Bundle
@@ -115,7 +115,7 @@ def export_run(
         trained,
         run.registry(),
         out,
-        model=experiment.model_name,
+        model=experiment.model.name,
         table_dtype=cast(TableDtype, table_dtype or (compression.table_dtype if compression else "fp32")),
         metrics={name: values for name, values in metrics.items() if name not in ("perf", "compression")},
         info=run.info(),  # a run may outlive its dataset; the bundle then has no profile of it
@@ -123,6 +123,6 @@ def export_run(
         trained_rows=run.trained_rows(),
         run_id=run_info["mlflow_run_id"],
         negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
-        compression=compression_facts(trained, experiment, metrics["compression"]) if compression else None,
+        compression=compression_record(trained, compression, metrics["compression"]) if compression else None,
         overwrite=overwrite,
     )

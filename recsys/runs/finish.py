@@ -1,81 +1,80 @@
-"""The end of a run: evaluate, export, report and log what was trained."""
+"""The end of a run: evaluate, export, report and log the trained model."""
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from features.files import write_text
 from recsys.compression.kept import kept_by_feature
+from recsys.config import Experiment
 from recsys.dataset import Split
-from recsys.evaluation.collisions import Distinct, collision_report, distinct_tokens
+from recsys.evaluation.collisions import collision_report
 from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import feature_importance
 from recsys.evaluation.predict import predict
-from recsys.evaluation.segments import segment_report, token_counts
-from recsys.export import export_bundle, quantized_copy
+from recsys.evaluation.segments import segment_report
+from recsys.export import QuantizedRanker, export_bundle, quantized_copy
 from recsys.ranker import Ranker
 from recsys.report.model_card import model_card
 from recsys.report.write import EvaluatedSplit, write_report
-from recsys.runs.compression_facts import compression_facts, compression_figures
+from recsys.runs.compression_record import compression_figures, compression_record
 from recsys.runs.evaluate import metrics_of
-from recsys.runs.run_directory import RunDirectory
+from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.serving_cost import serving_cost
+from recsys.schedule import TrainState
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.tracker import Tracker
 from recsys.trainer import EVALUATION_BATCH_SIZE, peak_memory_mb
-from recsys.training_profile import training_profile
+from recsys.training_profile import TrainSummary, summarize_train, training_profile
 from serving.bundle.bundle import Bundle
+from serving.scorer import Scorer
 
-Metrics = dict[str, dict[str, float]]
-"""Section, such as "valid" or "perf", to the name and value of its figures."""
 PREFIXES = {"valid": "val", "test": "test", "perf": "perf", "compression": "compression"}
-"""Section to the group of names that it has in MLflow."""
+"""Section of the metrics to the prefix of its names in MLflow."""
 
 
 class Trained(NamedTuple):
-    """What training leaves behind."""
+    """A run after its last epoch."""
 
     run: RunDirectory
+    experiment: Experiment
     ranker: Ranker
     train: Split
     valid: Split
-    distinct: Distinct | None
-    """Tokens of `train`, where they were counted before it."""
-    state: dict[str, Any]
+    state: TrainState
     """The trainer's."""
     before: dict[str, float]
-    """Figures of the run that this one was compressed from."""
+    """Figures of the run that this one was compressed from; empty for others."""
 
 
-def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
-    """Write the bundle, the report and, as the last file, the metrics of a run, which are returned."""
-    run, train, state = trained.run, trained.train, trained.state
-    experiment = run.experiment()
-    # What is judged is what will be served: rows of fewer bits are not those that were trained.
-    ranker = quantized_copy(trained.ranker, experiment.compression.table_dtype if experiment.compression else "fp32")
-    splits = [trained.valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]
-    predictions = {split.name: predict(ranker, split.batches(EVALUATION_BATCH_SIZE)) for split in splits}
+def finish_run(trained: Trained, tracker: Tracker | None) -> RunMetrics:
+    """Write the bundle, the report and, as the last file, the metrics of a run; returns the metrics."""
+    run, experiment, _, train, valid, state, before = trained
+    compression, embedding = experiment.compression, trained.ranker.embedding
+    # The served model is evaluated: rows of fewer bits differ from the trained ones.
+    quantized = quantized_copy(trained.ranker, compression.table_dtype if compression else "fp32")
+    splits = [valid, *([Split(train.directory, "test")] if "test" in train.info.splits else [])]
+    predictions = {split.name: predict(quantized.ranker, split.batches(EVALUATION_BATCH_SIZE)) for split in splits}
     metrics = {name: metrics_of(values, experiment.negative_rate) for name, values in predictions.items()}
+    summary = summarize_train(train, experiment.negative_rate)
     last = splits[-1].name
-    counts = token_counts(train.tokens(), [feature.name for feature in train.registry.token_features])
-    segments = segment_report(predictions[last], splits[-1].tokens(), counts)
-    importance = feature_importance(ranker, splits[-1])
-    judged = EvaluatedSplit(last, predictions[last], metrics[last], segments, importance)
+    segments = segment_report(predictions[last], splits[-1].tokens(), summary.counts)
+    importance = feature_importance(quantized.ranker, splits[-1])
+    evaluated = EvaluatedSplit(last, predictions[last], metrics[last], segments, importance)
 
-    distinct = trained.distinct or distinct_tokens(train.tokens())
-    embedding = trained.ranker.embedding
+    distinct = summary.distinct()
     collisions, usage = collision_report(embedding.layout, distinct, embedding.vocabulary)
-    bundle = _export(trained, metrics, predictions["valid"], usage > 0, tracker)
-    if experiment.compression:
-        metrics["compression"] = trained.before | compression_figures(trained.ranker, bundle, metrics)
-    metrics["perf"] = _performance(state) | serving_cost(run.bundle)
+    bundle = _export(trained, quantized, metrics, predictions["valid"], summary, usage > 0, tracker)
+    if compression:
+        metrics["compression"] = before | compression_figures(trained.ranker, bundle, metrics)
+    metrics["perf"] = _performance(state) | serving_cost(Scorer(bundle))
 
     mask = embedding.mask
     kept = kept_by_feature(embedding.layout, mask, distinct, embedding.vocabulary) if mask else []
-    write_report(run.report, state["history"], state["best_epoch"], judged, collisions, usage, kept)
-    card = model_card(experiment, train.info, train.registry, metrics, judged, collisions, kept)
+    write_report(run.report, state.history, state.best_epoch, evaluated, collisions, usage, kept)
+    card = model_card(experiment, train.info, train.registry, metrics, evaluated, collisions, kept)
     write_text(run.report / "model_card.md", card)
     if tracker:
         _log_results(tracker, run, metrics, bundle)
@@ -85,51 +84,52 @@ def finish_run(trained: Trained, tracker: Tracker | None) -> Metrics:
 
 def _export(
     trained: Trained,
-    metrics: Metrics,
+    quantized: QuantizedRanker,
+    metrics: RunMetrics,
     valid: Predictions,
-    starts_trained: npt.NDArray[np.bool_],
+    summary: TrainSummary,
+    trained_rows: npt.NDArray[np.bool_],
     tracker: Tracker | None,
 ) -> Bundle:
-    """The run's bundle, with what later inputs are compared with; `starts_trained` [M] flags the rows that were
-    read."""
-    run, train, ranker = trained.run, trained.train, trained.ranker
-    experiment = run.experiment()
-    compression = experiment.compression
-    np.save(run.trained_rows_path, starts_trained)
+    """The run's bundle with its training profile; `trained_rows` [M] flags the rows that a training example read."""
+    run, experiment, ranker, train = trained.run, trained.experiment, trained.ranker, trained.train
+    compression, rate = experiment.compression, experiment.negative_rate
+    np.save(run.trained_rows_path, trained_rows)
     profile = training_profile(
-        train, trained.valid, valid, ranker.embedding, starts_trained, negative_rate=experiment.negative_rate
+        summary.features, trained.valid, valid, ranker.embedding, trained_rows, negative_rate=rate
     )
     write_text(run.profile_path, profile.model_dump_json())
     return export_bundle(
         ranker,
         train.registry,
         run.bundle,
-        model=experiment.model_name,
+        model=experiment.model.name,
         table_dtype=compression.table_dtype if compression else "fp32",
+        quantized=quantized,
         metrics=dict(metrics),
         info=train.info,
         distributions=profile,
-        trained_rows=starts_trained,
+        trained_rows=trained_rows,
         run_id=tracker.run_id if tracker else None,
-        negative_rate=experiment.negative_rate,
-        compression=compression_facts(ranker, experiment, trained.before) if compression else None,
+        negative_rate=rate,
+        compression=compression_record(ranker, compression, trained.before) if compression else None,
         overwrite=True,
     )
 
 
-def _performance(state: dict[str, Any]) -> dict[str, float]:
+def _performance(state: TrainState) -> dict[str, float]:
     return {
-        "samples_per_s": state["examples"] / max(state["seconds"], 1e-9),
-        "samples_per_s_with_evaluation": state["examples"] / max(state["seconds"] + state["eval_seconds"], 1e-9),
-        "train_seconds": state["seconds"],
-        "eval_seconds": state["eval_seconds"],
-        "epochs": state["epoch"],
-        "best_epoch": state["best_epoch"],
+        "samples_per_s": state.examples / max(state.seconds, 1e-9),
+        "samples_per_s_with_evaluation": state.examples / max(state.seconds + state.eval_seconds, 1e-9),
+        "train_seconds": state.seconds,
+        "eval_seconds": state.eval_seconds,
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
         "peak_memory_mb": peak_memory_mb(),
     }
 
 
-def _log_results(tracker: Tracker, run: RunDirectory, metrics: Metrics, bundle: Bundle) -> None:
+def _log_results(tracker: Tracker, run: RunDirectory, metrics: RunMetrics, bundle: Bundle) -> None:
     final = {f"{PREFIXES[name]}/{key}": value for name, values in metrics.items() for key, value in values.items()}
     tracker.log_final(final)
     tracker.log_files(run.report, "report")
@@ -138,4 +138,4 @@ def _log_results(tracker: Tracker, run: RunDirectory, metrics: Metrics, bundle: 
     log_model(tracker, bundle)
     metrics["perf"]["tracking_seconds"] = tracker.seconds
     tracker.log_final({"perf/tracking_seconds": tracker.seconds})
-    tracker.finish()  # before metrics.json is there: with that file, nobody takes the run up again
+    tracker.finish()  # before metrics.json is written: once that is there, no command resumes the run

@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import torch
 
-from features.addressing import rows_of
+from features.addressing import addressing_of, rows_of
 from features.encode import encode
 from features.errors import InputError
 from features.io.readers import expand, read_chunks
 from features.registry import FeatureRegistry
-from recsys.embedding.addressing import Slots
 from recsys.export import probabilities, quantized_copy
+from recsys.ranker import Ranker
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.tracking.store import shown_uri
 from recsys.tracking.tracker import Tracker
@@ -49,9 +49,8 @@ def parity_of(
     check_registry(registry, scorer.bundle.registry, str(bundle))
     ranker = run.ranker(quantized=not quantized)
     if quantized:
-        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).eval()
+        ranker = quantized_copy(ranker, scorer.bundle.manifest.table_dtype).ranker.eval()
     correction = scorer.bundle.manifest.prior_correction
-    slots = Slots(ranker.embedding.layout, ranker.embedding.vocabulary)
     num_rows, ids_equal = 0, True
     worst, rounding, error = 0.0, 0.0, 0.0
     coverage: dict[str, Coverage] = {}
@@ -65,21 +64,19 @@ def parity_of(
         worst = float(np.maximum(worst, np.abs(trained - scores).max(initial=0.0)))
         rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
         error = float(np.maximum(error, np.abs(scores - exact).max(initial=0.0)))
-        ids_equal &= _ids_equal(chunk, registry, slots, scorer.bundle)
+        ids_equal &= _ids_equal(chunk, registry, ranker, scorer.bundle)
         num_rows += len(chunk)
     result = {"rows": num_rows, "max_abs_diff": worst, "ids_equal": ids_equal, "tolerance": tolerance}
     result |= {"trainer_rounding": rounding, "scorer_rounding": error}
     result["warnings"] = coverage_warnings(coverage, scorer.bundle) if inputs else []
     result["ok"] = bool(num_rows and ids_equal and (worst <= tolerance or error <= ROUNDING_FACTOR * rounding))
-    run_info = run.run_info()
-    if run_info["mlflow_run_id"] is not None:
-        figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
-        try:
-            tracker = Tracker.of(run_info, run.path / "run.json")
+    try:
+        if tracker := Tracker.of(run.record):
+            figures = {"parity/max_abs_diff": worst, "parity/rows": num_rows, "parity/ids_equal": ids_equal}
             tracker.log_metrics(figures)
             result["store"] = shown_uri(tracker.uri)
-        except InputError as error:  # the result matters more than its record
-            logger.warning("parity was not logged to MLflow: %s", error)
+    except InputError as error:  # the result matters more than its record
+        logger.warning("parity was not logged to MLflow: %s", error)
     return result
 
 
@@ -92,10 +89,12 @@ def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl
         yield from read_chunks(file, _names(registry), csv=registry.csv, chunk_rows=16_384)
 
 
-def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Slots, bundle: Bundle) -> bool:
+def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Ranker, bundle: Bundle) -> bool:
     """Whether torch, under the trainer's layout, and numpy, under the bundle's, read the same rows."""
+    layout = trained.embedding.layout
     for name, tokens in encode(raw, registry).tokens.items():
-        ours = trained.rows(torch.from_numpy(tokens.view(np.int64).copy())[None], trained.layout.positions_of(name))
+        addressing = addressing_of(layout, trained.embedding.vocabulary, layout.positions_of(name))
+        ours = addressing.rows(torch.from_numpy(tokens.view(np.int64).copy())[:, None], torch).T
         if not np.array_equal(ours.numpy(), rows_of(bundle.layout, bundle.vocabulary, name, tokens)):
             return False
     return True

@@ -55,13 +55,13 @@ def frozen_gc() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked_directory(folder: Path, *, patience: float = 0.0) -> Iterator[int]:
+def locked_directory(folder: Path, *, timeout_seconds: float = 0.0) -> Iterator[int]:
     """Hold a folder by a lock on the file `lock` in it; hands out its descriptor, which children may hold on to.
 
-    Raises `InputError` where another process still holds it after `patience` seconds.
+    Raises `InputError` where another process still holds it after `timeout_seconds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = take_lock(folder / "lock", patience=patience)
+    descriptor = take_lock(folder / "lock", patience=timeout_seconds)
     if descriptor is None:
         expected = f"{folder}: expected no other process at work"
         raise InputError(expected, found="one", remedy="wait for it, or work in another folder")

@@ -24,7 +24,7 @@ from recsys.embedding.mask import Mask, load_mask, save_mask
 from recsys.embedding.table import EmbeddingConfig
 from recsys.evaluation.segments import token_counts
 from recsys.ranker import Ranker, layout_of
-from recsys.runs.run_directory import RunDirectory
+from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.train import train_run
 from recsys.trainer import Trainer
 from serving.bundle.bundle import Bundle
@@ -38,8 +38,6 @@ TIGHT = 2.5
 
 MISSING = np.uint64(MISSING_TOKEN)
 
-Metrics = dict[str, dict[str, float]]
-
 
 def prune_run(
     path: Path,
@@ -51,7 +49,7 @@ def prune_run(
     overrides: Sequence[str] = (),
     track: bool = True,
     progress: bool = False,
-) -> Metrics:
+) -> RunMetrics:
     """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
 
     `method` is a key into COMPRESSORS; None: `default_method`, or the one whose settings `overrides` change.
@@ -167,7 +165,7 @@ def _facts(train: Split, experiment: Experiment) -> TrainingStats:
     values = {name: ValueCounts(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
     probes = {feature.name: feature.probes for feature in train.registry.token_features if feature.probes}
     unified = experiment.embedding.model_copy(update={"kind": "unified"})
-    layout = layout_of(train.registry, experiment.model_name, experiment.network_config(), unified)
+    layout = layout_of(train.registry, experiment.model.name, experiment.model, unified)
     return TrainingStats({view: tuple(names) for view, names in layout.views.items()}, values, probes)
 
 
@@ -186,7 +184,7 @@ class Stages(NamedTuple):
         own = self.parent.experiment()
         changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
         if changed is not None and not self._trains(experiment):
-            asked, mine = ({changed: one.model_dump()[changed]} for one in (experiment, own))
+            asked, mine = ({changed: one.model_dump(mode="json")[changed]} for one in (experiment, own))
             found = differences(asked, mine)
             remedy = "leave it as it is, or train a run of its own with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
@@ -195,10 +193,10 @@ class Stages(NamedTuple):
         """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
         vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.run_info.values.items()}
         layout = layout_of(
-            self.train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
+            self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
         )
         budget = self.compressor.budget
-        counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.kind == "collisionless" else 0
+        counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.addressing.has_vocabulary else 0
         keeps_every_row = self.compressor.keeps_every_row and not self._trains(experiment)
         if keeps_every_row:
             kept = stored_widths(self.parent.ranker().embedding.table.detach()).numpy()
@@ -276,7 +274,7 @@ class Stages(NamedTuple):
 
     def _num_bytes(self, run: RunDirectory, ranker: Ranker, reads: list[SlotLookups]) -> Callable[[Mask], int]:
         layout, dtype = ranker.embedding.layout, self.compressor.budget.dtype
-        vocabulary = run.vocabulary_path.stat().st_size if layout.kind == "collisionless" else 0
+        vocabulary = run.vocabulary_path.stat().st_size if layout.addressing.has_vocabulary else 0
         is_unread = np.ones(layout.num_rows, dtype=np.bool_)
         for slot in reads:
             is_unread[slot.rows.numpy()] = False

@@ -18,6 +18,7 @@ bundle/            the model as served
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from features.addressing import Vocabulary
 from features.dataset.info import DatasetInfo, read_dataset
 from features.errors import InputError, differences
 from features.files import check_readable, temporary_directory_beside, write_text
-from features.layout import COUNTED
 from features.registry import FeatureRegistry
+from features.table_kinds import TABLE_KINDS
 from recsys import checkpoint
 from recsys.config import Experiment, read_experiment
 from recsys.embedding.mask import load_mask
@@ -39,12 +40,16 @@ from recsys.ranker import Ranker, build_ranker
 from serving.bundle.profile import Distributions
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
+RunMetrics = dict[str, dict[str, float]]
+"""Section, such as "valid" or "perf", to its figures by name."""
+
 
 class RunDirectory:
     """Paths and contents of a run; nothing is read before it is asked for."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.record = self.path / "run.json"
         self.bundle = self.path / "bundle"
         self.report = self.path / "report"
         self.profile_path = self.path / "profile.json"
@@ -59,7 +64,7 @@ class RunDirectory:
 
     def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         """Raise `InputError`, saying how they differ, where the directory belongs to another run or to others."""
-        if (self.path / "run.json").is_file():
+        if self.record.is_file():
             self._check_same(experiment, info, registry)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
@@ -73,7 +78,7 @@ class RunDirectory:
         vocabulary: Vocabulary | None = None,
     ) -> dict[str, Any]:
         """Make the (checked) directory unless it is there; returns run.json."""
-        if (self.path / "run.json").is_file():
+        if self.record.is_file():
             return self.run_info()
         run_info = {
             "key": uuid.uuid4().hex,
@@ -106,7 +111,7 @@ class RunDirectory:
     def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         remedy = "choose another --out, or remove this one"
         if self.experiment() != experiment:
-            found = differences(self.experiment().model_dump(), experiment.model_dump())
+            found = differences(self.experiment().model_dump(mode="json"), experiment.model_dump(mode="json"))
             raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
         check_registry(self.registry(), registry, str(self.path))
         if self.run_info()["dataset_digest"] != info.digest:
@@ -115,15 +120,15 @@ class RunDirectory:
     def run_info(self) -> dict[str, Any]:
         """run.json; raises `InputError` where there is no run."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            check_readable(self.path / "run.json")
+            check_readable(self.record)
             remedy = "make one with `muxrec train NAME --data DATASET --out RUN`"
             raise InputError(f"{self.path}: expected a run directory", found="no run.json", remedy=remedy) from None
 
-    def write_run_info(self, run_info: dict[str, Any]) -> None:
-        """Replace run.json."""
-        write_text(self.path / "run.json", json.dumps(run_info, indent=1))
+    def update_run_info(self, changes: Mapping[str, Any]) -> None:
+        """Change entries of run.json."""
+        write_text(self.record, json.dumps({**self.run_info(), **changes}, indent=1))
 
     def info(self) -> DatasetInfo | None:
         """The dataset that the run was trained on; None where it is gone, or prepared again since."""
@@ -143,7 +148,7 @@ class RunDirectory:
         self.run_info()
         return FeatureRegistry.from_json((self.path / "registry.json").read_text(encoding="utf-8"))
 
-    def metrics(self) -> dict[str, dict[str, float]]:
+    def metrics(self) -> RunMetrics:
         """metrics.json; raises `InputError` for a run that has not ended."""
         self.run_info()
         if not self.is_finished:
@@ -169,7 +174,7 @@ class RunDirectory:
 
     def vocabulary(self) -> Vocabulary | None:
         """The distinct tokens of train; None for tables that do not depend on them."""
-        if self.experiment().embedding.kind not in COUNTED:
+        if not TABLE_KINDS[self.experiment().embedding.kind].has_own_ranges:
             return None
         try:
             return read_vocabulary(self.vocabulary_path)
@@ -189,14 +194,14 @@ class RunDirectory:
             return ranker.eval()
         if self.mask_path.is_file():
             ranker.embedding.apply_mask(load_mask(self.mask_path))
-        return quantized_copy(ranker, experiment.compression.table_dtype).eval() if quantized else ranker.eval()
+        return (quantized_copy(ranker, experiment.compression.table_dtype).ranker if quantized else ranker).eval()
 
     def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
         """A model as it is before training, on the run's data, and its table's optimiser."""
         return build_ranker(
             self.registry(),
-            experiment.model_name,
-            experiment.network_config(),
+            experiment.model.name,
+            experiment.model,
             experiment.embedding,
             seed=experiment.seed,
             learning_rate=experiment.trainer.learning_rate,

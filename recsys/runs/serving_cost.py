@@ -6,16 +6,14 @@ One process and one client, beside whatever else the machine does: figures to co
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from serving.scorer import Scorer
 
 REPEATS = 25
 
 
-def serving_cost(bundle: Path) -> dict[str, float]:
+def serving_cost(scorer: Scorer) -> dict[str, float]:
     """Bytes of the bundle and of its embedding, and median milliseconds to score one row and a hundred."""
-    scorer = Scorer(bundle)
     rows = scorer.bundle.golden.drop("probability").to_dicts()
     hundred = (rows * (100 // len(rows) + 1))[:100]
     return {

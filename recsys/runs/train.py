@@ -1,23 +1,24 @@
 """A run from its settings to its end: `muxrec train`. What follows the training stands in `recsys.runs.finish`."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
-from features.layout import COUNTED
+from features.table_kinds import TABLE_KINDS
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
 from recsys.ranker import Ranker, build_ranker
-from recsys.runs.finish import Metrics, Trained, finish_run
+from recsys.runs.finish import Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
-from recsys.runs.run_directory import RunDirectory
+from recsys.runs.run_directory import RunDirectory, RunMetrics
+from recsys.schedule import TrainState
 from recsys.tracking.tracker import Tracker, git_commit
-from recsys.trainer import Trainer, new_state
+from recsys.trainer import Trainer
 
 LOCK_TIMEOUT_SECONDS = 1.0
 """Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
@@ -37,7 +38,7 @@ def train_run(
     tags: Mapping[str, str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
-) -> Metrics:
+) -> RunMetrics:
     """Train in a run directory and return its metrics; a finished run is returned as it is, a cut-off one resumed.
 
     `prepare` may hold a fresh ranker to a mask before it is trained; what it returns stands in the section
@@ -52,14 +53,14 @@ def train_run(
     run.check(experiment, train.info, train.registry)
     if run.is_finished:
         return _metrics_of_finished(run, track=track)
-    # All of train is read for it: only where the table depends on it already, else when the run is reported.
-    distinct = distinct_tokens(train.tokens()) if experiment.embedding.kind in COUNTED else None
-    vocabulary = None if distinct is None else vocabulary_of(distinct)
+    # Reads all of train, so only for tables whose shape depends on it.
+    has_own_ranges = TABLE_KINDS[experiment.embedding.kind].has_own_ranges
+    vocabulary = vocabulary_of(distinct_tokens(train.tokens())) if has_own_ranges else None
     # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
     ranker, table_optimizer = build_ranker(
         train.registry,
-        experiment.model_name,
-        experiment.network_config(),
+        experiment.model.name,
+        experiment.model,
         experiment.embedding,
         seed=experiment.seed,
         learning_rate=experiment.trainer.learning_rate,
@@ -67,13 +68,13 @@ def train_run(
     )
     run.begin(experiment, train.info, train.registry, data, vocabulary)
     with ExitStack() as held:
-        held.enter_context(locked_directory(out, patience=LOCK_TIMEOUT_SECONDS))
+        held.enter_context(locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS))
         if run.is_finished:  # by the process that was waited for
             return _metrics_of_finished(run, track=track)
         run.clear()
         tracker = _tracker(run, experiment, train, tags or {}) if track else None
-        held.enter_context(_ending(tracker))
         if tracker:
+            held.enter_context(tracker.ending(StopTrial))
             # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
             tracker.log_settings(experiment.params(), train.info, train.directory)
             if progress:
@@ -83,14 +84,13 @@ def train_run(
         with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
-        return finish_run(Trained(run, ranker, train, valid, distinct, state, before), tracker)
+        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker)
 
 
-def _metrics_of_finished(run: RunDirectory, *, track: bool) -> Metrics:
+def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:
     """Its metrics, once the store that will be named has been seen to hold it."""
-    run_info = run.run_info()
-    if track and run_info["mlflow_run_id"] is not None:
-        Tracker.of(run_info, run.path / "run.json")
+    if track:
+        Tracker.of(run.record)
     return run.metrics()
 
 
@@ -104,12 +104,12 @@ def _fit(
     *,
     progress: bool,
     on_epoch: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+) -> TrainState:
     """The trainer's last state; a new one where a compressed model is taken as it is."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":
-            return new_state()
+            return TrainState()
         table_optimizer.learning_rate *= compression.rate_factor
         settings = settings.model_copy(update={"learning_rate": settings.learning_rate * compression.rate_factor})
     trainer = Trainer(
@@ -141,11 +141,17 @@ def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | 
 
 def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
     """The MLflow run of a run directory: the one it began with where it was cut off."""
-    run_info = run.run_info()
-    if run_info["mlflow_run_id"] is not None:
-        tracker = Tracker.of(run_info, run.path / "run.json").resume()
-        run.write_run_info({**run_info, **tracker.run_info()})  # the store may have moved
-        return _with_history(tracker, run)
+    if tracker := Tracker.of(run.record):
+        tracker.resume()
+    else:
+        tracker = _new_tracker(run, experiment, train, more_tags)
+    run.update_run_info(tracker.run_info())  # the store may have moved
+    for record in run.history():  # epochs that a killed process did not send, or sent to another store
+        tracker.log_epoch(record)
+    return tracker
+
+
+def _new_tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
     name = train.info.name
     tags = {
         "dataset.name": name,
@@ -157,27 +163,4 @@ def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags:
     }
     commit = git_commit(Path(__file__).parent)
     tags |= {"mlflow.source.git.commit": commit, **more_tags} if commit else more_tags
-    tracker = Tracker.start(experiment=name, name=experiment.name, tags=tags, key=run_info["key"])
-    run.write_run_info({**run_info, **tracker.run_info()})
-    return _with_history(tracker, run)
-
-
-def _with_history(tracker: Tracker, run: RunDirectory) -> Tracker:
-    """Log the epochs that a process which was cut off held back, or had in another store."""
-    for record in run.history():
-        tracker.log_epoch(record)
-    return tracker
-
-
-@contextmanager
-def _ending(tracker: Tracker | None) -> Iterator[None]:
-    """Leave no run as RUNNING in the store, however the block ends."""
-    try:
-        yield
-    except BaseException as error:
-        if tracker:
-            with suppress(InputError):  # where the store is what failed
-                tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | StopTrial) else "FAILED")
-        raise
-    if tracker:
-        tracker.finish()
+    return Tracker.start(experiment=name, name=experiment.name, tags=tags, key=run.run_info()["key"])

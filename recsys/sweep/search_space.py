@@ -142,14 +142,15 @@ _READER = TypeAdapter(dict[str, Annotated[Float | Int | Choice, Field(discrimina
 def default_space(experiment: Experiment) -> dict[str, Float | Int | Choice]:
     """What matters in any run: both rates, the table's decay, and the dropouts of its model.
 
-    >>> list(default_space(Experiment(name="x", model={"name": "mlp"})))
+    >>> from recsys.config import default_run
+    >>> list(default_space(default_run("mlp")))
     ['trainer.learning_rate', 'embedding.l2', 'model.dropout']
     """
     space: dict[str, Float | Int | Choice] = {
         "trainer.learning_rate": Float(low=3e-4, high=1e-2, log=True),
         "embedding.l2": Float(low=1e-6, high=0.3, log=True),
     }
-    dropouts = [name for name in experiment.model if name.endswith("dropout")]
+    dropouts = [name for name, _ in experiment.model if name.endswith("dropout")]
     return space | {f"model.{name}": Float(low=0.0, high=0.5) for name in dropouts}
 
 

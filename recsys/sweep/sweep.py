@@ -29,13 +29,14 @@ from pydantic import BaseModel, ConfigDict
 from features.dataset.info import DatasetInfo, read_dataset
 from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
+from features.line_worker import LineWorker, WorkerError
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.report import Outcome, best_of, trial_name, write_sweep_report
 from recsys.sweep.search_space import SearchSpace, check_space, with_settings
-from recsys.sweep.worker_process import WorkerError, WorkerProcess
+from recsys.sweep.worker import start_worker
 from recsys.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def run_sweep(
     if "valid" not in info.splits:
         raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
     facts = _begin(experiment, space, data, info, out, seed)
-    with locked_directory(out, patience=LOCK_TIMEOUT_SECONDS) as lock:
+    with locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
         sweep = Sweep(out, facts, experiment, space, info, trials, lock, track=track)
         return sweep.run(workers, progress=progress)
 
@@ -164,7 +165,7 @@ class Sweep:
         self.study = optuna.load_study(study_name=STUDY, storage=_storage(out), pruner=self.pruner)
         self._lock_descriptor = lock
         self._mutex = threading.RLock()
-        self._running: set[WorkerProcess] = set()
+        self._running: set[LineWorker] = set()
         self._is_stopping = False
         # Nobody else holds the directory: what is still running was cut off.
         self._cut_off = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
@@ -172,7 +173,7 @@ class Sweep:
     def run(self, workers: int, *, progress: bool) -> list[Outcome]:
         """Train what is missing; an interrupt ends the processes and leaves their trials to the next call."""
         tracker = self._tracker() if self.track else None
-        try:
+        with tracker.ending() if tracker else contextlib.nullcontext():
             with progress_bar("sweep", self.num_trials, enabled=progress) as advance:
                 advance(len(self.outcomes()))
                 self._train(workers, tracker, advance)
@@ -180,13 +181,6 @@ class Sweep:
             write_sweep_report(self.out / "report", self.study, outcomes, self.experiment)
             if tracker:
                 tracker.log_files(self.out / "report", "report")
-        except BaseException as error:
-            if tracker:
-                with contextlib.suppress(InputError):  # where the store is what failed
-                    tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        if tracker:
-            tracker.finish()
         return outcomes
 
     def _train(self, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
@@ -204,7 +198,7 @@ class Sweep:
 
     def _work(self, number: int, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
         """One thread: take a trial, have it trained, until there is none left."""
-        process: WorkerProcess | None = None
+        process: LineWorker | None = None
         try:
             while (trial := self._next()) is not None:
                 process = process or self._start(number, workers)
@@ -212,6 +206,7 @@ class Sweep:
                     outcome = self._trial(trial, process, tracker)
                 except WorkerError as death:
                     self._running.discard(process)
+                    process.close()
                     process = None
                     if self._is_stopping:
                         return
@@ -221,13 +216,12 @@ class Sweep:
                     advance(1, note=self._note(outcome))
         finally:
             if process:
-                process.stop()
-                process.wait()
+                process.close()
                 self._running.discard(process)
 
-    def _start(self, number: int, workers: int) -> WorkerProcess:
+    def _start(self, number: int, workers: int) -> LineWorker:
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        process = WorkerProcess(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
+        process = start_worker(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
         self._running.add(process)
         return process
 
@@ -259,7 +253,7 @@ class Sweep:
         seed = int(np.random.SeedSequence([self.facts.seed, number]).generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
-    def _trial(self, trial: Trial, process: WorkerProcess, tracker: Tracker | None) -> Outcome:
+    def _trial(self, trial: Trial, process: LineWorker, tracker: Tracker | None) -> Outcome:
         """Have a trial trained and write down how it ended."""
         with self._mutex:
             settings = {key: values.setting(values.suggest(trial, key)) for key, values in self.space.items()}
@@ -274,7 +268,7 @@ class Sweep:
             tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.facts.dataset, "out": str(run)}
         request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
-        ended = process.train(request, lambda record: self._prune(trial, record))
+        ended = process.ask(request, lambda record: self._prune(trial, record))
         outcome = self._end(trial, ended)
         _clear(run, is_complete=outcome.state == "complete")
         return outcome
@@ -291,19 +285,20 @@ class Sweep:
         return self.study.get_trials(deepcopy=False)[trial.number]
 
     def _crashed(self, trial: Trial, death: WorkerError) -> Outcome | None:
-        """Once a trial is tried again when its process died; the second time it has failed."""
+        """A trial is tried again once when its process died; the second time it has failed."""
+        error = f"the training process {death}"
         with self._mutex:
             crashes = trial.user_attrs.get("crashes", 0) + 1
             trial.set_user_attr("crashes", crashes)
-            logger.warning("trial %d: %s", trial.number, death)
+            logger.warning("trial %d: %s", trial.number, error)
             if crashes < MAX_CRASHES:
                 self._cut_off.append(trial.number)
                 return None
         run = RunDirectory(self.out / "trials" / f"{trial.number:04d}")
         with contextlib.suppress(InputError):
-            if tracked := _run_of_trial(run):
+            if tracked := Tracker.of(run.record):
                 tracked.finish("FAILED")
-        return self._end(trial, {"end": "failed", "error": str(death)})
+        return self._end(trial, {"end": "failed", "error": error})
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> Outcome:
         """Write down how a trial ended."""
@@ -343,8 +338,8 @@ class Sweep:
 
     def _tracker(self) -> Tracker:
         """MLflow's run of the sweep; the trials' runs are its children."""
-        if self.facts.mlflow_run_id is not None:
-            tracker = Tracker.of(self.facts.model_dump(), self.out / "sweep.json").resume()
+        if tracker := Tracker.of(self.out / "sweep.json"):
+            tracker.resume()
         else:
             tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
             name = f"sweep {self.experiment.name}"
@@ -362,7 +357,7 @@ class Sweep:
             return
         with self._mutex:
             with contextlib.suppress(InputError):
-                if tracked := _run_of_trial(RunDirectory(outcome.run)):
+                if tracked := Tracker.of(RunDirectory(outcome.run).record):
                     tracked.set_tags({"sweep.state": outcome.state})
             ended = self.outcomes()
             counts = {name: sum(one.state == name for one in ended) for name in ("complete", "pruned", "failed")}
@@ -372,12 +367,6 @@ class Sweep:
                 texts = {f"best.{key}": str(value) for key, value in best.settings.items()}
                 tracker.set_tags({"best.trial": str(best.number), **texts})
             tracker.log_metrics(figures, step=len(ended))
-
-
-def _run_of_trial(run: RunDirectory) -> Tracker | None:
-    """The MLflow run of a trial; None for one that is not tracked."""
-    facts = run.run_info()
-    return Tracker.of(facts, run.path / "run.json") if facts["mlflow_run_id"] else None
 
 
 def _best_figures(best: Outcome) -> Iterator[tuple[str, float]]:

@@ -1,27 +1,28 @@
-"""The comparison of runs as one HTML file: sortable, with a figure, and without anything from the network.
+"""The comparison of runs as one HTML file: a sortable table and a figure, with nothing fetched from the network.
 
-Its only links lead to the MLflow UI, at the address that it was told.
+MLflow's own page compares run by run. This one shows seeds as one row, their spread and Welch's test, and needs no
+server; its links lead to the MLflow UI.
 """
 
 import json
 import math
+from collections.abc import Callable
 from html import escape
 from urllib.parse import quote
 
 from recsys.evaluation.significance import spread
-from recsys.tracking.compare_runs import LEAD, Column, Row, RunComparison, difference_texts, figure_text
+from recsys.tracking.compare_runs import LEAD, Row, RunComparison, difference_texts, figure_text
 from recsys.tracking.store import LOCAL_UI, VIEW
 from serving import svg
-from serving.svg import shortened
 
 MAX_COMPARED = 100
-"""Runs that one address of MLflow's page can name."""
+"""Runs per row that MLflow's page is asked for; its address names each."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 340, 70, 26, 14, 48
-"""The figure, in pixels, and its margins."""
+"""The figure and its margins, in pixels."""
 MAX_LABELS = 12
-"""Points that are all named in the figure; of more, those are that no smaller one is better than."""
-LEAST_RATIO = 1.01
-"""Of the largest bundle to the smallest, from which there is a figure."""
+"""Of more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
+MIN_SIZE_RATIO = 1.01
+"""Largest to smallest bundle; below this there is no figure."""
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8d99ae66; --accent: #2a6f97; --muted: #6b7280; }
@@ -74,46 +75,47 @@ body.addEventListener("change", () => {
 
 def comparison_page(comparison: RunComparison, ui: str = LOCAL_UI) -> str:
     """The page; `ui` is the address of the MLflow UI."""
-    ui = ui.rstrip("/")
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    title = f"Runs of {escape(comparison.experiment)}"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<style>{STYLE}</style></head><body>",
-            f"<h1>{title}</h1>",
-            f"<p>{_about(comparison)}</p>",
-            _shared(comparison),
-            _scatter(comparison),
-            '<p class="muted">Click a heading to sort. The links below “seeds” open the runs in MLflow; tick rows to '
-            "see them there side by side: ",
-            _compare_link(comparison, ui),
-            "</p>",
-            _table(comparison, ui),
-            f"<script>{SCRIPT}</script></body></html>",
-            "",
-        ]
+    title, ui = f"Runs of {escape(comparison.experiment)}", escape(ui.rstrip("/"))
+    end = f"&amp;experiments={quote(json.dumps([comparison.experiment_id]))}&amp;{VIEW}"
+    columns = _columns(comparison, ui)
+    mark = ' class="baseline"'
+    rows = "\n".join(
+        f"<tr{mark if row is comparison.baseline else ''}>{''.join(cell(row) for _, cell in columns)}</tr>"
+        for row in comparison.rows
     )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{STYLE}</style></head><body>
+<h1>{title}</h1>
+<p>{_about(comparison)}</p>
+{_shared(comparison)}
+{_scatter(comparison)}
+<p class="muted">Click a heading to sort. The links below “seeds” open the runs in MLflow; tick rows to see them there
+side by side: <a id="compare" hidden href="#" data-base="{ui}/#/compare-runs?runs=" data-end="{end}" target="_blank"
+rel="noopener">compare in MLflow</a></p>
+<div class="table"><table id="runs"><thead><tr>{"".join(head for head, _ in columns)}</tr></thead><tbody>
+{rows}
+</tbody></table></div>
+<script>{SCRIPT}</script></body></html>
+"""
 
 
 def _about(comparison: RunComparison) -> str:
     num_runs = sum(len(row.runs) for row in comparison.rows)
-    words = [
-        f"Finished runs: {num_runs}; rows: {len(comparison.rows)}. Runs that differ in their seed are one row, its "
-        "mean and ± the standard deviation between seeds. Rows are in order of validation AUC, which should choose."
-    ]
+    text = (
+        f"Finished runs: {num_runs}; rows: {len(comparison.rows)}. Runs that differ only in their seed are one row: "
+        "the mean, ± the standard deviation between seeds. Rows are in order of validation AUC; choose by that."
+    )
     if comparison.baseline:
-        words.append(
-            f"Differences are of {escape(comparison.metric)} from {escape(comparison.baseline.name)}; p is that of "
+        text += (
+            f" Differences are of {escape(comparison.metric)} from {escape(comparison.baseline.name)}; p is that of "
             "Welch's t-test between seeds, two-sided, not corrected for the number of rows; it needs two seeds on both "
             "sides."
         )
-    if comparison.num_unfinished:
-        words.append(f"{comparison.num_unfinished} runs without an end are left out.")
-    return " ".join(words)
+    return text + (f" {comparison.num_unfinished} unfinished runs are left out." if comparison.num_unfinished else "")
 
 
 def _shared(comparison: RunComparison) -> str:
@@ -123,32 +125,27 @@ def _shared(comparison: RunComparison) -> str:
     return f"<details><summary>{about}</summary><table>{pairs}</table></details>" if pairs else ""
 
 
-def _compare_link(comparison: RunComparison, ui: str) -> str:
-    base = f"{ui}/#/compare-runs?runs="
-    end = f"&amp;experiments={quote(json.dumps([comparison.experiment_id]))}&amp;{VIEW}"
-    return (
-        f'<a id="compare" hidden href="#" data-base="{escape(base)}" data-end="{end}" target="_blank" '
-        'rel="noopener">compare in MLflow</a>'
-    )
-
-
-def _table(comparison: RunComparison, ui: str) -> str:
-    """What rows are chosen by comes first: the row's name, its figures, and then what was set."""
-    columns, keys = comparison.columns(), comparison.setting_keys()
-    figures = [_head(one.title, one.metric, is_less_better=_is_less_better(one)) for one in columns]
-    lead = sum(one.metric in LEAD for one in columns)
-    heads = ["<th></th>", _head("run", is_text=True), *figures[:lead]]
+def _columns(comparison: RunComparison, ui: str) -> list[tuple[str, Callable[[Row], str]]]:
+    """Heading and cell of each column: the run's name, its figures, the leading ones first, seeds and settings."""
+    figures = {
+        column.metric: (
+            _head(column.title, column.metric, is_less_better=not column.metric.endswith(("auc", "samples_per_s"))),
+            lambda row, column=column: _number(row.mean(column.metric), figure_text(row, column)),
+        )
+        for column in comparison.columns()
+    }
+    lead = [figures.pop(metric) for metric in LEAD if metric in figures]
     if comparison.baseline:
-        heads += [_head("difference", comparison.metric), _head("p", is_less_better=True)]
-    heads += figures[lead:]
-    heads += [_head("seeds"), *(_head(key, is_text=True) for key in keys)]
-    rows = "\n".join(_row(comparison, row, columns, keys, ui) for row in comparison.rows)
-    table = f'<table id="runs"><thead><tr>{"".join(heads)}</tr></thead><tbody>\n{rows}\n</tbody></table>'
-    return f'<div class="table">{table}</div>'
-
-
-def _is_less_better(column: Column) -> bool:
-    return not column.metric.endswith(("auc", "samples_per_s"))
+        lead += [
+            (_head("difference", comparison.metric), lambda row: _difference(comparison, row)[0]),
+            (_head("p", is_less_better=True), lambda row: _difference(comparison, row)[1]),
+        ]
+    settings = [
+        (_head(key, is_text=True), lambda row, key=key: _text(row.settings.get(key, "")))
+        for key in comparison.setting_keys()
+    ]
+    named = [("<th></th>", _checkbox), (_head("run", is_text=True), _name)]
+    return [*named, *lead, *figures.values(), (_head("seeds"), lambda row: _links(row, ui)), *settings]
 
 
 def _head(title: str, hint: str = "", *, is_text: bool = False, is_less_better: bool = False) -> str:
@@ -160,77 +157,74 @@ def _head(title: str, hint: str = "", *, is_text: bool = False, is_less_better: 
 
 
 def _text(value: str) -> str:
-    """A cell of text; what is cut off there is in its title."""
+    """A cell of text; its title has what the cell cuts off."""
     return f'<td class="text" title="{escape(value)}">{escape(value)}</td>'
 
 
-def _row(comparison: RunComparison, row: Row, columns: list[Column], keys: list[str], ui: str) -> str:
-    runs = [f"{ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}?{VIEW}" for run in row.runs]
-    names = [run.params.get("seed") or "run" for run in row.runs]
-    links = " ".join(
-        f'<a href="{escape(run)}" target="_blank" rel="noopener">{escape(name)}</a>'
-        for run, name in zip(runs, names, strict=True)
-    )
-    ids = ",".join(run.run_id for run in row.runs[:MAX_COMPARED])
-    label = escape(f"choose {row.name}")
-    cells = [f'<td><input type="checkbox" value="{ids}" aria-label="{label}"></td>']
-    cells.append(f'<td data-value="{escape(row.name)}"><div class="name">{escape(row.name)}</div></td>')
-    figures = [_cell(row.mean(column.metric), figure_text(row, column)) for column in columns]
-    lead = sum(column.metric in LEAD for column in columns)
-    cells += figures[:lead]
-    if comparison.baseline:
-        difference = comparison.difference(row)
-        texts = difference_texts(comparison, row)
-        cells += [_cell(difference.auc if difference else None, texts[0])]
-        cells += [_cell(difference.p if difference else None, texts[1])]
-    cells += figures[lead:]
-    cells.append(f'<td class="seeds" data-value="{len(row.runs)}">{links}</td>')
-    cells += [_text(row.settings.get(key, "")) for key in keys]
-    mark = ' class="baseline"' if row is comparison.baseline else ""
-    return f"<tr{mark}>{''.join(cells)}</tr>"
-
-
-def _cell(value: float | None, text: str) -> str:
+def _number(value: float | None, text: str) -> str:
     return f'<td data-value="{"" if value is None else repr(value)}">{escape(text)}</td>'
 
 
+def _difference(comparison: RunComparison, row: Row) -> tuple[str, str]:
+    difference, texts = comparison.difference(row), difference_texts(comparison, row)
+    values = (difference.auc, difference.p) if difference else (None, None)
+    return _number(values[0], texts[0]), _number(values[1], texts[1])
+
+
+def _checkbox(row: Row) -> str:
+    ids = ",".join(run.run_id for run in row.runs[:MAX_COMPARED])
+    return f'<td><input type="checkbox" value="{ids}" aria-label="{escape(f"choose {row.name}")}"></td>'
+
+
+def _name(row: Row) -> str:
+    return f'<td data-value="{escape(row.name)}"><div class="name">{escape(row.name)}</div></td>'
+
+
+def _links(row: Row, ui: str) -> str:
+    links = " ".join(
+        f'<a href="{ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}?{VIEW}" target="_blank" rel="noopener">'
+        f"{escape(run.params.get('seed') or 'run')}</a>"
+        for run in row.runs
+    )
+    return f'<td class="seeds" data-value="{len(row.runs)}">{links}</td>'
+
+
 def _scatter(comparison: RunComparison) -> str:
-    """Quality against bytes, as an inline picture; nothing where a single size leaves nothing to see."""
+    """Quality against bytes as an inline picture; empty where all bundles are of one size."""
     metric, title = comparison.metric, "test AUC" if comparison.metric == "test/auc" else "validation AUC"
     found = [
-        (row, size, quality)
+        (row, size, quality, spread(row.values(metric)) or 0.0)
         for row in comparison.rows
         if (size := row.mean("perf/bundle_bytes")) and (quality := row.mean(metric)) is not None
     ]
-    sizes = [size for _, size, _ in found]
-    if not sizes or max(sizes) < LEAST_RATIO * min(sizes):
+    sizes = [size for _, size, _, _ in found]
+    if not sizes or max(sizes) < MIN_SIZE_RATIO * min(sizes):
         return ""
-    errors = [spread(row.values(metric)) or 0.0 for row, _, _ in found]
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     across = _padded([math.log10(size) for size in sizes], LEFT, right)
-    reach = [quality + sign * error for (_, _, quality), error in zip(found, errors, strict=True) for sign in (-1, 1)]
-    up = _padded(reach, bottom, TOP)
+    up = _padded([quality + sign * error for _, _, quality, error in found for sign in (-1, 1)], bottom, TOP)
     marks, points, named = [], [], []
-    front = _front([(size, quality) for _, size, quality in found])
-    for number, ((row, size, quality), error) in enumerate(zip(found, errors, strict=True)):
+    for row, size, quality, error in found:
         x, y = across.at(math.log10(size)), up.at(quality)
-        hint = escape(f"{row.name}: {quality:.4f} at {svg.bytes_text(size)}\n" + "\n".join(_settings(row)))
+        hint = "\n".join([f"{row.name}: {quality:.4f} at {svg.bytes_text(size)}", *row.setting_texts()])
         bar = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(quality - error):.1f}" y2="{up.at(quality + error):.1f}"/>'
-        fill = "#e07a3f" if row is comparison.baseline else "#2a6f97"
+        is_baseline = row is comparison.baseline
+        fill = "#e07a3f" if is_baseline else "#2a6f97"
         marks.append(
             f'<g stroke="{fill}">{bar}<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" fill-opacity=".75">'
+            f"<title>{escape(hint)}</title></circle></g>"
         )
-        marks.append(f"<title>{hint}</title></circle></g>")
         points.append((x, y))
-        if len(found) <= MAX_LABELS or number in front or row is comparison.baseline:
-            named.append((x, y, shortened(row.name) + (" (baseline)" if row is comparison.baseline else "")))
+        is_best = all(quality > other for _, smaller, other, _ in found if (smaller, -other) < (size, -quality))
+        if len(found) <= MAX_LABELS or is_best or is_baseline:
+            named.append((x, y, svg.shortened(row.name) + (" (baseline)" if is_baseline else "")))
     sizes_shown = [svg.Tick(math.log10(value), text) for value, text in svg.byte_ticks(10**across.low, 10**across.high)]
     about = "size of the bundle, logarithmic"
     if left_out := len(comparison.rows) - len(found):
         about += f"; not known of {left_out} of the {len(comparison.rows)} rows"
-    alt = escape(f"{title} against the size of the bundle; the figures are in the table below.")
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{alt}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{title} against the size of the bundle; the figures are in the table below.">'
         f"{svg.x_axis(across, sizes_shown, TOP, bottom)}{svg.y_axis(up, svg.ticks(up.low, up.high), LEFT, right)}"
         f"{svg.text_at((LEFT + right) / 2, HEIGHT - 8, about)}"
         f"{svg.y_title(title, 14, (TOP + bottom) / 2)}{''.join(marks)}{svg.labels(named, points, LEFT, right)}</svg>"
@@ -238,22 +232,7 @@ def _scatter(comparison: RunComparison) -> str:
 
 
 def _padded(values: list[float], start: float, stop: float) -> svg.Scale:
-    """The axis of these values, with room at both ends; of equal ones too."""
+    """An axis of these values with room at both ends."""
     low, high = min(values), max(values)
     room = 0.05 * (high - low) or 0.001
     return svg.Scale(low - room, high + room, start, stop)
-
-
-def _front(points: list[tuple[float, float]]) -> set[int]:
-    """Numbers of the points (size, quality) that are better than all of at most their size."""
-    found: set[int] = set()
-    best = -math.inf
-    for number in sorted(range(len(points)), key=lambda one: (points[one][0], -points[one][1])):
-        if points[number][1] > best:
-            best = points[number][1]
-            found.add(number)
-    return found
-
-
-def _settings(row: Row) -> list[str]:
-    return [f"{key}={value}" for key, value in row.settings.items() if value]

@@ -1,7 +1,6 @@
-"""`muxrec compare`: the finished runs of an MLflow experiment side by side; runs that differ in their seed are one row.
+"""`muxrec compare`: the finished runs of an MLflow experiment side by side; runs that differ only in seed are one row.
 
-Rows are ordered by validation AUC, which is what chooses: a model that was chosen by its test figures has test figures
-that flatter.
+Rows are in order of validation AUC. Choose by that: the test figures of a model that was chosen by them are too good.
 """
 
 import statistics
@@ -13,32 +12,32 @@ from rich.table import Table
 
 from features.errors import InputError
 from recsys.evaluation.significance import p_text, spread, welch
-from recsys.tracking.tracker import TrackedRun
+from recsys.tracking.tracked_runs import TrackedRun
 
 NOT_SETTINGS = ("name", "seed")
-"""Params that do not change what a run is."""
+"""Params that may differ between the runs of one row."""
 MIN_NAME, WIDE = 18, 130
-"""Letters of a terminal's table: the least for a run's name, and from which on a mean and its spread share a line."""
+"""Characters: the least for a run's name, and the width of a table whose means and spreads share a line."""
 DATA = "dataset digest"
-"""What the digest's first letters are called among the settings."""
+"""Name of the digest's first characters among the settings."""
 NUM_SHOWN_SETTINGS = 4
 
 
 class Column(NamedTuple):
-    """A figure that runs are compared by."""
+    """A figure to compare runs by."""
 
     metric: str
-    """Its name in MLflow."""
+    """Name in MLflow."""
     title: str
     digits: int
     """Decimals, in units of `scale`."""
     scale: float = 1.0
     is_short: bool = False
-    """Whether it stands in the terminal's table too."""
+    """Whether the terminal's table shows it too."""
 
 
 LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")
-"""What rows are chosen by: these come right after the name."""
+"""Figures that come first, right after the name."""
 COLUMNS = (
     Column("val/auc", "valid AUC", 4, is_short=True),
     Column("test/auc", "test AUC", 4, is_short=True),
@@ -58,7 +57,7 @@ class Row(NamedTuple):
 
     name: str
     settings: Mapping[str, str]
-    """Params that are not the same in all rows."""
+    """Params that differ between rows."""
     data: str
     """Digest of the dataset."""
     runs: tuple[TrackedRun, ...]
@@ -68,14 +67,18 @@ class Row(NamedTuple):
         """The metric of every run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
+    def setting_texts(self) -> list[str]:
+        """`key=value` of each setting that has a value."""
+        return [f"{key}={value}" for key, value in self.settings.items() if value]
+
     def mean(self, metric: str) -> float | None:
         """Mean over seeds; None where no run has the metric."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
 
-class Difference(NamedTuple):
-    """How a row's AUC differs from the baseline's."""
+class AucDifference(NamedTuple):
+    """A row's AUC minus the baseline's."""
 
     auc: float
     p: float | None
@@ -90,37 +93,37 @@ class RunComparison(NamedTuple):
     rows: tuple[Row, ...]
     baseline: Row | None
     num_unfinished: int
-    """Runs that are left out, as they have no figures at their end."""
+    """Runs that are left out, as they have no final figures."""
     shared: Mapping[str, str]
     """Params that are the same in all rows."""
 
     @property
     def metric(self) -> str:
-        """What rows are tested by: test AUC, or validation AUC where a run has no test split."""
+        """The metric of the differences: test AUC, or validation AUC where a run has no test split."""
         return "test/auc" if all(row.values("test/auc") for row in self.rows) else "val/auc"
 
-    def difference(self, row: Row) -> Difference | None:
-        """The row against the baseline; None for the baseline itself, for other data, and without one."""
+    def difference(self, row: Row) -> AucDifference | None:
+        """Difference from the baseline; None for the baseline itself, for other data, and without a baseline."""
         if self.baseline is None or row is self.baseline or row.data != self.baseline.data:
             return None
         ours, theirs = row.values(self.metric), self.baseline.values(self.metric)
-        return Difference(statistics.fmean(ours) - statistics.fmean(theirs), welch(ours, theirs))
+        return AucDifference(statistics.fmean(ours) - statistics.fmean(theirs), welch(ours, theirs))
 
     def columns(self) -> list[Column]:
-        """Those in which a row has a figure."""
+        """Columns in which some row has a figure."""
         return [column for column in COLUMNS if any(row.values(column.metric) for row in self.rows)]
 
     def setting_keys(self) -> list[str]:
-        """Params that are not the same in all rows."""
+        """Params that differ between rows."""
         return list(dict.fromkeys(key for row in self.rows for key in row.settings))
 
 
 def compare_runs(
     experiment: str, experiment_id: str, runs: Iterable[TrackedRun], baseline: str | None = None
 ) -> RunComparison:
-    """Group runs into rows; `baseline` is a run's name, or its id or the beginning of that.
+    """Group runs into rows; `baseline` is a run's name, its id or the beginning of its id.
 
-    Raises `InputError` where no run has finished, and for a baseline that is none of the rows, or several.
+    Raises `InputError` where no run has finished, and for a baseline that matches no row or several.
     """
     trained = [run for run in runs if run.tags.get("stage") != "sweep"]
     finished = [run for run in trained if run.status == "FINISHED" and "val/auc" in run.metrics]
@@ -131,9 +134,9 @@ def compare_runs(
     groups: dict[Any, dict[str, TrackedRun]] = {}
     for run in sorted(finished, key=lambda run: run.started):
         own = tuple(sorted((key, value) for key, value in run.params.items() if key not in NOT_SETTINGS))
-        # Equal settings, data and seed are the same run once more: the last one counts.
+        # Equal settings, data and seed are a repetition of the same run: the last one counts.
         groups.setdefault((run.tags.get("dataset.digest", ""), own), {})[run.params.get("seed", "")] = run
-    # Figures of other data are no others' equals, so what tells the data apart is shown as a setting is.
+    # Figures on different data are not comparable, so the digest is shown as a setting.
     settings = [{**dict(own), DATA: data[:8]} for data, own in groups]
     varying = _varying(settings)
     rows = [
@@ -152,13 +155,13 @@ def compare_runs(
 
 
 def _seed_order(run: TrackedRun) -> tuple[int, str]:
-    """By number; a run that somebody else logged may have no seed."""
+    """By number; runs that other tools logged may have no seed."""
     seed = run.params.get("seed", "")
     return len(seed), seed
 
 
 def _varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys whose value is not the same everywhere, in order."""
+    """Keys with more than one value, in order."""
     keys = dict.fromkeys(key for one in settings for key in one)
     return [key for key in keys if len({one.get(key) for one in settings}) > 1]
 
@@ -170,7 +173,7 @@ def _name(runs: Sequence[TrackedRun]) -> str:
 
 def _baseline(rows: Sequence[Row], wanted: str) -> Row:
     named = [row for row in rows if any(run.name == wanted for run in row.runs)]
-    # A short name may be the beginning of another run's id.
+    # A name first: a short one may be the beginning of another run's id.
     found = named or [row for row in rows if any(run.run_id.startswith(wanted) for run in row.runs)]
     if len(found) != 1:
         how_many = "none of the rows" if not found else f"{len(found)} rows of that name"
@@ -191,14 +194,14 @@ def figure_text(row: Row, column: Column) -> str:
 
 
 def runs_table(comparison: RunComparison, width: int = 160) -> Table:
-    """The rows for a terminal of so many letters, which has no room for every figure; the page has all."""
+    """The rows for a terminal of `width` characters, without the figures that do not fit; the page has all of them."""
     table = Table(title=_title(comparison), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold", min_width=MIN_NAME)
     columns = {"seeds": [str(len(row.runs)) for row in comparison.rows]}
     short = [column for column in comparison.columns() if column.is_short]
     for column in short:
         texts = [figure_text(row, column) for row in comparison.rows]
-        # In a narrow terminal the spread is below its mean, and what does not fit at all is left to the page.
+        # In a narrow terminal the spread is below its mean.
         columns[column.title] = texts if width >= WIDE else [text.replace(" ±", "\n±") for text in texts]
     if comparison.baseline:
         differences = [difference_texts(comparison, row) for row in comparison.rows]
@@ -214,19 +217,19 @@ def runs_table(comparison: RunComparison, width: int = 160) -> Table:
 
 
 def _width(title: str, cells: Sequence[str]) -> int:
-    """Letters that a column takes."""
+    """Width of a column in characters."""
     return 2 + max(len(line) for text in (title.replace(" ", "\n"), *cells) for line in text.split("\n"))
 
 
 def settings_of(row: Row) -> list[str]:
-    """The first settings that differ, by the last part of their keys."""
+    """The first of the row's settings, by the last part of their keys."""
     shown = [f"  {key.rpartition('.')[2]}={value}" for key, value in row.settings.items() if value]
     more = [f"  {len(shown) - NUM_SHOWN_SETTINGS} more"] if len(shown) > NUM_SHOWN_SETTINGS else []
     return [*shown[:NUM_SHOWN_SETTINGS], *more]
 
 
 def difference_texts(comparison: RunComparison, row: Row) -> tuple[str, str]:
-    """Difference and p for a table; of the baseline that it is the baseline."""
+    """Difference and p for a table; "baseline" for the baseline itself."""
     if row is comparison.baseline:
         return "baseline", ""
     difference = comparison.difference(row)
@@ -238,11 +241,11 @@ def _title(comparison: RunComparison) -> str:
     if comparison.baseline:
         title += f"\ndifference of {comparison.metric} from {comparison.baseline.name}; p of Welch's t-test over seeds"
     left_out = comparison.num_unfinished
-    return title + (f"\n{left_out} runs without an end are left out" if left_out else "")
+    return title + (f"\n{left_out} unfinished runs are left out" if left_out else "")
 
 
 def as_plain(comparison: RunComparison) -> dict[str, Any]:
-    """Plain values: every figure of every row."""
+    """Every figure of every row, as plain values for JSON."""
     rows = []
     for row in comparison.rows:
         figures = {

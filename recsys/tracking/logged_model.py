@@ -1,12 +1,18 @@
-"""A bundle as a model of an MLflow run: with the code that scores it, and the requirements of serving alone."""
+"""A bundle as a LoggedModel of an MLflow run: a pyfunc from code, with the requirements of serving."""
 
 import importlib.metadata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import features
 import serving
 from recsys.tracking.tracker import Tracker
 from serving.bundle.bundle import Bundle
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 SERVING_PACKAGES = (
     "numpy",
@@ -19,12 +25,76 @@ SERVING_PACKAGES = (
     "safetensors",
     "xxhash",
 )
-"""What the project depends on, without the command line's typer."""
+"""The project's dependencies without the command line's typer."""
 
 
 def log_model(tracker: Tracker, bundle: Bundle, *, name: str = "bundle") -> None:
-    """Log a bundle under a name, in place of what the run has under it."""
-    code = [Path(package.__path__[0]) for package in (features, serving)]
-    requirements = [f"{package}=={importlib.metadata.version(package)}" for package in SERVING_PACKAGES]
-    loader = Path(__file__).parent / "bundle_pyfunc.py"
-    tracker.log_bundle(bundle.path, loader, code, requirements, bundle.golden, name=name)
+    """Log a bundle under a name, with signature, example, the code that scores it, and its requirements.
+
+    Nothing is pickled: the artifact is the bundle itself. A model that the run has under this name, such as one that a
+    killed process left half-written, is deleted, unless it is a registered version.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    client, run_id = tracker.client, tracker.run_id
+    inputs = bundle.golden.drop("probability").to_pandas()
+    with tracker.timed(), _requirements_unchecked():
+        of_this_run = f"source_run_id = '{run_id}' and name = '{name}'"
+        old = {model.model_id for model in client.search_logged_models([tracker.experiment_id], of_this_run)}
+        for model_id in old - (_registered_models(tracker) if old else set()):
+            client.delete_logged_model(model_id)
+        # The steps of `mlflow.pyfunc.log_model` inside `mlflow.start_run`, which would restart an ended run.
+        params = client.get_run(run_id).data.params
+        made = client.create_logged_model(tracker.experiment_id, name, run_id, params=params)
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            model_id=made.model_id,
+            python_model=str(Path(__file__).parent / "bundle_pyfunc.py"),
+            artifacts={"bundle": str(bundle.path)},
+            code_paths=[package.__path__[0] for package in (features, serving)],
+            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in SERVING_PACKAGES],
+            signature=_signature(inputs.columns),
+            input_example=inputs.head(3),
+        )
+
+
+def _registered_models(tracker: Tracker) -> set[str]:
+    """Identifiers of the run's LoggedModels that are versions of a registered model."""
+    versions = tracker.client.search_model_versions(f"run_id = '{tracker.run_id}'")
+    return {one.model_id or (one.source or "").removeprefix("models:/") for one in versions}
+
+
+def _signature(columns: Iterable[str]) -> "ModelSignature":
+    """Column names without types: a category may be text, an integer or a boolean, a number of any width.
+
+    A column may be absent, which reads as missing. The scorer checks values itself.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType
+
+    inputs = Schema([ColSpec(AnyType(), name, required=False) for name in columns])
+    return ModelSignature(inputs, Schema([ColSpec(DataType.double, "probability")]))
+
+
+@contextmanager
+def _requirements_unchecked() -> Iterator[None]:
+    """Skip MLflow's check that a model's requirements are installed: they are the installed versions.
+
+    The check lists the files of every installed package, which takes most of the second that logging would take.
+    """
+    from mlflow.utils import requirements_utils
+
+    name = "_check_requirement_satisfied"
+    check = getattr(requirements_utils, name, None)
+    if check is None:  # another version of MLflow, without it
+        yield
+        return
+    setattr(requirements_utils, name, lambda requirement_str: None)
+    try:
+        yield
+    finally:
+        setattr(requirements_utils, name, check)

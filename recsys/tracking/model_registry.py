@@ -1,7 +1,6 @@
 """MLflow's model registry: versions of a registered model, the aliases that point to them, and their bundles.
 
-A version is a bundle that `Tracker.log_bundle` logged. This file and `recsys.tracking.tracker` may import mlflow, no
-other.
+A version is a bundle that `log_model` logged.
 """
 
 import os
@@ -19,8 +18,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
-from features.files import sha256_of, temporary_directory_beside
-from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
+from features.files import replace_directory, sha256_of, temporary_directory_beside
+from recsys.tracking.store import connect_existing, shown_uri, store_errors, tracking_uri
 from serving.bundle.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, read_manifest
 
@@ -51,10 +50,7 @@ class ModelRegistry:
     def open(uri: str | None = None) -> "ModelRegistry":
         """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
         uri = uri or tracking_uri()
-        if not is_there(uri):  # MLflow would make an empty one
-            remedy = f"{STORE_REMEDY}; {shown_uri(uri)} was asked"
-            raise InputError("expected an MLflow store", found=f"no file {Path(uri).name}", remedy=remedy)
-        return ModelRegistry(connect(uri), uri)
+        return ModelRegistry(connect_existing(uri), uri)
 
     def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:
         """A version by its number or alias; raises `InputError` where there is none."""
@@ -113,7 +109,7 @@ class ModelRegistry:
             for key, value in tags.items():
                 self.client.set_model_version_tag(version.name, version.number, key, value)
 
-    def point(self, alias: str, version: Version) -> None:
+    def set_alias(self, alias: str, version: Version) -> None:
         """Move an alias to a version."""
         with _clear(f"cannot set the alias {alias!r}"):
             self.client.set_registered_model_alias(version.name, alias, version.number)
@@ -139,7 +135,11 @@ class ModelRegistry:
                 if not _is_whole(target):
                     download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/"), dst_path=str(temporary / "all"))
                     Bundle.open(temporary / "all" / Path(inside).name)
-                    _put(temporary / "all" / Path(inside).name, target)
+                    try:
+                        replace_directory(temporary / "all" / Path(inside).name, target)
+                    except OSError:  # another process may have put the same there
+                        if not target.is_dir():
+                            raise
         os.utime(target)
         _forget_old(folder)
         return target
@@ -147,7 +147,7 @@ class ModelRegistry:
 
 def _bundle_inside(source: str, temporary: Path, what: str) -> str:
     """Folder of a version's artifacts that holds a bundle; its manifest is left below `temporary`, at that place."""
-    # A model from `Tracker.log_bundle` has it below "artifacts", under the name that the directory had.
+    # A model from `log_model` has it below "artifacts", under the name that the directory had.
     with _clear(f"cannot read {what}"):
         below = [Path(one.path).name for one in list_artifacts(artifact_uri=f"{source}/artifacts") if one.is_dir]
     for inside in (*(f"artifacts/{name}" for name in below), "bundle", ""):
@@ -166,18 +166,6 @@ def _is_whole(target: Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def _put(made: Path, target: Path) -> None:
-    """Move a directory to its place, where a damaged one may stand, or another process may have put the same."""
-    old = made.with_suffix(".old")
-    with suppress(FileNotFoundError):
-        target.rename(old)
-    try:
-        made.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def _forget_old(folder: Path) -> None:

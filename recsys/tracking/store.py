@@ -1,9 +1,10 @@
-"""The MLflow store: where it is, how it is opened, what its errors say, and which run and experiment are meant.
+"""The MLflow store: its address, opening it, its errors, and the run and experiment that a command means.
 
 Without `MLFLOW_TRACKING_URI` it is `sqlite:///mlflow.db` in the working directory, which `mlflow ui` opens.
 """
 
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -24,20 +25,20 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "mlflow.db"
 LOCAL_UI = "http://127.0.0.1:5000"
-"""Where `mlflow ui` listens unless told otherwise."""
+"""Default address of `mlflow ui`."""
 VIEW = "workflowType=machine_learning"
-"""Has MLflow show its pages for training, and not those for agents."""
+"""Opens MLflow's pages for training instead of those for agents."""
 T = TypeVar("T")
 CHECK_STORE = "check MLFLOW_TRACKING_URI, and whether its server answers"
 
 
 def tracking_uri(recorded: str | None = None) -> str:
-    """The store: `MLFLOW_TRACKING_URI`, else a recorded one, else a SQLite file in the working directory."""
+    """Address of the store: `MLFLOW_TRACKING_URI`, else a recorded one, else a SQLite file in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or recorded or f"sqlite:///{Path(DEFAULT_FILE).absolute()}"
 
 
 def shown_uri(uri: str) -> str:
-    """A store's address without what may be a password: the user's part, and what follows a question mark.
+    """A store's address without its user part and its query, which may hold a password.
 
     >>> shown_uri("postgresql://me:p@ss/w@host:5432/db?password=x"), shown_uri("sqlite:////home/me/mlflow.db")
     ('postgresql://***@host:5432/db', 'sqlite:////home/me/mlflow.db')
@@ -47,33 +48,31 @@ def shown_uri(uri: str) -> str:
 
 
 def ui_address(uri: str | None = None) -> str:
-    """Where the UI of a store (of the environment's) is: the server itself, or where `mlflow ui` listens."""
+    """Address of the UI of a store (by default the environment's): the server itself, or that of `mlflow ui`."""
     uri = uri or tracking_uri()
-    if not uri.startswith(("http://", "https://")):
-        return LOCAL_UI
-    return re.sub("//[^/]*@", "//", uri)  # without a name and a password
+    return re.sub("//[^/]*@", "//", uri) if uri.startswith(("http://", "https://")) else LOCAL_UI
 
 
 def page_of(experiment_id: str, uri: str | None = None) -> str:
-    """Address of an experiment in MLflow's UI, in its pages for training."""
+    """Address of an experiment's training page in MLflow's UI."""
     return f"{ui_address(uri).rstrip('/')}/#/experiments/{experiment_id}/runs?{VIEW}"
 
 
 def place_of(run_info: Mapping[str, Any]) -> dict[str, str]:
-    """For people: store and page of what a run.json or sweep.json names; empty where it names none."""
+    """Store and page to show for the MLflow run of a run.json or sweep.json; empty for an untracked run."""
     uri, experiment_id = tracking_uri(run_info["mlflow_tracking_uri"]), run_info.get("mlflow_experiment_id")
-    if experiment_id is None or run_info["mlflow_run_id"] is None:  # not tracked, or nobody wrote it down
+    if experiment_id is None or run_info["mlflow_run_id"] is None:
         return {}
     return {"store": shown_uri(uri), "mlflow": page_of(experiment_id, uri)}
 
 
 def is_there(uri: str) -> bool:
-    """False for a SQLite file that does not exist, which MLflow would make; others are asked when they are used."""
+    """False for a SQLite file that does not exist, which MLflow would create; other stores fail when they are used."""
     return not uri.startswith("sqlite:///") or "?" in uri or Path(uri.removeprefix("sqlite:///")).is_file()
 
 
 def reason(error: Exception) -> str:
-    """What MLflow says, on one line; an address in it may hold a password."""
+    """MLflow's message on one line, without addresses, which may hold a password."""
     text = str(getattr(error, "message", None) or error).partition("[SQL: ")[0]
     text = re.sub(r"^\(raised as a result of [^)]*\)", "", text)
     if "Max retries" in text:
@@ -83,7 +82,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def store_errors(expected: str, remedy: str = CHECK_STORE) -> Iterator[None]:
-    """Whatever a store or its driver raises, as an `InputError`."""
+    """Turn an error of a store or its driver into an `InputError`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,7 +93,7 @@ def store_errors(expected: str, remedy: str = CHECK_STORE) -> Iterator[None]:
 
 
 def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
-    """A client of the store; its migrations and MLflow's hints stay out of the terminal.
+    """A client of the store, which is created where it is missing; MLflow's log lines stay out of the terminal.
 
     Raises `InputError` for a store that cannot be opened.
     """
@@ -103,7 +102,7 @@ def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the traceback of what we say
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback
     warnings.filterwarnings("ignore", module="mlflow.*")
     with store_errors(f"cannot open the MLflow store {shown_uri(uri)}", remedy):
         _make_store(uri)
@@ -112,9 +111,17 @@ def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
         return mlflow.MlflowClient()
 
 
+def connect_existing(uri: str) -> "MlflowClient":
+    """A client of a store that exists already; raises `InputError` where there is none."""
+    if not is_there(uri):
+        remedy = "set MLFLOW_TRACKING_URI to the store that holds the runs and models"
+        raise InputError("expected an MLflow store", found=f"none at {shown_uri(uri)}", remedy=remedy)
+    return connect(uri)
+
+
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Undo what MLflow writes into the environment: there it would be the user's word, here and in what we start."""
+    """Restore `MLFLOW_TRACKING_URI`: MLflow sets it, and child processes would take that for the user's choice."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     if before is None:
@@ -124,10 +131,10 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _make_store(uri: str) -> None:
-    """Make a SQLite store whole or not at all: MLflow cannot use one that it was killed over.
+    """Create a SQLite store atomically: MLflow cannot use one whose creation was interrupted.
 
-    It is a copy of an empty one in the user's cache directory, where there is one of this version of MLflow: to make
-    one takes some sixty migrations and two seconds.
+    It is copied from an empty store of this MLflow version in the user's cache directory, as creating one takes some
+    sixty migrations and two seconds.
     """
     from mlflow.tracking import MlflowClient
 
@@ -135,7 +142,7 @@ def _make_store(uri: str) -> None:
     if not uri.startswith("sqlite:///") or "?" in uri or path.exists() or not path.parent.is_dir():
         return
     empty: Path | None = None
-    with suppress(InputError):  # without a cache it takes those two seconds each time
+    with suppress(InputError):  # no cache: two seconds each time
         empty = made_in_cache("") / f"mlflow-{importlib.metadata.version('mlflow-skinny')}.db"
     with temporary_directory_beside(path.absolute()) as temporary:
         made = temporary / path.name
@@ -145,37 +152,41 @@ def _make_store(uri: str) -> None:
             MlflowClient(f"sqlite:///{made}")
             if empty:
                 _keep(made, empty)
-        if not path.exists():  # else another process was faster
+        if not path.exists():  # another process may have been faster
             made.rename(path)
 
 
 def _keep(made: Path, empty: Path) -> None:
-    """Keep a copy of an empty store; a cache that cannot be written costs time and nothing else."""
+    """Put a copy of an empty store in the cache; a cache that cannot be written only costs time."""
     with suppress(InputError), temporary_directory_beside(empty) as temporary:
         shutil.copyfile(made, temporary / empty.name)
         with closing(sqlite3.connect(temporary / empty.name)) as database, database:
-            # "Default", which MLflow makes where there is none: it says where artifacts go, and that is elsewhere next.
+            # MLflow creates "Default" again, with the artifact location of the next store.
             database.execute("DELETE FROM experiments")
         (temporary / empty.name).rename(empty)
 
 
 def refuse_other_run(expected: str, run_id: str | None = None) -> None:
-    """Raise `InputError` where `MLFLOW_RUN_ID` asks for another run than this: it is MLflow's way to log into one."""
+    """Raise `InputError` where `MLFLOW_RUN_ID`, MLflow's way to choose a run to log into, names another run."""
     given = os.environ.get("MLFLOW_RUN_ID")
     if given and given != run_id:
         raise InputError(expected, found=f"MLFLOW_RUN_ID={given}", remedy="unset MLFLOW_RUN_ID")
 
 
-def run_of(run_info: Mapping[str, Any], written: Path) -> "tuple[MlflowClient, str, Run]":
-    """The MLflow run that a run.json or sweep.json (`written`) names; its store is the environment's, else recorded.
+def run_of(record: Path) -> "tuple[MlflowClient, str, Run] | None":
+    """Client, store and MLflow run that a run.json or sweep.json names; None for an untracked one.
 
-    Raises `InputError`, naming both stores, where the run is not there; and where it, or its experiment, was deleted.
+    The store is the environment's, else the recorded one. Raises `InputError`, naming both stores, where the run is
+    missing, and where it or its experiment was deleted.
     """
-    run_id, recorded = run_info["mlflow_run_id"], run_info["mlflow_tracking_uri"]
-    refuse_other_run(f"{written} names its own MLflow run", run_id)
+    document: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    run_id, recorded = document.get("mlflow_run_id"), document.get("mlflow_tracking_uri")
+    if run_id is None:
+        return None
+    refuse_other_run(f"{record} names its own MLflow run", run_id)
     uri = tracking_uri(recorded)
     expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"
-    anew = f"set mlflow_run_id in {written} to null, and it is logged anew (a finished run by `muxrec promote`)"
+    anew = f"set mlflow_run_id in {record} to null to log it again (a finished run by `muxrec promote`)"
     if not is_there(uri):
         raise InputError(expected, found="no such store", remedy=_way_to(uri, recorded, anew))
     client = connect(uri)
@@ -188,7 +199,7 @@ def run_of(run_info: Mapping[str, Any], written: Path) -> "tuple[MlflowClient, s
 
 
 def _unless_absent(ask: Callable[[], T]) -> T | None:
-    """An answer of the store; None where there is no such thing."""
+    """The store's answer; None for a resource that does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -200,14 +211,14 @@ def _unless_absent(ask: Callable[[], T]) -> T | None:
 
 
 def _way_to(uri: str, recorded: str | None, anew: str) -> str:
-    """What to do where a run is not in a store."""
+    """The remedy for a run that is not in a store."""
     if recorded and recorded != uri:
         return f"unset MLFLOW_TRACKING_URI to use {shown_uri(recorded)}, where it was logged, or {anew}"
     return f"set MLFLOW_TRACKING_URI to the store that holds it, or {anew}"
 
 
 def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str) -> None:
-    """Raise `InputError` for a run that was deleted, as in MLflow's UI, by itself or with its experiment."""
+    """Raise `InputError` for a run that was deleted (in MLflow's UI, say), alone or with its experiment."""
     if run.info.lifecycle_stage != "deleted":
         return
     experiment = client.get_experiment(run.info.experiment_id)
@@ -222,8 +233,8 @@ def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str
 def experiment_of_environment(client: "MlflowClient", default: str) -> "Experiment | None":
     """The experiment that `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` names, else the one called `default`.
 
-    None where there is none of that name yet. Raises `InputError` where the two contradict, for an unknown number, and
-    for an experiment that was deleted.
+    None where there is none of that name yet. Raises `InputError` where the two variables contradict each other, for an
+    unknown number, and for a deleted experiment.
     """
     number, name = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if number:
@@ -241,7 +252,7 @@ def experiment_of_environment(client: "MlflowClient", default: str) -> "Experime
 
 
 def refuse_deleted_experiment(known: "Experiment | None") -> None:
-    """Raise `InputError` for an experiment that was deleted, as in MLflow's UI."""
+    """Raise `InputError` for an experiment that was deleted (in MLflow's UI, say)."""
     if known and known.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {known.experiment_id}"
         remedy = f"bring it back ({restore}), or use another name (MLFLOW_EXPERIMENT_NAME)"

@@ -100,7 +100,7 @@ class PartScorer:
             remedy = "leave the bundle as it is while a job reads it, and start again"
             raise InputError(f"{job.bundle}: expected model {expected}", found=found, remedy=remedy)
 
-    def bring(self, part: Part, note: Note = lambda text: None) -> bool:
+    def ensure_part(self, part: Part, note: Note = lambda text: None) -> bool:
         """Make a part unless it is there, made from the same bytes; True where it was.
 
         Raises `InputError` for an input that cannot be read and an output that cannot be written.

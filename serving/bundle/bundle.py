@@ -14,7 +14,6 @@ import dataclasses
 import io
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ import polars as pl
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.files import cannot_write, check_readable, flush, sha256_of, temporary_directory_beside
+from features.files import check_readable, flush, replace_directory, sha256_of, temporary_directory_beside
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.bundle.manifest import (
@@ -50,19 +49,30 @@ from serving.bundle.manifest import (
     read_manifest,
     to_json,
 )
-from serving.bundle.table import Bitmap, StoredTable, TableDtype, pack_bits, served_rows, write_table
+from serving.bundle.table import (
+    Bitmap,
+    Coder,
+    StoredTable,
+    TableDtype,
+    learn_coder,
+    pack_bits,
+    served_rows,
+    write_table,
+)
 from serving.bundle.table_plan import CODE_BITS
 from serving.bundle.tensors import fault
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
 __all__ = [
     "Bundle",
+    "Coder",
     "FileEntry",
     "Manifest",
     "PriorCorrection",
     "StoredTable",
     "TableDtype",
     "installed_version",
+    "learn_coder",
     "open_session",
     "served_rows",
     "write_bundle",
@@ -165,6 +175,7 @@ def write_bundle(
     profile: Mapping[str, Any],
     table_dtype: TableDtype = "fp32",
     row_widths: npt.NDArray[Any] | None = None,
+    coder: Coder | None = None,
     trained_rows: npt.NDArray[Any] | None = None,
     vocabulary: Vocabulary | None = None,
     prior_correction: PriorCorrection | None = None,
@@ -179,8 +190,8 @@ def write_bundle(
     `table` is [M, w]; `row_widths` [M] how many columns of each row are stored, where not all are; `trained_rows` flags
     [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the registry and `probability`; `vocabulary` is
     that of a collisionless table, and left out for the others. So are rows of zeros, and metrics that are not finite.
-    `compression` is for the manifest: what became of the table, as JSON holds it. The manifest has the lowest format
-    version that allows for all this.
+    `coder` is what `learn_coder` gives for the table; None: learned here. `compression` is for the manifest: what
+    became of the table, as JSON holds it. The manifest has the lowest format version that allows for all this.
 
     Raises `InputError` when `out` exists (unless `overwrite` and it is a bundle), when a part does not fit the
     layout, and when the disk is full.
@@ -189,18 +200,18 @@ def write_bundle(
     _check_target(out, overwrite=overwrite)
     if table.shape != (layout.num_rows, layout.width):
         raise InputError(f"expected a table [{layout.num_rows}, {layout.width}]", found=str(list(table.shape)))
-    if layout.kind == "collisionless" and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
+    if layout.addressing.has_vocabulary and (vocabulary is None or set(vocabulary) != set(layout.num_values)):
         found = ", ".join(vocabulary or {}) or "none"
         raise InputError(f"vocabulary: expected tokens of {', '.join(layout.num_values)}", found=found)
     with temporary_directory_beside(out) as temporary:
-        write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows), row_widths)
+        write_table(temporary / TABLE, table, table_dtype, _as_bitmap(trained_rows, layout.num_rows), row_widths, coder)
         is_compact = row_widths is not None or table_dtype in CODE_BITS or compression is not None
         buffer = io.BytesIO()
         golden.write_parquet(buffer)
         parts = {DENSE: dense_onnx, GOLDEN: buffer.getvalue(), PROFILE: to_json(profile, PROFILE)}
         for name, part in parts.items():
             _write(temporary / name, part)
-        if layout.kind == "collisionless" and vocabulary is not None:
+        if layout.addressing.has_vocabulary and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
         settings: dict[str, Any] = {
             "format_version": 3 if registry.has_later_settings else 2 if is_compact else 1,
@@ -223,7 +234,7 @@ def write_bundle(
         _write(temporary / MANIFEST, manifest_bytes(settings))
         bundle = Bundle.open(temporary)  # the reader is the judge, before anybody else can see the directory
         flush(temporary)
-        _swap(temporary, out)
+        replace_directory(temporary, out)
     return dataclasses.replace(bundle, path=out)
 
 
@@ -319,24 +330,6 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         if not (out / name).is_file():
             remedy = "choose another name, or delete it yourself"
             raise InputError(f"{out}: expected a bundle to overwrite", found=f"no {name}", remedy=remedy)
-
-
-def _swap(temporary: Path, out: Path) -> None:
-    """Put a finished directory in its place; one that stood there goes only afterwards, or comes back."""
-    old = temporary.with_suffix(".old")
-    try:
-        if out.exists():
-            out.rename(old)
-        try:
-            temporary.rename(out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            raise
-    except OSError as error:
-        raise cannot_write(out, error) from None
-    flush(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(path: Path, content: bytes) -> None:

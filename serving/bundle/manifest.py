@@ -136,7 +136,7 @@ class Manifest(_Strict):
 
 def files_of(layout: TableLayout) -> tuple[str, ...]:
     """Names of a bundle's files beside the manifest; a collisionless table needs to know which values own its rows."""
-    return (TABLE, DENSE, GOLDEN, PROFILE, *([VOCABULARY] if layout.kind == "collisionless" else []))
+    return (TABLE, DENSE, GOLDEN, PROFILE, *([VOCABULARY] if layout.addressing.has_vocabulary else []))
 
 
 def read_manifest(path: Path) -> Manifest:

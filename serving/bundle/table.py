@@ -58,7 +58,17 @@ from serving.bundle.table_plan import (
 )
 from serving.bundle.tensors import NUMPY_DTYPES, fault, header, map_tensors, take
 
-__all__ = ["Bitmap", "StoredTable", "TableDtype", "pack_bits", "served_rows", "table_bytes", "write_table"]
+__all__ = [
+    "Bitmap",
+    "Coder",
+    "StoredTable",
+    "TableDtype",
+    "learn_coder",
+    "pack_bits",
+    "served_rows",
+    "table_bytes",
+    "write_table",
+]
 
 RowWidths = npt.NDArray[np.integer]
 Coder = SharedCodebook | RotatedCodebooks
@@ -71,15 +81,17 @@ def write_table(
     dtype: TableDtype,
     trained_rows: Bitmap | None = None,
     row_widths: RowWidths | None = None,
+    coder: Coder | None = None,
 ) -> None:
     """Write rows [M, w] some at a time, so that a table near the size of memory needs no second copy.
 
     `row_widths` [M]: columns of each row that are stored, the first ones, 0 to w. What is not stored reads as 0,
     whatever the table holds there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
     [ceil(M / 8)]: bitmap of the rows that training read; without widths fp32 and fp16 files hold it as it is, other
-    files only where it says more than which rows are stored. Raises `InputError` for values that the type cannot hold.
+    files only where it says more than which rows are stored. `coder` is what `learn_coder` gives for this table; None:
+    learned here. Raises `InputError` for values that the type cannot hold.
     """
-    source = _Source.of(table, dtype, row_widths)
+    source = _Source.of(table, dtype, row_widths, coder)
     plan = source.plan
     if trained_rows is not None and plan.is_compact:
         is_trained = np.unpackbits(trained_rows, count=plan.num_rows, bitorder="little").astype(np.bool_)
@@ -103,13 +115,20 @@ def write_table(
         os.fsync(file.fileno())
 
 
-def served_rows(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None) -> Floats:
+def learn_coder(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None) -> Coder | None:
+    """Codebook of a table [M, w] for types that store codes; None for the others. To learn it is the slow part."""
+    return _Source.of(table, dtype, row_widths).coder
+
+
+def served_rows(
+    table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None, coder: Coder | None = None
+) -> Floats:
     """Rows [M, w] as a reader of the written table will see them; raises `InputError` as `write_table` does.
 
     >>> served_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
     [[1.0, -0.5], [0.25, 0.0]]
     """
-    source = _Source.of(table, dtype, row_widths)
+    source = _Source.of(table, dtype, row_widths, coder)
     served = np.zeros(table.shape, dtype=np.float32)
     for block in source.plan.blocks:
         for rows, values in source.values(block):
@@ -128,12 +147,14 @@ class _Source(NamedTuple):
     """For rows of codes."""
 
     @staticmethod
-    def of(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None) -> "_Source":
+    def of(
+        table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None, coder: Coder | None = None
+    ) -> "_Source":
         widths = _stored_widths(table, row_widths)
         is_compact = row_widths is not None or dtype in CODE_BITS
         histogram = np.bincount(widths, minlength=table.shape[1] + 1)
-        source = _Source(table, widths, plan_table(histogram, table.shape[1], dtype, is_compact=is_compact), None)
-        return source._replace(coder=source.learned()) if dtype in CODE_BITS else source
+        source = _Source(table, widths, plan_table(histogram, table.shape[1], dtype, is_compact=is_compact), coder)
+        return source._replace(coder=source.learned()) if dtype in CODE_BITS and coder is None else source
 
     def is_stored(self, block: Block) -> Flags:
         """Which rows [M] a block holds."""

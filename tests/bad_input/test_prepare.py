@@ -120,13 +120,13 @@ def test_unknown_columns_are_counted_and_ignored(raw: Callable[..., Path]):
         ),
         (
             {"user": [["a"]] * 5},
-            "expected one value a row; found a list (List(String))",
+            "expected one value per row; found a list (List(String))",
             "declare it `categorical_list`",
         ),
         ({"user": [b"a"] * 5}, "expected categories: text, integers or booleans; found Binary", "cast it to text"),
         (
             {"tags": [1, 2, 3, 4, 5]},
-            "expected a list column; found one value a row (Int64)",
+            "expected a list column; found one value per row (Int64)",
             "declare it `categorical`",
         ),
         (

@@ -100,7 +100,7 @@ def test_a_given_split_is_kept(tmp_path: Path) -> None:
     [
         ("id,click,hour", "id,clicked,hour", "expected the header of train.csv; found no click in 'id, clicked, hour"),
         (CSV.split(",")[0] + ",click,hour,C1", "id,click,hour,X", "found no C1"),
-        (CSV[-30:], "", "train.csv: expected 24 fields a line, separated by ','; found .* in the last line"),
+        (CSV[-30:], "", "train.csv: expected 24 fields per line, separated by ','; found .* in the last line"),
         ("1410", "14-0", "expected the layout of avazu; found conversion from `str` to `date` failed"),
         ("1410", "1413", "expected the layout of avazu; found conversion from `str` to `date` failed"),
     ],

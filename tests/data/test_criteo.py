@@ -84,11 +84,11 @@ def test_x4_lowers_numbers_to_the_log_square_token(tmp_path: Path) -> None:
     raw = write_raw(tmp_path / "out", save(tmp_path / "train.txt"))
     registry = FeatureRegistry.from_yaml(raw.registry)
     values = [None, -2, 0, 1, 2, 3, 100, 101, 5000]
-    lowered = [None, "-2", "0", "1", "2", "1", "21", "21", "72"]  # floor(ln(x)^2) above 2
+    buckets = [None, "-2", "0", "1", "2", "1", "21", "21", "72"]  # floor(ln(x)^2) above 2
     frame = pl.DataFrame({name: pl.Series([None] * 9, dtype=pl.String) for name in CATEGORICAL}).with_columns(
         pl.Series(name, values, dtype=pl.Int64) for name in NUMERIC
     )
-    expected = pl.DataFrame({"text": lowered}).select(token_of_text(pl.col("text")))["text"].to_list()
+    expected = pl.DataFrame({"text": buckets}).select(token_of_text(pl.col("text")))["text"].to_list()
     encoded = encode_frame(frame, registry)
     assert encoded["I1"].to_list() == encoded["I13"].to_list() == expected
     assert len(registry.token_features) == 39

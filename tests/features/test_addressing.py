@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.addressing import Addressing, rows_of
+from features.addressing import addressing_of, rows_of
 from features.hashing import MISSING_TOKEN, rows_of_tokens
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
@@ -36,7 +36,7 @@ def test_slots_of_several_features_are_read_at_once(kind: str):
     first = [slot.feature for slot in layout.slots].index
     positions = [first("user"), first("tags"), first("words")]  # of main: the columns of the tokens
     tokens = np.array([[7, 5, 5], [MISSING_TOKEN, 1, 2**64 - 1]], dtype=np.uint64)
-    found = Addressing(layout, vocabulary, positions).rows(tokens)
+    found = addressing_of(layout, vocabulary, positions).rows(tokens)
     for column, position in enumerate(positions):
         slot = layout.slots[position]
         expected = [row(layout, slot.view, slot.feature, 0, int(token), vocabulary) for token in tokens[:, column]]

@@ -95,9 +95,9 @@ def test_permuting_rows_permutes_the_lowered_frame():
 
 
 def test_the_order_of_raw_columns_does_not_matter_and_the_registry_decides():
-    lowered = encode_frame(RAW.select(sorted(RAW.columns)), REGISTRY)
-    assert lowered.columns == [feature.name for feature in REGISTRY.features]
-    assert lowered.equals(encode_frame(RAW, REGISTRY))
+    encoded = encode_frame(RAW.select(sorted(RAW.columns)), REGISTRY)
+    assert encoded.columns == [feature.name for feature in REGISTRY.features]
+    assert encoded.equals(encode_frame(RAW, REGISTRY))
 
 
 def test_a_missing_column_is_refused_or_reads_as_missing():
@@ -142,7 +142,7 @@ def test_a_bad_value_is_refused():
         encode(RAW.with_columns(user=pl.Series([1.0, 2.5, 3.0, 4.0])), REGISTRY)
 
 
-# Every feature type with every kind of setting that changes its lowered form; a new type adds its lines.
+# Every feature type with every kind of setting that changes its encoded form; a new type adds its lines.
 VARIANTS = {
     "categorical": [{}],
     "categorical_list": [{}, {"separator": "|"}],
@@ -183,9 +183,9 @@ class TestContract:
         return FeatureRegistry(features=(feature,))
 
     def test_it_lowers_to_the_form_it_announces(self, feature, values):
-        lowered = encode_frame(pl.DataFrame({"x": values}), self.registry(feature))
-        assert lowered.schema == {"x": feature.encoded_dtype}
-        assert lowered["x"].null_count() == 0
+        encoded = encode_frame(pl.DataFrame({"x": values}), self.registry(feature))
+        assert encoded.schema == {"x": feature.encoded_dtype}
+        assert encoded["x"].null_count() == 0
         assert feature.is_list == (feature.encoded_dtype == pl.List(pl.UInt64))
         assert feature.has_tokens == (feature.encoded_dtype != pl.Float32)
 
@@ -208,9 +208,9 @@ class TestContract:
 
     def test_no_rows(self, feature, values):
         for column in (pl.Series("x", values).clear(), pl.Series("x", [], dtype=pl.Null)):
-            lowered = encode_frame(pl.DataFrame({"x": column}), self.registry(feature))
-            assert lowered.schema == {"x": feature.encoded_dtype}
-            assert len(lowered) == 0
+            encoded = encode_frame(pl.DataFrame({"x": column}), self.registry(feature))
+            assert encoded.schema == {"x": feature.encoded_dtype}
+            assert len(encoded) == 0
 
     def test_it_lowers_row_by_row(self, feature, values):
         column = pl.Series("x", values)

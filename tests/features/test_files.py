@@ -11,7 +11,7 @@ import pytest
 
 from features.dataset.info import read_dataset
 from features.errors import InputError
-from features.files import cache_directory, cannot_write, made_in_cache, system_fault, write_text
+from features.files import cache_directory, cannot_write, made_in_cache, replace_directory, system_fault, write_text
 from features.io.readers import columns_of
 from features.registry import FeatureRegistry
 from recsys.checkpoint import load_state
@@ -140,6 +140,18 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.setenv("MUXREC_CACHE", str(tmp_path / "own"))
     assert made_in_cache("models") == tmp_path / "own" / "models"
     assert list((tmp_path / "own" / "models").iterdir()) == []
+
+
+def test_a_directory_is_replaced_or_comes_back(tmp_path):
+    path = tmp_path / "out"
+    for number in ("1", "2"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / number).touch()
+        replace_directory(tmp_path / "new", path)
+        assert [file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*")] == ["out", f"out/{number}"]
+    with pytest.raises(FileNotFoundError):
+        replace_directory(tmp_path / "new", path)
+    assert (path / "2").exists()
 
 
 def gone() -> Path:

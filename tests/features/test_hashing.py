@@ -212,7 +212,7 @@ def test_tokens_know_no_feature_and_no_table():
     """What prepare writes must not depend on where it will be looked up."""
     registry = FeatureRegistry.of(features={"a": "categorical", "b": "categorical"}, seed=5)
     frame = pl.DataFrame({"a": ["x"], "b": ["x"]})
-    tokens = frame.select([feature.lower(pl.String()) for feature in registry.token_features])
+    tokens = frame.select([feature.encode(pl.String()) for feature in registry.token_features])
     assert tokens.row(0) == (hash_text("x"), hash_text("x"))
 
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from features.errors import InputError
 from features.hashing import salt
-from features.layout import Slot, TableLayout, split_rows
+from features.layout import TableLayout
 from features.registry import FeatureRegistry
+from features.table_kinds import Slot, split_rows
 from tests.rows import shares_of
 
 FEATURES = {

@@ -1,4 +1,4 @@
-"""Feature types: what each accepts, what it refuses, and what the lowered column holds."""
+"""Feature types: what each accepts, what it refuses, and what the encoded column holds."""
 
 import math
 from datetime import date
@@ -16,11 +16,11 @@ NAN, INF = float("nan"), float("inf")
 EMOJI = "\U0001f600"
 
 
-def lowered(feature, values, dtype=None) -> list:
+def encoded(feature, values, dtype=None) -> list:
     column = pl.Series(feature.name, values, dtype=dtype)
     feature.check(column)
-    column = feature.simplify(column)
-    result = column.to_frame().select(feature.lower(column.dtype)).to_series()
+    column = feature.normalize(column)
+    result = column.to_frame().select(feature.encode(column.dtype)).to_series()
     assert result.dtype == feature.encoded_dtype
     assert result.name == feature.name
     return result.to_list()
@@ -51,45 +51,45 @@ SQUARE = Numeric(name="price", transform="log_square")
 )
 def test_a_number_has_one_token_whatever_it_is_stored_as(dtype):
     values = ["7", "-12", None] if dtype == pl.String else [7, -12, None]
-    assert lowered(USER, values, dtype) == tokens("7", "-12", None)
+    assert encoded(USER, values, dtype) == tokens("7", "-12", None)
 
 
 @pytest.mark.parametrize("dtype", [pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64])
 def test_unsigned_numbers_too(dtype):
-    assert lowered(USER, [7, 0, None], dtype) == tokens("7", "0", None)
+    assert encoded(USER, [7, 0, None], dtype) == tokens("7", "0", None)
 
 
 @pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["", "red", "7", "true"])])
 def test_a_text_has_one_token_whatever_it_is_stored_as(dtype):
-    assert lowered(USER, ["red", "", "7", None, "true"], dtype) == tokens("red", "", "7", None, "true")
+    assert encoded(USER, ["red", "", "7", None, "true"], dtype) == tokens("red", "", "7", None, "true")
 
 
 def test_booleans_are_their_lower_case_words():
-    assert lowered(USER, [True, False, None]) == tokens("true", "false", None)
+    assert encoded(USER, [True, False, None]) == tokens("true", "false", None)
 
 
 def test_missing_zero_and_empty_differ():
-    assert lowered(USER, [NAN, None, -0.0]) == tokens(None, None, "0")
+    assert encoded(USER, [NAN, None, -0.0]) == tokens(None, None, "0")
     assert len({*tokens(None, "", "0", "null", "NaN", " ")}) == 6
-    assert lowered(USER, [None, None], pl.Null) == tokens(None, None)
+    assert encoded(USER, [None, None], pl.Null) == tokens(None, None)
 
 
 def test_text_is_taken_as_it_is():
     values = ["7.0", "07", " 7", "True", "é", "e\u0301", "日本", EMOJI, "a\x00b", "x" * 2**20]
-    assert lowered(USER, values) == tokens(*values)
-    assert len(set(lowered(USER, values))) == len(values)
+    assert encoded(USER, values) == tokens(*values)
+    assert len(set(encoded(USER, values))) == len(values)
 
 
 def test_integers_are_exact_to_the_last_digit():
-    assert lowered(USER, [2**53, 2**53 + 1, 2**63 - 1, -(2**63)], pl.Int64) == tokens(
+    assert encoded(USER, [2**53, 2**53 + 1, 2**63 - 1, -(2**63)], pl.Int64) == tokens(
         "9007199254740992", "9007199254740993", "9223372036854775807", "-9223372036854775808"
     )
-    assert lowered(USER, [2**64 - 1], pl.UInt64) == tokens("18446744073709551615")
+    assert encoded(USER, [2**64 - 1], pl.UInt64) == tokens("18446744073709551615")
 
 
 @pytest.mark.parametrize(("dtype", "exponent"), [(pl.Float16, 11), (pl.Float32, 24), (pl.Float64, 53)])
 def test_floats_are_refused_from_where_they_skip_integers(dtype, exponent):
-    assert lowered(USER, [NAN, 2**exponent - 1, 1 - 2**exponent], dtype) == tokens(
+    assert encoded(USER, [NAN, 2**exponent - 1, 1 - 2**exponent], dtype) == tokens(
         None, str(2**exponent - 1), str(1 - 2**exponent)
     )
     for value in (2.0**exponent, -(2.0**exponent)):
@@ -124,20 +124,20 @@ def test_other_types_are_no_categories(values, shown):
 
 def test_lists():
     values = [["a", "b"], [], None, [None, "a"], ["", "b"]]
-    assert lowered(TAGS, values) == [
+    assert encoded(TAGS, values) == [
         tokens("a", "b"),
         [],
         [MISSING_TOKEN],
         tokens(None, "a"),
         tokens("", "b"),
     ]
-    assert lowered(TAGS, [[7, -1], None], pl.List(pl.Int64)) == [tokens("7", "-1"), [MISSING_TOKEN]]
-    assert lowered(TAGS, [[7.0, NAN], []], pl.List(pl.Float32)) == [tokens("7", None), []]
-    assert lowered(TAGS, [[True]]) == [tokens("true")]
+    assert encoded(TAGS, [[7, -1], None], pl.List(pl.Int64)) == [tokens("7", "-1"), [MISSING_TOKEN]]
+    assert encoded(TAGS, [[7.0, NAN], []], pl.List(pl.Float32)) == [tokens("7", None), []]
+    assert encoded(TAGS, [[True]]) == [tokens("true")]
 
 
 def test_fixed_size_arrays_are_lists():
-    assert lowered(TAGS, [[1, 2], [3, None], None], pl.Array(pl.Int64, 2)) == [
+    assert encoded(TAGS, [[1, 2], [3, None], None], pl.Array(pl.Int64, 2)) == [
         tokens("1", "2"),
         tokens("3", None),
         [MISSING_TOKEN],
@@ -146,7 +146,7 @@ def test_fixed_size_arrays_are_lists():
 
 @pytest.mark.parametrize("dtype", [pl.String, pl.Categorical])
 def test_text_lists(dtype):
-    assert lowered(SPLIT, ["a|b", "", None, "c", "a||", "|"], dtype) == [
+    assert encoded(SPLIT, ["a|b", "", None, "c", "a||", "|"], dtype) == [
         tokens("a", "b"),
         [],
         [MISSING_TOKEN],
@@ -157,20 +157,20 @@ def test_text_lists(dtype):
 
 
 def test_a_separator_is_text_and_no_pattern():
-    assert lowered(CategoricalList(name="t", separator=". "), ["a. b.c"]) == [tokens("a", "b.c")]
+    assert encoded(CategoricalList(name="t", separator=". "), ["a. b.c"]) == [tokens("a", "b.c")]
 
 
 def test_a_declared_separator_leaves_native_lists_alone():
-    assert lowered(SPLIT, [["a|b"]]) == [tokens("a|b")]
+    assert encoded(SPLIT, [["a|b"]]) == [tokens("a|b")]
 
 
 @pytest.mark.parametrize("dtype", [pl.Null, pl.List(pl.Null)])
 def test_lists_without_any_value_keep_their_rows(dtype):
-    assert lowered(TAGS, [None, None, None], dtype) == [[MISSING_TOKEN]] * 3
+    assert encoded(TAGS, [None, None, None], dtype) == [[MISSING_TOKEN]] * 3
 
 
 def test_a_scalar_is_no_list_and_text_needs_a_separator():
-    assert "found one value a row (Int64); declare it `categorical`" in str(refusal(SPLIT, [1]))
+    assert "found one value per row (Int64); declare it `categorical`" in str(refusal(SPLIT, [1]))
     assert "found text and no separator declared; set `separator:`" in str(refusal(TAGS, ["a|b"]))
 
 
@@ -183,32 +183,32 @@ def test_the_row_of_a_bad_value_inside_a_list_is_known():
 
 
 def test_plain_numbers():
-    assert lowered(PRICE, [1.5, None, NAN, -2.0]) == [1.5, 0.0, 0.0, -2.0]
-    assert lowered(PRICE, [3, None], pl.Int64) == [3.0, 0.0]
-    assert lowered(PRICE, [True, False]) == [1.0, 0.0]
-    assert lowered(PRICE, [Decimal("1.25")]) == [1.25]
-    assert lowered(PRICE, [None], pl.Null) == [0.0]
+    assert encoded(PRICE, [1.5, None, NAN, -2.0]) == [1.5, 0.0, 0.0, -2.0]
+    assert encoded(PRICE, [3, None], pl.Int64) == [3.0, 0.0]
+    assert encoded(PRICE, [True, False]) == [1.0, 0.0]
+    assert encoded(PRICE, [Decimal("1.25")]) == [1.25]
+    assert encoded(PRICE, [None], pl.Null) == [0.0]
 
 
 def test_log1p_keeps_the_sign():
     feature = Numeric(name="price", transform="log1p")
     expected = [math.log(2), -math.log(4), 0.0, 0.0]
-    assert lowered(feature, [1.0, -3.0, 0.0, None]) == pytest.approx(expected, abs=1e-7)
+    assert encoded(feature, [1.0, -3.0, 0.0, None]) == pytest.approx(expected, abs=1e-7)
 
 
 def test_standardize():
     feature = Numeric(name="price", fitted=NumericFit(mean=3.0, std=2.0))
-    assert lowered(feature, [3.0, 7.0, None, 2.0]) == [0.0, 2.0, 0.0, -0.5]
+    assert encoded(feature, [3.0, 7.0, None, 2.0]) == [0.0, 2.0, 0.0, -0.5]
 
 
 def test_a_constant_column_standardizes_to_the_distance_from_it():
     feature = Numeric(name="price", fitted=NumericFit(mean=3.0, std=0.0))
-    assert lowered(feature, [3.0, 4.0]) == [0.0, 1.0]
+    assert encoded(feature, [3.0, 4.0]) == [0.0, 1.0]
 
 
 def test_standardize_stays_finite():
     feature = Numeric(name="price", fitted=NumericFit(mean=0.0, std=1e-9))
-    assert all(math.isfinite(value) for value in lowered(feature, [3e38, -3e38]))
+    assert all(math.isfinite(value) for value in encoded(feature, [3e38, -3e38]))
 
 
 @pytest.mark.parametrize(
@@ -230,25 +230,25 @@ def test_standardize_stays_finite():
     ],
 )
 def test_log_square(value: float, bucket: int):
-    assert lowered(SQUARE, [value]) == tokens(str(bucket))
+    assert encoded(SQUARE, [value]) == tokens(str(bucket))
     if value == int(value):
-        assert lowered(SQUARE, [int(value)], pl.Int64) == tokens(str(bucket))
+        assert encoded(SQUARE, [int(value)], pl.Int64) == tokens(str(bucket))
 
 
 def test_log_square_of_nothing_is_the_missing_token():
-    assert lowered(SQUARE, [None, NAN, 0.0]) == tokens(None, None, "0")
+    assert encoded(SQUARE, [None, NAN, 0.0]) == tokens(None, None, "0")
 
 
 @pytest.mark.parametrize(
     ("value", "bucket"), [(-9.0, 0), (0.999, 0), (1.0, 1), (2.4, 1), (2.5, 2), (6.9, 2), (7.0, 3), (1e30, 3)]
 )
 def test_bucketize_puts_an_edge_into_the_upper_bucket(value: float, bucket: int):
-    assert lowered(BUCKETS, [value, None, NAN]) == tokens(str(bucket), None, None)
+    assert encoded(BUCKETS, [value, None, NAN]) == tokens(str(bucket), None, None)
 
 
 def test_bucketize_without_edges_is_one_bucket():
     feature = Numeric(name="price", transform="bucketize", fitted=NumericFit(mean=5, std=0))
-    assert lowered(feature, [5.0, 9.0]) == tokens("0", "0")
+    assert encoded(feature, [5.0, 9.0]) == tokens("0", "0")
 
 
 @pytest.mark.parametrize("transform", ["standardize", "log1p", "none", "bucketize", "log_square"])
@@ -278,15 +278,15 @@ def test_which_transforms_need_statistics():
 
 def test_an_unfitted_transform_is_a_mistake_of_ours():
     with pytest.raises(AssertionError, match="price: standardize before prepare fitted it"):
-        Numeric(name="price").simplify(pl.Series([1.0]))
+        Numeric(name="price").normalize(pl.Series([1.0]))
 
 
-def test_lowering_reads_no_other_row():
-    """Elementwise: a value's lowered form is the same alone and among others."""
+def test_encoding_reads_no_other_row():
+    """Elementwise: a value's encoded form is the same alone and among others."""
     generator = np.random.default_rng(4)
     values = [None if generator.random() < 0.1 else float(value) for value in generator.normal(0, 30, 200)]
     for feature in (PRICE, BUCKETS, SQUARE):
-        assert lowered(feature, values) == [lowered(feature, [value], pl.Float64)[0] for value in values]
+        assert encoded(feature, values) == [encoded(feature, [value], pl.Float64)[0] for value in values]
 
 
 def test_every_type_is_listed_under_its_own_name():

@@ -16,9 +16,11 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys import trainer as trainer_module
 from recsys.dataset import Split
+from recsys.embedding.active_rows import ActiveRows
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.ranker import Ranker, build_ranker, model_config
+from recsys.schedule import TrainState
 from recsys.trainer import Trainer, TrainerConfig
 from tests.planted import planted_dataset
 from tests.rows import row
@@ -92,6 +94,18 @@ def embedding_of(layout: TableLayout, seed: int = 0) -> UnifiedEmbedding:
     return UnifiedEmbedding(layout)
 
 
+def recorded(embedding: UnifiedEmbedding) -> list[ActiveRows]:
+    """A list to which each forward pass in training adds the rows that it gathers."""
+    gather_fn, active_rows = embedding.gather_fn, []
+
+    def gather(rows: Tensor) -> Tensor:
+        active_rows.append(ActiveRows(rows, gather_fn(rows)))
+        return active_rows[-1].w
+
+    embedding.gather_fn = gather
+    return active_rows
+
+
 # Small training runs
 
 FINAL_MLP: dict[str, Any] = {
@@ -116,7 +130,7 @@ class Training:
     train: Split
     valid: Split
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> TrainState:
         return self.trainer.fit(self.train, self.valid)
 
 

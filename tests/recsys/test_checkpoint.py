@@ -159,7 +159,7 @@ def whole(request: pytest.FixtureRequest, planted: Path, tmp_path_factory: pytes
     """The table optimiser, and the directory of a run that was never cut off."""
     directory = tmp_path_factory.mktemp("whole")
     state = start_in(planted, directory, request.param).fit()
-    assert [record["global_step"] for record in state["history"]] == [13, 26, 39]
+    assert [record["global_step"] for record in state.history] == [13, 26, 39]
     return request.param, directory
 
 
@@ -208,7 +208,7 @@ def test_cut_at_the_end_of_an_epoch(
             on_epoch = failing(Cut(), is_time, records.append)
         with pytest.raises(Cut):
             start_in(planted, tmp_path, optimizer, on_epoch=on_epoch).fit()
-    history = start_in(planted, tmp_path, optimizer, on_epoch=records.append).fit()["history"]
+    history = start_in(planted, tmp_path, optimizer, on_epoch=records.append).fit().history
     assert records == history
     assert_same_outcome(tmp_path, directory)
 
@@ -268,4 +268,4 @@ def test_a_damaged_checkpoint_stops_the_run(planted: Path, tmp_path: Path):
         training_of(planted, tmp_path, epochs=1).fit()
     state.unlink()
     records: list[Any] = []
-    assert training_of(planted, tmp_path, epochs=1, on_epoch=records.append).fit()["history"] == records
+    assert training_of(planted, tmp_path, epochs=1, on_epoch=records.append).fit().history == records

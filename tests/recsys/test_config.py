@@ -18,13 +18,13 @@ def test_every_named_run_is_constructed_and_survives_yaml(name, tmp_path):
 
 def test_every_model_has_a_run_of_its_name():
     assert set(MODELS) <= set(RUNS)
-    assert all(RUNS[name]().model_name == name for name in MODELS)
+    assert all(RUNS[name]().model.name == name for name in MODELS)
 
 
 def test_the_model_is_written_with_all_its_settings():
     model = Experiment(name="x", model={"name": "mlp", "hidden": [8]}).model
-    assert model["hidden"] == [8]
-    assert set(model) == {"name", *MODELS["mlp"].Config.model_fields}
+    assert model.hidden == (8,)
+    assert list(model.model_dump()) == ["name", *MODELS["mlp"].Config.model_fields]
 
 
 def test_mlflow_has_few_params_of_a_method_of_compression():
@@ -33,14 +33,16 @@ def test_mlflow_has_few_params_of_a_method_of_compression():
     params = Experiment.model_validate(document).params()
     assert params["compression"]["settings"] == '{"temperature": 0.25}'
     assert params["compression"]["method"] == "mixed_dimensions"
-    assert params | {"compression": None} == Experiment.model_validate(document).model_dump() | {"compression": None}
+    assert params | {"compression": None} == Experiment.model_validate(document).model_dump(mode="json") | {
+        "compression": None
+    }
     assert "compression" not in Experiment(name="small", model={"name": "mlp"}).params()
 
 
 def test_overrides_change_what_they_name_and_nothing_else():
     before = RUNS["final_mlp"]()
     after = with_overrides(before, ["seed=7", "embedding.num_rows=99", "model.mlp1_hidden=[20, 10]"])
-    assert (after.seed, after.embedding.num_rows, after.model["mlp1_hidden"]) == (7, 99, [20, 10])
+    assert (after.seed, after.embedding.num_rows, after.model.mlp1_hidden) == (7, 99, (20, 10))
     assert after.trainer == before.trainer
     assert before.seed == RUNS["final_mlp"]().seed
 

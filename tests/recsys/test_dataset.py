@@ -187,7 +187,7 @@ def test_no_window_is_a_single_row(tmp_path: Path, part_rows: int):
 def test_no_more_than_a_window_is_in_memory(directory: Path, monkeypatch: pytest.MonkeyPatch):
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most_rows: list[int] = []
-    make = dataset._Rows.__init__
+    make = dataset._Window.__init__
 
     def watched(self: Any, frame: pl.DataFrame, registry: FeatureRegistry) -> None:
         assert not alive, "the window before is still there"
@@ -195,7 +195,7 @@ def test_no_more_than_a_window_is_in_memory(directory: Path, monkeypatch: pytest
         alive.add(self)
         most_rows.append(len(frame))
 
-    monkeypatch.setattr(dataset._Rows, "__init__", watched)
+    monkeypatch.setattr(dataset._Window, "__init__", watched)
     split = Split(directory, "train", window_bytes=24_000)
     batches: Iterator[Batch] = split.batches(32, shuffle=True)
     assert len(rows_of(batches)) == NUM_ROWS

@@ -28,7 +28,7 @@ from recsys.models import MODELS
 from recsys.ranker import Ranker, build_ranker, model_config
 from serving.scorer import Scorer
 from tests.floats import floats
-from tests.recsys.conftest import training_of
+from tests.recsys.conftest import recorded, training_of
 from tests.recsys.networks import EQUAL_WIDTHS
 
 # As prepare would have fitted it: parity to 1e-6 is a promise for numbers of ordinary size.
@@ -272,11 +272,10 @@ def test_trained_rows_and_profile(planted: Path, tmp_path: Path):
         run_id="abc",
     )
     # Every row that a training batch touches, and no other.
-    read = np.zeros(1000, dtype=bool)
+    read, records = np.zeros(1000, dtype=bool), recorded(training.ranker.embedding)
     for batch in Split(planted, "train").batches(100):
         training.ranker.train()(batch)
-        assert training.ranker.embedding.active_rows is not None
-        read[training.ranker.embedding.active_rows.rows.numpy()] = True
+        read[records.pop().rows.numpy()] = True
     assert 0.1 < read.mean() < 0.9
     assert np.array_equal(bundle.table.is_trained(np.arange(1000)), read)
     assert bundle.profile["rows"] == info.splits["train"].rows

@@ -21,6 +21,7 @@ from recsys.dataset import Split
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.predict import predict
 from recsys.models import MODELS
+from recsys.schedule import ConstantSchedule
 from recsys.trainer import TrainerConfig
 from tests.planted import planted_dataset, write_dataset
 from tests.recsys.conftest import same, scripted, training_of, weights_of
@@ -120,7 +121,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, optimizer: str)
 def test_a_batch_of_one_row(planted: Path, tmp_path: Path):
     training = training_of(planted, tmp_path, batch_size=2)
     batch = next(training.train.batches(1))
-    with pytest.raises(InputError, match=r"batch norm needs two examples a step; found 1; set trainer.batch_size to 3"):
+    with pytest.raises(
+        InputError, match=r"batch norm needs two examples per step; found 1; set trainer.batch_size to 3"
+    ):
         training.trainer.step(batch)
     plain = training_of(planted, tmp_path, model="mlp", settings={"batch_norm": False, "hidden": [4]})
     assert plain.trainer.step(batch).isfinite()
@@ -144,11 +147,11 @@ def test_plateaus_cut_both_rates_and_two_in_a_row_end_the_run(
         on_epoch=lambda _: seen.append((training.table_optimizer.learning_rate, weights_of(training))),
     )
     state = training.fit()
-    rates = [record["learning_rate"] for record in state["history"]]
+    rates = [record["learning_rate"] for record in state.history]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4])
     # The table's own rate, after each epoch's decision.
     assert [rate for rate, _ in seen] == pytest.approx([2e-2, 2e-2, 2e-3, 2e-3, 2e-4, 2e-5], rel=1e-5)
-    assert (state["best_epoch"], state["best_score"], state["strikes"]) == (4, 0.8, 2)
+    assert (state.best_epoch, state.best_score, state.num_bad_epochs) == (4, 0.8, 2)
     assert same(weights_of(training), seen[3][1])
     assert not same(weights_of(training), seen[5][1])
     best, numbers = load_state(tmp_path / "checkpoint" / "best.safetensors")
@@ -163,14 +166,14 @@ def test_the_last_weights_stay_where_they_are_asked_for(planted: Path, tmp_path:
     training = training_of(
         planted, tmp_path, epochs=4, patience=1, on_epoch=lambda _: ends.append(weights_of(training))
     )
-    training.trainer.keep = "last"
+    training.trainer.schedule = ConstantSchedule()
     state = training.fit()
-    assert (state["best_epoch"], state["strikes"], len(ends)) == (4, 0, 4)
-    assert len({record["learning_rate"] for record in state["history"]}) == 1
+    assert (state.best_epoch, state.num_bad_epochs, len(ends)) == (4, 0, 4)
+    assert len({record["learning_rate"] for record in state.history}) == 1
     assert same(weights_of(training), ends[3])
     assert not same(weights_of(training), ends[0])
     again = training_of(planted, tmp_path, epochs=4, patience=1)
-    again.trainer.keep = "last"
+    again.trainer.schedule = ConstantSchedule()
     again.fit()
     assert same(weights_of(again), ends[3])
 
@@ -178,14 +181,14 @@ def test_the_last_weights_stay_where_they_are_asked_for(planted: Path, tmp_path:
 def test_the_best_score_may_be_the_lowest(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scripted(monkeypatch, [0.6, 0.4, 0.5, 0.4 - 1e-7], "logloss")
     state = training_of(planted, tmp_path, epochs=9, monitor="logloss").fit()
-    assert (state["best_epoch"], len(state["history"])) == (2, 4)
+    assert (state.best_epoch, len(state.history)) == (2, 4)
 
 
 def test_patience_and_epochs_end_a_run(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scripted(monkeypatch, [0.7, 0.6, 0.6, 0.6, 0.6])
-    assert len(training_of(planted, tmp_path / "a", epochs=9, patience=3).fit()["history"]) == 4
+    assert len(training_of(planted, tmp_path / "a", epochs=9, patience=3).fit().history) == 4
     scripted(monkeypatch, [0.7, 0.8, 0.9])
-    assert len(training_of(planted, tmp_path / "b", epochs=3).fit()["history"]) == 3
+    assert len(training_of(planted, tmp_path / "b", epochs=3).fit().history) == 3
 
 
 def test_rates_are_cut_down_to_a_floor(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -193,7 +196,7 @@ def test_rates_are_cut_down_to_a_floor(planted: Path, tmp_path: Path, monkeypatc
     training = training_of(
         planted, tmp_path, embedding={"learning_rate": 1e-7}, epochs=9, patience=4, learning_rate=5e-5
     )
-    rates = [record["learning_rate"] for record in training.fit()["history"]]
+    rates = [record["learning_rate"] for record in training.fit().history]
     assert rates == pytest.approx([5e-5, 5e-5, 5e-6, 1e-6, 1e-6])
     assert training.table_optimizer.learning_rate == 1e-7  # one that began below it stays where it is
 
@@ -206,20 +209,20 @@ def test_history_is_what_the_log_holds(planted: Path, tmp_path: Path, capsys: py
     training = training_of(planted, tmp_path, on_epoch=records.append)
     training.trainer.progress = True
     state = training.fit()
-    assert records == state["history"]
+    assert records == state.history
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == records
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert {"global_step", "learning_rate", "train_loss", "valid_auc", "valid_logloss"} <= records[0].keys()
-    assert state["examples"] == 3 * training.train.num_rows
-    assert state["seconds"] > 0
-    assert state["eval_seconds"] > 0
+    assert state.examples == 3 * training.train.num_rows
+    assert state.seconds > 0
+    assert state.eval_seconds > 0
     assert "train" in capsys.readouterr().err
 
 
 def test_validation_scores_are_those_of_the_evaluated_model(planted: Path, tmp_path: Path):
     training = training_of(planted, tmp_path)
     state = training.fit()
-    best = state["history"][state["best_epoch"] - 1]
+    best = state.history[state.best_epoch - 1]
     found = evaluate(*predict(training.ranker, training.valid.batches(7)))
     # In batches of another size rounding differs, and may turn round a pair of rows: an AUC is that coarse.
     assert found == pytest.approx({name: best[f"valid_{name}"] for name in found}, abs=1e-4)
@@ -258,7 +261,7 @@ def test_every_row_is_up_to_date_when_it_is_evaluated(planted: Path, tmp_path: P
 def test_a_ranker_in_evaluation_mode_is_trained_all_the_same(planted: Path, tmp_path: Path):
     one, other = (training_of(planted, tmp_path / name, epochs=1) for name in "ab")
     other.ranker.eval()
-    assert one.fit()["history"] == other.fit()["history"]
+    assert one.fit().history == other.fit().history
 
 
 @every_optimizer
@@ -267,7 +270,7 @@ def test_a_seed_repeats_a_run_bit_for_bit(planted: Path, tmp_path: Path, optimiz
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         training = training_of(planted, tmp_path / name, embedding={"optimizer": optimizer}, seed=seed, epochs=2)
         torch.rand(7)  # whatever was drawn before does not matter
-        runs.append((training.fit()["history"], weights_of(training)))
+        runs.append((training.fit().history, weights_of(training)))
     assert runs[0][0] == runs[1][0] != runs[2][0]
     assert same(runs[0][1], runs[1][1])
 
@@ -276,7 +279,7 @@ def test_a_seed_repeats_a_run_bit_for_bit(planted: Path, tmp_path: Path, optimiz
 def test_every_model_trains(planted: Path, tmp_path: Path, model: str):
     settings = {} if model == "logistic_regression" else None
     training = training_of(planted, tmp_path, model=model, settings=settings, epochs=2)
-    history = training.fit()["history"]
+    history = training.fit().history
     assert all(math.isfinite(value) for record in history for value in record.values())
     assert history[1]["train_loss"] < history[0]["train_loss"]
 

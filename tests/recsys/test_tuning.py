@@ -27,15 +27,15 @@ def test_trained_weights_stay_where_no_epoch_makes_them_better(
     training = tuned(planted, tmp_path / "run", epochs=9)
     start = weights_of(training)
     state = training.fit()
-    assert state["history"] == plain["history"]
-    assert (state["best_epoch"], state["best_score"], plain["best_epoch"]) == (0, 0.9, 2)
+    assert state.history == plain.history
+    assert (state.best_epoch, state.best_score, plain.best_epoch) == (0, 0.9, 2)
     assert same(weights_of(training), start)
     best, numbers = load_state(tmp_path / "run" / "checkpoint" / "best.safetensors")
     assert same(best, start)
     assert numbers == {"epoch": 0}
     assert not (tmp_path / "run" / "checkpoint" / "start.safetensors").exists()
     again = tuned(planted, tmp_path / "run", epochs=9)  # nothing is left of the script: nothing is evaluated
-    assert again.fit()["best_epoch"] == 0
+    assert again.fit().best_epoch == 0
     assert same(weights_of(again), start)
 
 
@@ -43,7 +43,7 @@ def test_trained_weights_go_where_an_epoch_is_better(planted: Path, tmp_path: Pa
     scripted(monkeypatch, [0.75, 0.7, 0.8, 0.79, 0.78])
     training = tuned(planted, tmp_path, epochs=9)
     start = weights_of(training)
-    assert training.fit()["best_epoch"] == 2
+    assert training.fit().best_epoch == 2
     assert not same(weights_of(training), start)
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
         "best.safetensors",
@@ -66,6 +66,6 @@ def test_trained_weights_are_scored_once_however_often_a_run_is_cut_off(
         first.fit()
     second = tuned(planted, tmp_path, epochs=9)
     state = second.fit()
-    assert [record["valid_auc"] for record in state["history"]] == [0.7, 0.8, 0.79, 0.78]
-    assert state["best_epoch"] == 0
+    assert [record["valid_auc"] for record in state.history] == [0.7, 0.8, 0.79, 0.78]
+    assert state.best_epoch == 0
     assert same(weights_of(second), start)

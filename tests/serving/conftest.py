@@ -133,7 +133,7 @@ def reference(
     layout: TableLayout = LAYOUT,
     vocabulary: Vocabulary | None = None,
 ) -> list[float]:
-    """Probabilities by plain loops over examples, slots and values; only the lowering is shared with the scorer."""
+    """Probabilities by plain loops over examples, slots and values; only the encoding is shared with the scorer."""
     weights = np.resize(embedded_weights(), layout.embedded_width).astype(np.float64)
     answers = []
     for example in encode_frame(raw, REGISTRY).rows(named=True):

@@ -163,7 +163,7 @@ def test_no_rows(scorer: Scorer) -> None:
         ([{"price": [3]}], "column 'price': expected a number; found list"),
         ([{"price": 10**400}], "column 'price': expected finite numbers"),
         ([{"price": float("inf")}], "column 'price': expected finite numbers"),
-        ([{"user": 1}, {"user": [1, 2]}], "column 'user': expected one value a row; found a list"),
+        ([{"user": 1}, {"user": [1, 2]}], "column 'user': expected one value per row; found a list"),
         ([{"user": 1.5}], "column 'user': expected categories: text, integers or booleans; found the number 1.5"),
         ([{"user": b"x"}], "column 'user': expected categories"),
         ([{"user": object()}], "column 'user': expected categories"),

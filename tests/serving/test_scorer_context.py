@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.addressing import Addressing
+from features.addressing import addressing_of
 from features.encode import encode
 from features.errors import InputError
 from serving.bundle.bundle import Bundle
@@ -187,7 +187,7 @@ def test_in_a_pruned_table_a_value_is_unseen_where_nothing_of_it_is_left(tmp_pat
     pruned = {"row_widths": widths, "compression": {"rows_kept": int(left.sum())}}
     scorer = Scorer(make_bundle(tmp_path / "pruned", **pruned))
     layout, tokens = scorer.bundle.layout, encode(pl.DataFrame(rows), REGISTRY, allow_missing=True).tokens["user"]
-    read = Addressing(layout, None, layout.positions_of("user")).rows(tokens[:, None])
+    read = addressing_of(layout, None, layout.positions_of("user")).rows(tokens[:, None])
     expected = sum(not left[own].any() for own in read)
     assert 0 < expected < sum(not left[own].all() for own in read)
     assert scorer.coverage(scorer.encode(rows))["user"].unseen == expected

@@ -112,7 +112,7 @@ def test_each_column_is_guessed_as_an_engineer_would(tmp_path: Path, kind: str):
     lines = draft_of(tmp_path, frame_of(columns), kind).splitlines()
     assert lines[0] == f"# Drafted from the first 600 rows of a.{kind}. Read every line before use."
     assert lines[2].startswith("group: user_id ")
-    assert "rows a value" in lines[2]
+    assert "rows per value" in lines[2]
     guessed = [lines[1], *lines[4:]]
     assert len(guessed) == len(columns)
     for line, (name, (_, beginning, reason)) in zip(guessed, columns.items(), strict=True):

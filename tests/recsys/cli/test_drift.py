@@ -18,7 +18,7 @@ from features.registry import FeatureRegistry
 from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.evaluation.metrics import Predictions
-from recsys.training_profile import training_profile
+from recsys.training_profile import summarize_train, training_profile
 from serving.bundle.bundle import Bundle, PriorCorrection
 from serving.bundle.profile import (
     MAX_SAMPLE,
@@ -174,9 +174,10 @@ def test_down_sampled_rows_have_the_profile_of_all(tmp_path: Path):
         layout = TableLayout.of(registry, num_rows=64, width=2, probes=1, views={"main": ("user",)})
         scores = 1 / (1 + np.exp(-frame["price"].to_numpy()))
         predictions = Predictions(frame["label"].to_numpy().astype(np.float32), scores, None, None)
-        splits = Split(data, "train"), Split(data, "valid")
+        features, valid = summarize_train(Split(data, "train"), rate).features, Split(data, "valid")
         seen = np.zeros(64, dtype=bool)
-        profiles.append(training_profile(*splits, predictions, UnifiedEmbedding(layout), seen, negative_rate=rate))
+        embedding = UnifiedEmbedding(layout)
+        profiles.append(training_profile(features, valid, predictions, embedding, seen, negative_rate=rate))
     whole, sampled = profiles
     user = whole.features["user"].tokens
     assert user is not None

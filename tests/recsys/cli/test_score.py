@@ -85,7 +85,7 @@ def test_a_registered_model_scores_like_its_bundle(
     registry = ModelRegistry.open()
     logged = registry.logged_model(run_id, Bundle.open(GOLDEN))
     assert logged is not None
-    registry.point("champion", registry.register("golden", logged, run_id, {}))
+    registry.set_alias("champion", registry.register("golden", logged, run_id, {}))
     for name, bundle in (("path", GOLDEN), ("uri", "models:/golden@champion")):
         assert muxrec("score", bundle, "--input", logs, "--out", tmp_path / name, "--json").code == 0
     assert content(tmp_path / "uri") == content(tmp_path / "path")

@@ -129,7 +129,7 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
     one, _ = ranker()
     one.eval()
     before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
-    fetch = one.embedding.fetch
+    gather_fn = one.embedding.gather_fn
     budget = Budget(10**6, "fp32")
     evidence = PruningContext(one, [], Repeated(), Repeated(), lambda mask: 0, budget, 1, tmp_path)
     full = Mask.full(one.embedding.layout)
@@ -139,7 +139,7 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
     assert fitness[3](none) == fitness[0](none) == 0.5  # nothing to tell examples apart by
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
     assert one.embedding.gate is None
-    assert one.embedding.fetch is fetch
+    assert one.embedding.gather_fn == gather_fn
 
 
 def test_a_candidate_is_judged_by_the_better_of_before_and_after(tmp_path, monkeypatch):

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from features.addressing import rows_of
+from features.addressing import addressing_of, rows_of
 from features.errors import InputError
 from features.hashing import MISSING_TOKEN
-from recsys.embedding.addressing import Slots
 from recsys.embedding.optimizers import build_table
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.ranker import Ranker, build_ranker, model_config
@@ -34,10 +33,10 @@ BAGS: dict[str, Any] = {
 @settings(deadline=None, max_examples=40)
 def test_torch_reads_the_rows_that_numpy_reads(kind: str, seen: dict[str, Any], more: list[int], num_rows: int):
     layout, vocabulary = layout_and_vocabulary(kind, seen, num_rows, probes=3)
-    slots = Slots(layout, vocabulary)
     for name, values in seen.items():
         tokens = np.array([*values, *more, MISSING_TOKEN], dtype=np.uint64)
-        found = slots.rows(torch.from_numpy(tokens.view(np.int64))[None], layout.positions_of(name))
+        addressing = addressing_of(layout, vocabulary, layout.positions_of(name))
+        found = addressing.rows(torch.from_numpy(tokens.view(np.int64))[:, None], torch).T
         assert found.dtype == torch.int64
         assert np.array_equal(found.numpy(), rows_of(layout, vocabulary, name, tokens))
 
@@ -56,8 +55,8 @@ def test_embeddings_are_those_of_a_loop(kind: str, is_training: bool, fused: dic
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_vocabulary_follows_the_tokens_to_their_device(kind: str):
     layout, vocabulary = layout_and_vocabulary(kind, SEEN)
-    slots = Slots(layout, vocabulary)
-    assert slots.rows(torch.zeros(1, 3, dtype=torch.int64, device="meta"), [0, 1]).device.type == "meta"
+    tokens = torch.zeros(3, 1, dtype=torch.int64, device="meta")
+    assert addressing_of(layout, vocabulary, [0, 1]).rows(tokens, torch).device.type == "meta"
 
 
 def test_a_collisionless_table_is_one_table_a_feature_and_view():

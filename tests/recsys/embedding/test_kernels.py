@@ -1,4 +1,4 @@
-"""The compiled loops beside numpy and torch, and on any number of threads."""
+"""The compiled loops against numpy and torch, and on any number of threads."""
 
 from collections.abc import Iterator
 
@@ -21,12 +21,12 @@ QUICK = settings(max_examples=40, deadline=None, database=None)
 def test_sorting_agrees_with_numpy(data: st.DataObject):
     num_rows = data.draw(st.sampled_from([1, 2, 3, 2**11, 2**11 + 1, 10**6, 2**31]))
     rows = np.array(data.draw(st.lists(st.integers(0, num_rows - 1), max_size=40)), dtype=np.int64)
-    reads = kernels.sort_reads(rows, num_rows)
-    distinct, places, counts = np.unique(rows, return_inverse=True, return_counts=True)
-    assert reads.rows.tolist() == distinct.tolist()
-    assert reads.places.tolist() == places.tolist()
-    assert reads.order.tolist() == np.argsort(rows, kind="stable").tolist()
-    assert np.diff(reads.starts).tolist() == counts.tolist()
+    found = kernels.sort_rows(rows, num_rows)
+    distinct, inverse, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    assert found.rows.tolist() == distinct.tolist()
+    assert found.inverse.tolist() == inverse.tolist()
+    assert found.order.tolist() == np.argsort(rows, kind="stable").tolist()
+    assert np.diff(found.starts).tolist() == counts.tolist()
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 16])
@@ -35,14 +35,21 @@ def test_gathered_rows_and_their_gradient_are_those_of_an_embedding(width: int):
     table = torch.randn(50, width, generator=generator)
     rows = torch.randint(0, 50, (400,), generator=generator)
     weights = torch.randn(400, width, generator=generator)
-    active_rows, values = gather(rows, 50, lambda distinct: table[distinct])
+    leaves: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def leaf(distinct: torch.Tensor) -> torch.Tensor:
+        leaves.append((distinct, table[distinct].requires_grad_()))
+        return leaves[-1][1]
+
+    values = gather(rows, 50, leaf)
     (values * weights).sum().backward()
     reference = table.clone().requires_grad_()
     expected = F.embedding(rows, reference)
     (expected * weights).sum().backward()
     assert torch.equal(values, expected)
     assert reference.grad is not None
-    torch.testing.assert_close(active_rows.block.grad, reference.grad[active_rows.rows], rtol=1e-5, atol=1e-5)
+    ((distinct, w),) = leaves
+    torch.testing.assert_close(w.grad, reference.grad[distinct], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def _threads() -> Iterator[None]:
 
 
 def _caught_up(num_rows: int, width: int, decay: float, *, is_torch: bool = False) -> list[torch.Tensor]:
-    """w, m and v of rows that slept for 0 to 2,000 steps, caught up by the kernel or in torch."""
+    """w, m and v of rows that lagged by 0 to 2,000 steps, caught up by the kernel or in torch."""
     generator = torch.Generator().manual_seed(1)
     now = 5_000
     table = torch.randn(num_rows, width, generator=generator) * 0.1
@@ -71,9 +78,9 @@ def _caught_up(num_rows: int, width: int, decay: float, *, is_torch: bool = Fals
     rows, number = np.arange(num_rows), np.float32
     arrays = [tensor.numpy() for tensor in (table, m, v, last_step)]
     settings = (number(adam.learning_rate), number(decay), tuple(map(number, (0.9, 0.1, 0.001))), number(adam.eps))
-    memory = catch_up_kernel.memory_of(0.9, 0.999)
-    kernel = catch_up_kernel.take_out(width)
-    kernels.in_pieces(kernel, num_rows, rows, *arrays, now, *(part.numpy() for part in block), memory, *settings)
+    corrections = catch_up_kernel.bias_corrections(0.9, 0.999)
+    kernel = catch_up_kernel.gather_rows(width)
+    kernels.in_pieces(kernel, num_rows, rows, *arrays, now, *(part.numpy() for part in block), corrections, *settings)
     return block
 
 
@@ -96,14 +103,14 @@ def test_the_number_of_threads_changes_nothing():
         assert torch.equal(one, other)
 
 
-def test_tables_of_what_adam_forgets():
-    memory = catch_up_kernel.memory_of(0.9, 0.999)
+def test_tables_of_bias_corrections():
+    corrections = catch_up_kernel.bias_corrections(0.9, 0.999)
     for steps in (0.5, 1.0, 7.5, 400.0):
         entry = int(2 * steps)
-        assert memory.forgotten1[entry] == pytest.approx(1 - 0.9**steps, rel=1e-6)
-        assert memory.forgotten2[entry] == pytest.approx(1 - 0.999**steps, rel=1e-6)
-        assert memory.ratio[entry] == pytest.approx((1 - 0.999**steps) ** 0.5 / (1 - 0.9**steps), rel=1e-6)
-    assert memory.forgotten2[-1] == memory.root[-1] == memory.ratio[-1] == 1.0
+        assert corrections.first[entry] == pytest.approx(1 - 0.9**steps, rel=1e-6)
+        assert corrections.second[entry] == pytest.approx(1 - 0.999**steps, rel=1e-6)
+        assert corrections.ratio[entry] == pytest.approx((1 - 0.999**steps) ** 0.5 / (1 - 0.9**steps), rel=1e-6)
+    assert corrections.second[-1] == corrections.root[-1] == corrections.ratio[-1] == 1.0
 
 
 def test_an_exception_in_a_piece_is_not_lost():

@@ -1,4 +1,4 @@
-"""RowSparseAdam beside torch.optim.Adam on the dense gradient, step by step; where it approximates, by how much."""
+"""RowSparseAdam against torch.optim.Adam on the dense gradient, step by step, and the size of its approximations."""
 
 import math
 import re
@@ -21,7 +21,7 @@ LEARNING_RATE = 1e-3
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["compiled", "torch"])
 def _either_form(request, monkeypatch):
-    """Every test runs on the compiled loops, and on the same written in torch for other devices."""
+    """Every test runs on the compiled loops, and on their torch version for other devices."""
     monkeypatch.setattr(row_sparse_adam, "_is_on_cpu", lambda table: request.param)
 
 
@@ -29,10 +29,10 @@ QUICK = settings(max_examples=10, deadline=None, database=None)
 
 
 class Twins:
-    """The same table under both optimisers, fed the same gradients.
+    """The same table under both optimisers, given the same gradients.
 
-    Dense Adam counts in float64: in float32 it blows up the dust that rounding leaves near zero, to what differs from
-    one processor to the next.
+    Dense Adam computes in float64: in float32 it amplifies the rounding errors near zero, which differ from one
+    processor to the next.
     """
 
     def __init__(self, num_rows=40, width=3, seed=0, scale=0.1, learning_rate=LEARNING_RATE, weight_decay=0.0, **more):
@@ -52,13 +52,13 @@ class Twins:
     def step(self, rows, grad_scale=1e-3):
         """One step; returns |error| of the rows that the batch reads, before it."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
-        loan = self.sparse.gather_rows(rows)
-        error = (loan.w - self.dense.detach()[rows]).abs()
+        state = self.sparse.gather_rows(rows)
+        error = (state.w - self.dense.detach()[rows]).abs()
         grad = self.normal(len(rows), self.table.shape[1]) * grad_scale
         self.dense.grad = torch.zeros_like(self.dense)
         self.dense.grad[rows] = grad.double()
         self.adam.step()
-        self.sparse.step(loan, grad)
+        self.sparse.step(state, grad)
         return error
 
     def skip(self, num_steps):
@@ -75,10 +75,10 @@ class Twins:
         return (self.table - self.dense.detach()).abs()
 
     def rounding(self):
-        """The most that float32 can be off after exact steps, whatever the processor.
+        """Largest error of float32 after exact steps, on any processor.
 
-        A step rounds the weight once, by at most half a unit in its last place, and the way that it goes, which is
-        at most about 3 learning rates, ten times.
+        A step rounds the weight once, by at most half a unit in its last place, and its own length, which is at most
+        about 3 learning rates, ten times.
         """
         largest = (self.start.abs() + self.dense.detach().abs()).max() + 32 * self.learning_rate
         return self.sparse.num_steps * 2**-24 * float(largest)
@@ -114,7 +114,7 @@ def test_other_betas_are_exact_too(betas):
 
 
 def errors_by_gap(gaps, num_before, weight_decay, grad_scale):
-    """(gap, largest error, mean error, mean way gone) at each of the gaps, after a warm-up of sparse reads."""
+    """(gap, largest error, mean error, mean distance moved) at each of the gaps, after a warm-up of sparse reads."""
     twins = Twins(num_rows=200, width=3, weight_decay=weight_decay)
     reads = 10 ** (-2.5 * torch.rand(200, generator=twins.generator))
     for _ in range(num_before - 1):
@@ -144,7 +144,7 @@ def test_gaps_late_in_training(weight_decay, grad_scale):
 @pytest.mark.parametrize("weight_decay", [0.05, 1e-3])
 @pytest.mark.parametrize("num_before", [0, 1, 20])
 def test_gaps_early_in_training(weight_decay, num_before):
-    """Bias corrections still change fast inside a stride; a row lives through that once."""
+    """Bias corrections still change fast within a stride; that happens to a row once."""
     for _, largest, mean, way in errors_by_gap([8, 13, 40, 150, 500], num_before, weight_decay, 1e-3):
         assert mean <= 1.5e-2 * way
         assert largest <= 1.5
@@ -215,7 +215,7 @@ def test_each_missed_step_uses_its_own_rate(weight_decay):
     assert twins.error().max() <= twins.rounding()
 
 
-def test_the_same_rate_again_flushes_nothing():
+def test_the_same_rate_again_catches_nothing_up():
     twins = Twins(weight_decay=1e-3)
     twins.step([0])
     twins.sparse.learning_rate = LEARNING_RATE
@@ -235,7 +235,7 @@ def test_state_round_trip_is_bit_equal(weight_decay):
     run(first.sparse, range(50))
     state = {name: tensor.clone() for name, tensor in first.sparse.state_dict().items()}
     table = first.table.clone()
-    assert (state["last_step"] < 50).any()  # rows sleep through the save
+    assert (state["last_step"] < 50).any()  # some rows lag when the state is saved
     second = RowSparseAdam(table, learning_rate=0.5, weight_decay=weight_decay)
     second.load_state_dict(state)
     assert torch.equal(table, first.table)
@@ -260,13 +260,13 @@ def test_catching_up_twice_changes_nothing():
 
 
 @pytest.mark.parametrize("gap", [2, 3, 4, 5, 30])
-def test_only_the_rows_of_a_loan_are_caught_up(gap):
+def test_only_gathered_rows_are_caught_up(gap):
     twins = Twins(weight_decay=0.05)
     twins.step([1, 2])
     twins.skip(gap)
-    loan = twins.sparse.gather_rows(torch.tensor([2, 9]))
+    state = twins.sparse.gather_rows(torch.tensor([2, 9]))
     assert (twins.table != twins.start).any(dim=1).nonzero().flatten().tolist() == [1, 2]  # nothing is written yet
-    twins.sparse.step(loan, torch.zeros(2, 3))
+    twins.sparse.step(state, torch.zeros(2, 3))
     assert (twins.table != twins.start).any(dim=1).nonzero().flatten().tolist() == [1, 2, 9]
     assert twins.sparse.last_step[[1, 2, 9]].tolist() == [1, 2 + gap, 2 + gap]
 
@@ -315,11 +315,11 @@ def test_nor_does_catching_up_leave_such_values():
 # Errors.
 
 
-def test_step_refuses_a_loan_of_an_earlier_step():
+def test_step_refuses_rows_of_an_earlier_step():
     optimizer = RowSparseAdam(torch.ones(2, 1), learning_rate=0.1)
     first, second = (optimizer.gather_rows(torch.tensor([row])) for row in (0, 1))
     optimizer.step(first, torch.ones(1, 1))
-    with pytest.raises(AssertionError, match=r"a loan of step 1; found one of step 0; borrow"):
+    with pytest.raises(AssertionError, match=r"rows of step 1; found rows of step 0; gather them again"):
         optimizer.step(second, torch.ones(1, 1))
 
 

@@ -18,15 +18,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from features.encode import encode
-from features.hashing import MISSING_TOKEN, row_expression
-from features.hashing import rows_of_tokens as numpy_rows_of_tokens
+from features.hashing import MISSING_TOKEN, row_expression, rows_of_tokens
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.dataset import batch_of
-from recsys.embedding.addressing import rows_of_tokens
+from recsys.embedding.active_rows import ActiveRows
 from recsys.embedding.optimizers import AdamTable, build_table
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding, initialise
-from tests.recsys.conftest import FEATURES, LAYOUT, REGISTRY, embedding_of, jagged, looked_up, random_bags, row
+from tests.recsys.conftest import (
+    FEATURES,
+    LAYOUT,
+    REGISTRY,
+    embedding_of,
+    jagged,
+    looked_up,
+    random_bags,
+    recorded,
+    row,
+)
 
 tokens_64 = st.integers(0, 2**64 - 1)
 
@@ -46,7 +55,7 @@ def columns_of(layout: TableLayout, embedded: Tensor) -> dict[tuple[str, str], T
 def test_torch_numpy_and_polars_read_the_same_rows(tokens: list[int], salts: list[int], data: st.DataObject):
     num_rows = data.draw(st.one_of(st.integers(1, 2**31), st.sampled_from([1, 2, 3, 2**31 - 1, 2**31])))
     tokens_array, salts_array = np.array(tokens, dtype=np.uint64), np.array(salts, dtype=np.uint64)
-    expected = numpy_rows_of_tokens(tokens_array, salts_array[:, None], num_rows)
+    expected = rows_of_tokens(tokens_array, salts_array[:, None], num_rows)
     found = rows_of_tokens(
         torch.from_numpy(tokens_array.view(np.int64)), torch.from_numpy(salts_array.view(np.int64))[:, None], num_rows
     )
@@ -248,44 +257,37 @@ def test_memory_is_the_tables_alone():
 # Gradients
 
 
-def dense_gradient(embedding: UnifiedEmbedding) -> Tensor:
-    """The gradient of the touched rows, where they stand in the table."""
-    assert embedding.active_rows is not None
-    assert embedding.active_rows.block.grad is not None
-    gradient = torch.zeros_like(embedding.table)
-    gradient[embedding.active_rows.rows] = embedding.active_rows.block.grad
+def dense_gradient(table: Tensor, active_rows: ActiveRows) -> Tensor:
+    """The gradient of the whole table, which is zero but for the active rows."""
+    assert active_rows.w.grad is not None
+    gradient = torch.zeros_like(table)
+    gradient[active_rows.rows] = active_rows.w.grad
     return gradient
 
 
-def test_touched_rows_are_distinct_and_hold_the_dense_gradient():
+def test_active_rows_are_distinct_and_hold_the_dense_gradient():
     embedding, bags = embedding_of(LAYOUT), random_bags(LAYOUT, 6)
+    records = recorded(embedding)
     weights = torch.randn(LAYOUT.embedded_width, generator=torch.Generator().manual_seed(1))
     (embedding(jagged(bags)).tanh() @ weights).sum().backward()
-    assert embedding.active_rows is not None
-    rows = embedding.active_rows.rows
+    (active_rows,) = records
+    rows = active_rows.rows
     assert torch.equal(rows, rows.unique())
     table = embedding.table.detach().clone().requires_grad_()
     (looked_up(LAYOUT, table, bags).tanh() @ weights).sum().backward()
     assert table.grad is not None
-    torch.testing.assert_close(dense_gradient(embedding), table.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dense_gradient(embedding.table, active_rows), table.grad, rtol=1e-5, atol=1e-6)
     untouched = torch.ones(LAYOUT.num_rows, dtype=torch.bool).index_fill(0, rows, False)
     assert not table.grad[untouched].any()
 
 
 def test_evaluation_leaves_no_trace():
     embedding, bags = embedding_of(LAYOUT), random_bags(LAYOUT, 4)
-    calls: list[Tensor] = []
-
-    def fetch(rows: Tensor) -> Tensor:
-        calls.append(rows)
-        return embedding.table[rows]
-
-    embedding.fetch = fetch
+    records = recorded(embedding)
     embedding.eval()(jagged(bags))
     with torch.no_grad():
         embedding.train()(jagged(bags))
-    assert embedding.active_rows is None
-    assert calls == []
+    assert records == []
 
 
 @pytest.fixture
@@ -305,6 +307,7 @@ def single_layer() -> Callable[[int], tuple[UnifiedEmbedding, dict[str, Any], Te
 def test_row_gradient_is_the_closed_form(seed: int, single_layer: Callable[..., Any]):
     """C9: grad E_m = sum_t theta_t (sum_i r_i [h_t(x_it) = m]), so it lies in the span of the theta_t."""
     embedding, bags, theta = single_layer(seed)
+    records = recorded(embedding)
     labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 2, 40)).double()
     logits = (embedding(jagged(bags)).double() @ theta.double().flatten()) + 0.3
     F.binary_cross_entropy_with_logits(logits, labels, reduction="sum").backward()
@@ -313,7 +316,7 @@ def test_row_gradient_is_the_closed_form(seed: int, single_layer: Callable[..., 
     for t, name in enumerate("abc"):
         for example, (token,) in enumerate(bags[name]):
             expected[row(embedding.layout, "main", name, 0, token)] += theta[t].double() * residuals[example]
-    gradient = dense_gradient(embedding).double()
+    gradient = dense_gradient(embedding.table, *records).double()
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
     outside = torch.linalg.svd(theta.double()).Vh[3:]  # a basis of what is orthogonal to all theta_t
     assert (gradient @ outside.T).abs().max() < 1e-5
@@ -322,10 +325,11 @@ def test_row_gradient_is_the_closed_form(seed: int, single_layer: Callable[..., 
 def test_orthogonal_readers_do_not_hear_each_other(single_layer: Callable[..., Any]):
     """C10: with orthogonal theta an inter-feature collision does not move feature a's part of the logit."""
     embedding, bags, theta = single_layer(7)
+    records = recorded(embedding)
     theta = torch.linalg.qr(theta.T).Q.T
     columns = columns_of(embedding.layout, embedding(jagged(bags)))
     (columns["main", "b"] @ theta[1] + columns["main", "c"] @ theta[2]).square().sum().backward()
-    gradient = dense_gradient(embedding)
+    gradient = dense_gradient(embedding.table, *records)
     rows_of_a = {row(embedding.layout, "main", "a", 0, token) for (token,) in bags["a"]}
     assert all(gradient[m].norm() > 1e-3 for m in rows_of_a), "every row of a must be shared for this to say anything"
     before = embedding.table @ theta[0]

@@ -211,7 +211,7 @@ def test_a_champion_that_changes_meanwhile_is_compared_with_again(
         compared.append(champion.bundle.model_id)
         found = compare(champion, challenger, test)
         if len(compared) == 1:
-            registry.point("champion", better)
+            registry.set_alias("champion", better)
         return found
 
     monkeypatch.setattr(gate, "compare_scorers", slow)

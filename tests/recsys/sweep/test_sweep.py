@@ -24,12 +24,12 @@ from mlflow.tracking import MlflowClient
 from experiments.__main__ import load_runs
 from experiments.runs import RUNS, SPACES
 from features.errors import InputError
+from features.line_worker import WorkerError
 from recsys.config import Experiment, read_experiment
 from recsys.sweep import sweep
 from recsys.sweep.report import Outcome, best_of, importances, in_order
 from recsys.sweep.search_space import Choice, Float, Int, SearchSpace, check_space, default_space, read_space
 from recsys.sweep.sweep import WARMUP_EPOCHS, run_sweep
-from recsys.sweep.worker_process import WorkerError
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENT = Experiment.model_validate(
@@ -44,7 +44,7 @@ Score = Callable[[int, dict[str, Any], int], float]
 
 
 class MadeUp:
-    """Stands for WorkerProcess: a score by trial, settings and epoch instead of a training."""
+    """Replaces the training process: a score by trial, settings and epoch instead of a training."""
 
     score: Score
     dies_in: list[int] = []  # noqa: RUF012  numbers of the trials in which the process dies, once for each entry
@@ -55,14 +55,14 @@ class MadeUp:
     def __init__(self, log: Path, num_threads: int, lock: int) -> None:
         self.log = log
 
-    def train(self, request: dict[str, Any], should_prune: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], should_prune: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         type(self).requests.append(request)
         number = int(request["tags"]["sweep.trial"])
         scores = []
         for epoch in range(1, request["experiment"]["trainer"]["epochs"] + 1):
             scores.append(type(self).score(number, request["experiment"], epoch))
             prune = should_prune({"epoch": epoch, "valid_auc": scores[-1]})
-            json.dumps({"prune": prune})  # as the real one says it
+            json.dumps(prune)  # as the real one is told
             if epoch == 3:
                 self._meet_fate(number)
             if prune:
@@ -75,7 +75,7 @@ class MadeUp:
     def _meet_fate(self, number: int) -> None:
         if number in self.dies_in:
             self.dies_in.remove(number)
-            raise WorkerError("the training process died (signal 9); it said nothing")
+            raise WorkerError(-9)
         if number in self.interrupted_in:
             self.interrupted_in.remove(number)
             raise KeyboardInterrupt
@@ -83,9 +83,8 @@ class MadeUp:
     def stop(self) -> None:
         """Nothing to end."""
 
-    def wait(self) -> int:
+    def close(self) -> None:
         """It never began."""
-        return 0
 
 
 def smooth(number: int, experiment: dict[str, Any], epoch: int) -> float:
@@ -102,7 +101,7 @@ def made_up(monkeypatch) -> type[MadeUp]:
         score = staticmethod(smooth)
         dies_in, interrupted_in, fails_in, requests = [], [], [], []
 
-    monkeypatch.setattr(sweep, "WorkerProcess", Fresh)
+    monkeypatch.setattr(sweep, "start_worker", Fresh)
     return Fresh
 
 

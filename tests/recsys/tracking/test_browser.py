@@ -34,7 +34,8 @@ from recsys.tracking.compare_page import VIEW, comparison_page
 from recsys.tracking.compare_runs import compare_runs
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
-from recsys.tracking.tracker import Tracker, tracked_runs
+from recsys.tracking.tracked_runs import tracked_runs
+from recsys.tracking.tracker import Tracker
 from serving.bundle.bundle import Bundle
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -128,7 +129,7 @@ def register(tracker: Tracker, directory: RunDirectory) -> None:
     (model,) = tracker.client.search_logged_models([tracker.experiment_id])
     registry = ModelRegistry.open()
     version = registry.register("films", model.model_id, tracker.run_id, {"validation_status": "passed"})
-    registry.point("champion", version)
+    registry.set_alias("champion", version)
 
 
 def free_port() -> int:

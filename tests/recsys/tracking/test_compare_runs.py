@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from features.errors import InputError
-from recsys.cli.options import console
-from recsys.cli.sweep import wide
+from recsys.cli.options import console, wide
 from recsys.report.text import result_table
 from recsys.tracking.compare_page import LOCAL_UI, comparison_page
 from recsys.tracking.compare_runs import (
@@ -24,7 +23,8 @@ from recsys.tracking.compare_runs import (
     settings_of,
 )
 from recsys.tracking.store import ui_address
-from recsys.tracking.tracker import TrackedRun, Tracker
+from recsys.tracking.tracked_runs import TrackedRun
+from recsys.tracking.tracker import Tracker
 
 DATA = "d1"
 
@@ -293,7 +293,7 @@ def test_the_ui_is_the_tracking_server_without_its_password(monkeypatch):
 
 def test_the_terminal_says_what_was_left_out():
     table = runs_table(compared(run_of(1, 0.7), run_of(2, None, seed=2, status="FAILED")))
-    assert "1 runs without an end are left out" in str(table.title)
+    assert "1 unfinished runs are left out" in str(table.title)
     assert table.row_count == 1
 
 

@@ -66,7 +66,7 @@ def register(name: str, alias: str | None = None) -> str:
     version = registry.register(name, logged, tracker.run_id, {})
     assert registry.register(name, logged, tracker.run_id, {}) == version  # no second one for the same model
     if alias:
-        registry.point(alias, version)
+        registry.set_alias(alias, version)
     return version.number
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.code == 2
     assert len(result.err.splitlines()) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/secret.db")
-    with pytest.raises(InputError, match=r"expected an MLflow store; found no file secret\.db"):
+    with pytest.raises(InputError, match=r"expected an MLflow store; found none at sqlite:.*secret\.db; set MLFLOW"):
         resolve_bundle("models:/known/1")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")

@@ -16,7 +16,8 @@ from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.sweep import Sweep
 from recsys.sweep.worker import train_trial
 from recsys.tracking.store import connect, page_of, place_of, shown_uri
-from recsys.tracking.tracker import Tracker, tracked_runs
+from recsys.tracking.tracked_runs import tracked_runs
+from recsys.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def logged(run: Path, store: str, tmp_path: Path) -> Path:
     tracker = Tracker.start(experiment="films", name="films", tags={"stage": "train"}, key="films")
     tracker.finish()
     directory = RunDirectory(copy)
-    directory.write_run_info({**directory.run_info(), **tracker.run_info()})
+    directory.update_run_info(tracker.run_info())
     assert directory.run_info()["mlflow_tracking_uri"] == store
     return copy
 
@@ -127,7 +128,7 @@ def test_a_run_can_be_logged_anew(logged, dataset, store, muxrec):
     """The remedy that the message names, with the epochs of before."""
     directory = RunDirectory(unfinished(logged))
     before = directory.run_info()["mlflow_run_id"]
-    directory.write_run_info({**directory.run_info(), "mlflow_run_id": None})
+    directory.update_run_info({"mlflow_run_id": None})
     result = muxrec("train", "--config", logged / "experiment.yaml", "--data", dataset, "--out", logged, "--json")
     assert result.code == 0, result.err
     assert {key: json.loads(result.out)[key] for key in ("store", "mlflow")} == place_of(directory.run_info())
@@ -193,7 +194,7 @@ def test_the_number_of_an_experiment_counts_and_that_of_a_run_is_refused(logged,
     with pytest.raises(InputError, match="of its own; found MLFLOW_RUN_ID=0123"):
         Tracker.start(experiment="other", name="a", tags={}, key="b")
     monkeypatch.setenv("MLFLOW_RUN_ID", run_info["mlflow_run_id"])
-    assert Tracker.of(run_info, logged).run_id == run_info["mlflow_run_id"]
+    assert Tracker.of(RunDirectory(logged).record).run_id == run_info["mlflow_run_id"]
 
 
 @pytest.mark.parametrize(

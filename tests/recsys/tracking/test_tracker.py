@@ -20,7 +20,8 @@ from features.registry import FeatureRegistry
 from recsys.config import Experiment, flatten
 from recsys.runs.train import train_run
 from recsys.tracking import tracker
-from recsys.tracking.tracker import Tracker, git_commit, tracked_runs
+from recsys.tracking.tracked_runs import tracked_runs
+from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer
 from serving.scorer import Scorer
 from tests.planted import write_dataset
@@ -253,9 +254,9 @@ def test_the_environment_names_the_experiment(store: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_a_run_that_is_gone_is_one_clear_line(store: Path):
-    run_info = {"mlflow_run_id": "0123", "mlflow_tracking_uri": None}
+    (store / "gone.json").write_text('{"mlflow_run_id": "0123", "mlflow_tracking_uri": null}')
     with pytest.raises(InputError, match=r"expected the MLflow run 0123 in sqlite:.*; found no such run; set MLFLOW"):
-        Tracker.of(run_info, Path("run.json"))
+        Tracker.of(store / "gone.json")
 
 
 def test_without_a_setting_the_store_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

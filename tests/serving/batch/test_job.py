@@ -228,7 +228,7 @@ def test_changed_and_new_inputs_are_scored(run: Run, inputs: Path, tmp_path: Pat
 def test_success_goes_before_work_begins(run: Run, inputs: Path, tmp_path: Path, names: list[str]) -> None:
     run()
     raw_frame(7).with_columns(user=[["a list"]]).write_parquet(inputs / "c d!.parquet")
-    with pytest.raises(InputError, match=r"c d!\.parquet: column 'user': expected one value a row; found a list"):
+    with pytest.raises(InputError, match=r"c d!\.parquet: column 'user': expected one value per row; found a list"):
         run()
     assert visible(tmp_path / "out") == names
 

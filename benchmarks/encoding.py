@@ -1,6 +1,6 @@
 """What `benchmarks.prepare` holds against each other: ways from raw rows to ids or tokens.
 
-    python -m benchmarks.lowering '{"method": "muxrec prepare", "raw": "raw.parquet", "out": "folder"}'
+    python -m benchmarks.encoding '{"method": "muxrec prepare", "raw": "raw.parquet", "out": "folder"}'
 
 Every job reads one parquet file of 26 text columns and writes ids or tokens as parquet, in a process of its own.
 """

@@ -1,17 +1,16 @@
-"""What a compressed run says of itself: figures for metrics.json and MLflow, facts for the bundle's manifest."""
+"""A compressed run's results: figures for metrics.json and MLflow, and the record in the bundle's manifest."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from recsys.compression.gate import reader_of_slots, readers_of
-from recsys.config import Experiment
+from recsys.config import Compression
 from recsys.embedding.mask import Mask
 from recsys.ranker import Ranker
 from serving.bundle.bundle import Bundle
 
 
 def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Bytes of the embedding files, what is kept of the table, and the quality with it."""
+    """Bytes of the embedding files, kept rows and cells of the table, and AUC and log loss after compression."""
     mask = ranker.embedding.mask or Mask.full(ranker.embedding.layout)
     figures = {
         "bytes_after": float(bundle.manifest.table_bytes),
@@ -23,13 +22,12 @@ def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Ma
     return figures
 
 
-def compression_facts(ranker: Ranker, experiment: Experiment, before: Mapping[str, float]) -> dict[str, Any]:
-    """Method, budget, and what is kept for each reader: columns of a value, by view and feature."""
-    assert experiment.compression is not None
+def compression_record(ranker: Ranker, compression: Compression, before: Mapping[str, float]) -> dict[str, Any]:
+    """Method, budget, kept rows, and the kept columns per value by view and feature."""
     layout = ranker.embedding.layout
     mask = ranker.embedding.mask or Mask.full(layout)
     columns: dict[str, dict[str, int]] = {view: {} for view in layout.views}
-    for (view, feature), reader in zip(readers_of(layout), range(len(readers_of(layout))), strict=True):
-        columns[view][feature] = int(mask.slot_widths[reader_of_slots(layout) == reader].sum())
-    settings = experiment.compression.model_dump(mode="json")
+    for slot, width in zip(layout.slots, mask.slot_widths.tolist(), strict=True):
+        columns[slot.view][slot.feature] = columns[slot.view].get(slot.feature, 0) + width
+    settings = compression.model_dump(mode="json")
     return {**settings, "columns_kept": columns, "rows_kept": mask.num_rows_kept, "before": dict(before)}

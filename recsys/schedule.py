@@ -1,0 +1,113 @@
+"""The state of a training run, and the schedules that decide after each epoch how it goes on."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Protocol
+
+MIN_DELTA = 1e-6
+"""By how much a validation score must exceed the best one to be better."""
+MIN_LEARNING_RATE = 1e-6
+"""Learning rates are not reduced below this."""
+_KEYS = {"num_bad_epochs": "strikes"}
+"""Fields whose key in a checkpoint is another word."""
+
+
+@dataclass
+class TrainState:
+    """Progress of a training run, as its checkpoint holds it.
+
+    >>> TrainState.of(TrainState(epoch=3).numbers()).epoch
+    3
+    """
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Steps in the current epoch."""
+    global_step: int = 0
+    """Steps in all finished epochs."""
+    examples: int = 0
+    """Examples seen in all steps."""
+    loss_sum: float = 0.0
+    """Losses of the current epoch, summed over its examples."""
+    seconds: float = 0.0
+    """Time in training steps."""
+    eval_seconds: float = 0.0
+    """Time in evaluations."""
+    best_score: float | None = None
+    """Validation score of the best weights; higher is better. None before the first evaluation."""
+    best_epoch: int = 0
+    """Number of finished epochs when the best weights were saved."""
+    num_bad_epochs: int = 0
+    """Epochs since then."""
+    done: bool = False
+    """Whether training has ended."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record per finished epoch."""
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields by their keys in a checkpoint."""
+        return {_KEYS.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, numbers: dict[str, Any]) -> "TrainState":
+        """The state that `numbers` holds among other keys; raises `KeyError` for a missing one."""
+        return cls(**{one.name: numbers[_KEYS.get(one.name, one.name)] for one in fields(cls)})
+
+
+class Decision(NamedTuple):
+    """How training goes on after an epoch."""
+
+    is_best: bool
+    """Whether this epoch's weights are the ones to keep."""
+    rate_factor: float = 1.0
+    """Multiplies the learning rates of the network and of the table."""
+    stops: bool = False
+    """Whether training ends before its last epoch."""
+
+
+class Schedule(Protocol):
+    """Decides after each epoch; all that it remembers is in the `TrainState`, so that a resumed run goes on alike."""
+
+    def after_epoch(self, state: TrainState, score: float) -> Decision:
+        """The decision after an epoch with this validation score, the higher the better.
+
+        `state.epoch` counts the epoch already; the best score and the bad epochs are those before it.
+        """
+        ...
+
+
+class PlateauSchedule(NamedTuple):
+    """Reduces the learning rates after an epoch without a better score, and stops after some in a row (BARS).
+
+    >>> schedule = PlateauSchedule(factor=0.1, patience=2)
+    >>> schedule.after_epoch(TrainState(best_score=0.7), 0.8)
+    Decision(is_best=True, rate_factor=1.0, stops=False)
+    >>> schedule.after_epoch(TrainState(best_score=0.7, num_bad_epochs=1), 0.6)
+    Decision(is_best=False, rate_factor=0.1, stops=True)
+    """
+
+    factor: float
+    patience: int
+
+    def after_epoch(self, state: TrainState, score: float) -> Decision:
+        """Best where the score exceeds the best one by `MIN_DELTA`."""
+        if state.best_score is None or score > state.best_score + MIN_DELTA:
+            return Decision(is_best=True)
+        return Decision(is_best=False, rate_factor=self.factor, stops=state.num_bad_epochs + 1 >= self.patience)
+
+
+class ConstantSchedule:
+    """Trains all epochs at one rate and keeps the last weights."""
+
+    def after_epoch(self, state: TrainState, score: float) -> Decision:
+        """Always best."""
+        return Decision(is_best=True)
+
+
+def reduce_lr(rate: float, factor: float) -> float:
+    """The rate times a factor of at most 1, `MIN_LEARNING_RATE` at least; a rate already below that stays.
+
+    >>> reduce_lr(1e-3, 0.1), reduce_lr(5e-6, 0.1), reduce_lr(1e-7, 0.1)
+    (0.0001, 1e-06, 1e-07)
+    """
+    return min(rate, max(rate * factor, MIN_LEARNING_RATE))
