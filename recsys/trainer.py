@@ -25,7 +25,7 @@ from features.progress import progress_bar
 from recsys import checkpoint
 from recsys.batch import Batch
 from recsys.embedding.optimizers import TableOptimizer
-from recsys.evaluation.metrics import evaluate
+from recsys.evaluation.metrics import Monitor, evaluate, monitored
 from recsys.evaluation.predict import predict
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class TrainerConfig(BaseModel):
     """What the rate is multiplied by after such an epoch."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
     """Global norm that gradients are scaled down to."""
-    monitor: Literal["auc", "logloss"] = "auc"
+    monitor: Monitor = "auc"
     """Validation score that decides."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's matrix products in training: `bf16` rounds their operands to 8 bits of mantissa, the weights and
@@ -206,13 +206,13 @@ class Trainer:
 
     def _evaluated(self, valid: Batches) -> dict[str, float]:
         began = time.perf_counter()
-        metrics = evaluate(*predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
+        metrics = evaluate(predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
         self.state["eval_seconds"] += time.perf_counter() - began
         return metrics
 
     def _score(self, metrics: dict[str, float]) -> float:
         """The higher the better."""
-        return metrics[self.config.monitor] * (1 if self.config.monitor == "auc" else -1)
+        return monitored(metrics, self.config.monitor)
 
     def _save_start(self, valid: Batches) -> None:
         numbers = {"epoch": 0, "score": self._score(self._evaluated(valid))}

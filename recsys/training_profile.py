@@ -13,7 +13,7 @@ from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
-from recsys.evaluation.metrics import Predictions
+from recsys.evaluation.predictions import Predictions
 from serving.bundle.profile import Distributions, FloatBins, ProfileBuilder, float_bins
 
 

@@ -10,9 +10,9 @@ from features.files import write_text
 from recsys.compression.kept import kept_by_feature
 from recsys.dataset import Split
 from recsys.evaluation.collisions import Distinct, collision_report, distinct_tokens
-from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import feature_importance
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import segment_report, token_counts
 from recsys.export import export_bundle, quantized_copy
 from recsys.ranker import Ranker

@@ -31,6 +31,7 @@ from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
+from recsys.evaluation.metrics import METRICS
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.report import Outcome, best_of, trial_name, write_sweep_report
@@ -140,7 +141,7 @@ def _storage(directory: Path) -> optuna.storages.RDBStorage:
 
 
 def _direction(experiment: Experiment) -> Any:
-    return "maximize" if experiment.trainer.monitor == "auc" else "minimize"
+    return "maximize" if METRICS[experiment.trainer.monitor].higher_is_better else "minimize"
 
 
 class Sweep:
@@ -324,7 +325,7 @@ class Sweep:
         names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
         settings = {key: self.space[key].setting(parameter) for key, parameter in trial.params.items()}
         seen = trial.intermediate_values
-        best = (max if self.experiment.trainer.monitor == "auc" else min)(seen.values(), default=None)
+        best = max(seen.values(), key=METRICS[self.experiment.trainer.monitor].quality, default=None)
         return Outcome(
             number=trial.number,
             state=names[trial.state],
@@ -383,7 +384,7 @@ def _run_of_trial(run: RunDirectory) -> Tracker | None:
 def _best_figures(best: Outcome) -> Iterator[tuple[str, float]]:
     """What the sweep's own run shows of its best trial."""
     for split, prefix in (("valid", "val"), ("test", "test")):
-        for name in ("auc", "logloss"):
+        for name in METRICS:
             if name in best.metrics.get(split, {}):
                 yield f"best/{prefix}_{name}", best.metrics[split][name]
 

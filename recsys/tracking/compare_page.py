@@ -135,7 +135,7 @@ def _compare_link(comparison: RunComparison, ui: str) -> str:
 def _table(comparison: RunComparison, ui: str) -> str:
     """What rows are chosen by comes first: the row's name, its figures, and then what was set."""
     columns, keys = comparison.columns(), comparison.setting_keys()
-    figures = [_head(one.title, one.metric, is_less_better=_is_less_better(one)) for one in columns]
+    figures = [_head(one.title, one.metric, is_less_better=not one.higher_is_better) for one in columns]
     lead = sum(one.metric in LEAD for one in columns)
     heads = ["<th></th>", _head("run", is_text=True), *figures[:lead]]
     if comparison.baseline:
@@ -145,10 +145,6 @@ def _table(comparison: RunComparison, ui: str) -> str:
     rows = "\n".join(_row(comparison, row, columns, keys, ui) for row in comparison.rows)
     table = f'<table id="runs"><thead><tr>{"".join(heads)}</tr></thead><tbody>\n{rows}\n</tbody></table>'
     return f'<div class="table">{table}</div>'
-
-
-def _is_less_better(column: Column) -> bool:
-    return not column.metric.endswith(("auc", "samples_per_s"))
 
 
 def _head(title: str, hint: str = "", *, is_text: bool = False, is_less_better: bool = False) -> str:
