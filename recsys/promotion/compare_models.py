@@ -25,6 +25,7 @@ from features.labels import LabelReader, group_column, weight_column
 from features.registry import FeatureRegistry
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.paired_difference import Difference, compare
+from recsys.evaluation.predictions import Predictions
 from recsys.report.text import text_of
 from recsys.runs.serving_cost import serving_cost
 from recsys.tracking.model_uri import resolve_bundle
@@ -113,7 +114,7 @@ def compare_models(
 def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> ModelComparison:
     """`compare_models` for two open models."""
     scored = score_test([champion, challenger], test)
-    metrics = [evaluate(scored.labels, p, scored.groups, scored.weights) for p in scored.probabilities]
+    metrics = [evaluate(Predictions.of(scored.labels, p, scored.groups, scored.weights)) for p in scored.probabilities]
     old, new = scored.probabilities
     return ModelComparison(
         champion=_description(champion),

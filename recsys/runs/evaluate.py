@@ -10,8 +10,9 @@ from features.errors import InputError
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
 from recsys.evaluation.collisions import collision_report, distinct_tokens
-from recsys.evaluation.metrics import CORRECTED, Predictions, calibration_ratio, evaluate
+from recsys.evaluation.metrics import CORRECTED, calibration_ratio, evaluate
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_report, token_counts
 from recsys.export import correction_of, export_bundle
 from recsys.runs.compression_record import compression_record
@@ -80,12 +81,12 @@ def metrics_of(predictions: Predictions, negative_rate: float) -> dict[str, floa
     The latter assumes that the split kept a share `negative_rate` of its negatives, as the training data did: after the
     correction, each of them counts for 1 / negative_rate.
     """
-    metrics = evaluate(*predictions)
+    metrics = evaluate(predictions)
     correction = correction_of(negative_rate)
     if correction is not None:
         labels, probabilities, _, weights = predictions
         amounts = np.where(labels == 1, 1.0, 1.0 / negative_rate) * (1.0 if weights is None else weights)
-        metrics[CORRECTED] = calibration_ratio(labels, correction.apply(probabilities), weights=amounts)
+        metrics[CORRECTED] = calibration_ratio(Predictions(labels, correction.apply(probabilities), weights=amounts))
     return metrics
 
 

@@ -11,9 +11,9 @@ from recsys.compression.kept import kept_by_feature
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.evaluation.collisions import collision_report
-from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import feature_importance
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import segment_report
 from recsys.export import QuantizedRanker, export_bundle, quantized_copy
 from recsys.ranker import Ranker

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from features.files import write_text
 from recsys.config import Experiment
+from recsys.evaluation.metrics import METRICS
 from recsys.report.text import csv_text, text_of
 from recsys.sweep.search_space import with_settings
 
@@ -51,9 +52,9 @@ def best_of(results: Sequence[TrialResult], experiment: Experiment) -> TrialResu
 
 def in_order(results: Sequence[TrialResult], experiment: Experiment) -> list[TrialResult]:
     """Complete trials first, by falling quality; then pruned and failed ones."""
-    sign = -1 if experiment.trainer.monitor == "auc" else 1
+    quality = METRICS[experiment.trainer.monitor].quality
     places = {"complete": 0, "pruned": 1, "failed": 2}
-    return sorted(results, key=lambda one: (places[one.state], sign * (one.score or 0.0), one.number))
+    return sorted(results, key=lambda one: (places[one.state], -quality(one.score or 0.0), one.number))
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -101,7 +102,7 @@ def write_sweep_report(
 
 def _record(one: TrialResult) -> dict[str, Any]:
     test = one.metrics.get("test", {})
-    figures = {"score": one.score, "test_auc": test.get("auc"), "test_logloss": test.get("logloss")}
+    figures = {"score": one.score, **{f"test_{name}": test.get(name) for name in METRICS}}
     figures["epochs"] = one.epochs
     return {"trial": one.number, "state": one.state, **figures, **one.settings, "error": one.error}
 

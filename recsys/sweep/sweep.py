@@ -32,6 +32,7 @@ from features.files import temporary_directory_beside, write_text
 from features.line_worker import LineWorker, WorkerError
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
+from recsys.evaluation.metrics import METRICS
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.report import TrialResult, best_of, trial_name, write_sweep_report
@@ -142,7 +143,7 @@ def _storage(directory: Path) -> optuna.storages.RDBStorage:
 
 
 def _direction(experiment: Experiment) -> Any:
-    return "maximize" if experiment.trainer.monitor == "auc" else "minimize"
+    return "maximize" if METRICS[experiment.trainer.monitor].higher_is_better else "minimize"
 
 
 class Sweep:
@@ -318,7 +319,7 @@ class Sweep:
     def _result(self, trial: FrozenTrial) -> TrialResult:
         settings = {key: self.space[key].setting(parameter) for key, parameter in trial.params.items()}
         seen = trial.intermediate_values
-        best = (max if self.experiment.trainer.monitor == "auc" else min)(seen.values(), default=None)
+        best = max(seen.values(), key=METRICS[self.experiment.trainer.monitor].quality, default=None)
         return TrialResult(
             number=trial.number,
             state=next(name for name, state in STATES.items() if state == trial.state),
@@ -370,7 +371,7 @@ class Sweep:
 def _best_figures(best: TrialResult) -> Iterator[tuple[str, float]]:
     """Figures of the best trial for the sweep's own run."""
     for split, prefix in (("valid", "val"), ("test", "test")):
-        for name in ("auc", "logloss"):
+        for name in METRICS:
             if name in best.metrics.get(split, {}):
                 yield f"best/{prefix}_{name}", best.metrics[split][name]
 
