@@ -19,7 +19,7 @@ from recsys.cli.app import run_command
 from recsys.config import read_experiment
 from recsys.embedding import kernels
 from recsys.tracking.model_uri import resolve_bundle
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.manifest import read_json
 
 NOBODY = 65534
