@@ -145,7 +145,7 @@ def test_a_batch_without_any_token_is_zeros(is_training: bool):
         table_optimizer.step()
         # The step counts all the same: dense Adam would have moved every row.
         assert isinstance(table_optimizer, AdamTable)
-        assert table_optimizer.adam.num_steps == 1
+        assert table_optimizer.num_steps == 1
 
 
 def test_null_and_empty_lists_differ_as_the_encoding_says():
