@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that are asked by a line, medians with their spread, tables, the machine.
+"""Shared by the benchmarks: worker processes, medians with their spread, tables, the machine.
 
 Each contender lives in a process of its own, so that its peak memory is its own. The rounds of all contenders take
 turns: what disturbs the machine for a minute then disturbs all of them, and a ratio inside a round hardly moves.
@@ -10,7 +10,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +21,7 @@ import typer
 
 from data.synthetic import Planted, planted_rows
 from features.errors import InputError
+from features.line_worker import LineServer, LineWorker, scratch_log
 
 ROOT = Path(__file__).resolve().parents[1]
 MEGABYTE = 1 << 20
@@ -33,10 +33,6 @@ RAW = Planted(num_features=26, num_distinct=100_000)
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the tables here too, and all rounds to .json.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Tiny sizes that say nothing: does it run?")]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="How often each contender is timed.")]
-
-
-class WorkerError(Exception):
-    """A worker that ended before it answered; the message says how."""
 
 
 class Spread(NamedTuple):
@@ -65,60 +61,24 @@ class Spread(NamedTuple):
         return f"{self.median:{form}} ({self.low:{form}}-{self.high:{form}})"
 
 
-class Worker:
-    """Another process of this Python that runs `module` with one argument, and `serve` in it."""
+class Worker(LineWorker):
+    """A worker that runs `module` with one argument, and `serve` in it."""
 
     def __init__(self, module: str, argument: Mapping[str, Any]) -> None:
-        # A file: a pipe that nobody reads would block the worker once it is full of warnings.
-        self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8")  # noqa: SIM115  (`close` closes it)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(argument)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            cwd=ROOT,
-        )
-
-    def ask(self, question: str) -> dict[str, Any]:
-        """The answer to a line; raises `WorkerError` where the process ended instead."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(f"{question}\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            raise WorkerError(self._ending())
-        return json.loads(answer)
+        super().__init__(module, json.dumps(argument), log=scratch_log())
 
     def close(self) -> None:
-        """End the process and wait, so that its memory is free again."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _ending(self) -> str:
-        code = self._process.wait()
-        if code < 0:
-            return f"ended by signal {-code}" + (" (out of memory?)" if code == -9 else "")
-        self._errors.seek(0)
-        return next(iter(reversed(self._errors.read().splitlines())), f"ended with exit code {code}")
+        """Kill the process and wait, so that its memory is free again."""
+        self.kill()
+        super().close()
 
 
 def serve(answer: Callable[[str], dict[str, Any]]) -> None:
-    """Answer the lines of standard input, each by a line of JSON, until there are no more."""
-    # Should memory run out after all, then the system ends this process and nobody else's.
+    """Answer the questions that this worker is asked."""
+    # If memory runs out after all, the system ends this process and no other.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
-    # What libraries print goes to standard error, also from C, so that answers alone reach the asker.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)
-        for line in sys.stdin:
-            answers.write(f"{json.dumps(answer(line.strip()))}\n")
-            answers.flush()
+    LineServer().run(answer)
 
 
 def peak_mb() -> float:

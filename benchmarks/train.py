@@ -19,7 +19,6 @@ from benchmarks.common import (
     RoundsOption,
     Spread,
     Worker,
-    WorkerError,
     free_bytes,
     in_turn,
     machine,
@@ -33,6 +32,7 @@ from benchmarks.common import (
 from benchmarks.contenders import METHODS, QUICK, Case
 from data.common import run
 from features.errors import InputError
+from features.line_worker import WorkerError
 from recsys.runs.process import prepare_for_training
 
 SIZES = "1e5,1e6,1e7,1e8"

@@ -19,7 +19,7 @@ from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.evaluation.collisions import Distinct
-from recsys.evaluation.metrics import Predictions
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import token_counts
 from serving.bundle.profile import Distributions, FeatureProfile, FloatBins, ProfileBuilder, float_bins
 

@@ -5,6 +5,7 @@ B rows.
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -63,10 +64,10 @@ def check_keys(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
         return
     for row, given in enumerate(rows):
         if given and known.isdisjoint(given):
-            keys = [str(key) for key in given]
+            keys = [str(key)[:80] for key in islice(given, 6)]  # a request may hold a million of them
             close = [match for key in keys for match in difflib.get_close_matches(key, names, n=1)]
             remedy = f"did you mean {close[0]!r}?" if close else f"send some of {', '.join(names[:6])}"
-            found = ", ".join(map(repr, keys[:6]))
+            found = ", ".join(map(repr, keys))
             raise InputError(
                 "expected a row with a feature of the model", found=f"keys {found}", remedy=remedy, row=row
             )

@@ -11,7 +11,7 @@ import pytest
 
 from data.synthetic import planted_frame
 from experiments.__main__ import main
-from experiments.studies.table_kinds import Facts, read_facts
+from experiments.studies.table_kinds import StudyData, read_data
 
 REGISTRY = """\
 label: label
@@ -66,7 +66,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path_factory, monkeypatch):
-    """Never the store, or the cache, of whoever runs the tests."""
+    """Keep the MLflow store and the cache of the user who runs the tests out of them."""
     monkeypatch.setenv("MUXREC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     store = tmp_path_factory.getbasetemp() / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
@@ -106,9 +106,9 @@ def _called(dataset: Path, name: str, folder: Path) -> Path:
 
 
 @pytest.fixture
-def facts(dataset) -> Facts:
-    """Facts of the planted dataset."""
-    return read_facts(dataset)
+def study_data(dataset) -> StudyData:
+    """The planted dataset as the studies read it."""
+    return read_data(dataset)
 
 
 @pytest.fixture

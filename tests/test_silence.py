@@ -24,6 +24,14 @@ sys.addaudithook(seen)
 """
 # Some look at these to tell a test from a user.
 TEST_MARKS = re.compile(r"CI|PYTEST_.*|GITHUB_.*|TF_BUILD|.*_CI|.*BUILD.*|JENKINS_.*|TEAMCITY_.*|RUNBOT_.*")
+# What the registry's process does; it imports mlflow.
+FETCH = """
+import contextlib
+from features.errors import InputError
+from recsys.tracking.fetch_model import fetch
+with contextlib.suppress(InputError):
+    fetch({"uri": "models:/nothing/1", "cache": "cache", "current": None})
+"""
 SCORE = ("-m", "experiments", "score", str(BUNDLE), "--input", str(BUNDLE / "golden.parquet"), "--out", "scores")
 
 
@@ -54,8 +62,7 @@ def files_below(folder: Path) -> list[str]:
     [
         ("-c", "import serving.bundle.bundle"),
         (*SCORE, "--workers", "2"),
-        # The registry's process: it imports mlflow at its top.
-        ("-m", "recsys.tracking.fetch_model", "models:/nothing/1", "cache"),
+        ("-c", FETCH),
         ("-c", "import recsys.tracking.model_registry, recsys.sweep.sweep, recsys.runs.finish"),
     ],
     ids=["import", "score", "registry", "training"],

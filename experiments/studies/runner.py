@@ -1,10 +1,10 @@
-"""Every figure and table of docs/results, by one command that does only what is missing.
+"""Every figure and table of docs/results, by one command that trains only what is missing.
 
     python -m experiments.studies.runner --data work/frappe --data work/movielens [--study NAME]...
 
-A run is one `muxrec train` in a process of its own. When it has ended, its figures are a line of results.jsonl in the
-work folder, and its directory goes. A line counts for a run while it holds the same resolved experiment, the seed
-included, on data of the same digest; studies that share a run share its line.
+A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a process of its own. Run
+directories in the work folder are the record of what is done: a finished one counts while it holds the same resolved
+experiment, seed included, on data of the same digest. Studies share the runs that they have in common.
 """
 
 import hashlib
@@ -14,248 +14,292 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from experiments.studies.page import Result, write_results
-from experiments.studies.table_kinds import SEEDS, STUDIES, Cell, Facts, Study, directories_by_data, read_facts
+from experiments.studies.compression import COMPRESSION
+from experiments.studies.frontier_page import write_frontier
+from experiments.studies.page import Record, Result, write_study
+from experiments.studies.table_kinds import TABLE_KINDS, Cell, Study, StudyData, directories_by_data, read_data
 from features.errors import InputError
 from features.files import write_text
+from features.golden import golden_frame
 from recsys.cli.app import run_command
-from recsys.config import Experiment
+from recsys.config import Compression, Experiment, flatten
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
+from serving.bundle import Bundle
+from serving.scorer import Scorer
 
-Record = dict[str, Any]
-"""A line of results.jsonl: `experiment`, `dataset_digest`, `metrics`, and the sizes of what was trained; `compression`,
-what the run was compressed by, where it was."""
-
-
+STUDIES: dict[str, Study] = TABLE_KINDS | COMPRESSION
 LOCK_TIMEOUT_SECONDS = 5.0
-"""Seconds to wait for the processes of a study that was interrupted to end."""
+"""Seconds to wait for the processes of an interrupted call to end."""
+SCORER_TIME = "scorer_us_per_row"
 
 
-class Work(Protocol):
-    """What `train_missing` must know of a run to be done."""
+class StudyRun(NamedTuple):
+    """A cell with one seed."""
 
-    @property
-    def key(self) -> str:
-        """Identity of the run, as `key_of` gives it."""
-        ...
+    cell: Cell
+    seed: int
+    data: StudyData
 
     @property
     def name(self) -> str:
         """For lines about its progress."""
-        ...
+        return f"{self.cell.name} seed {self.seed}"
 
 
-AnyWork = TypeVar("AnyWork", bound=Work)
+class RunStore:
+    """Run directories of the studies in a work folder: `runs/KEY`, and `runs/KEY-DIGEST` for what was made of it.
 
+    `NAME.json` beside a directory has what the study measured of the run: `seconds` of pruning, the scorer's time, or
+    why the run is `unreachable`.
+    """
 
-class Job(NamedTuple):
-    """A run to be done."""
-
-    cell: Cell
-    experiment: Experiment
-    data: Path
-    dataset_digest: str
-
-    @property
-    def key(self) -> str:
-        """Identity of the run: 16 hexadecimal digits."""
-        return key_of(self.experiment, self.dataset_digest)
-
-    @property
-    def name(self) -> str:
-        """Its cell and seed."""
-        return f"{self.cell.name} seed {self.experiment.seed}"
-
-
-class Results:
-    """Finished runs by key, kept in results.jsonl."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records: dict[str, Record] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            record = json.loads(line)
+    def __init__(self, work: Path) -> None:
+        self.folder = work / "runs"
+        self._bases: dict[str, Path] = {}
+        for path in sorted(self.folder.glob("*/run.json")):
+            run = RunDirectory(path.parent)
             try:
                 # Validated anew: a setting that came later has its default, which is what the run did.
-                experiment = Experiment.model_validate(record["experiment"])
-                key = key_of(experiment, record["dataset_digest"], record.get("compression"))
-            except ValueError:  # settings that there are not (any more): kept, though nothing asks for this run
-                key = line
-            self.records[key] = record
-
-    def add(self, job: Work, record: Record) -> None:
-        """Keep a run; the file is replaced as a whole, so that it never holds half a line."""
-        self.records[job.key] = record
-        write_text(self.path, "".join(json.dumps(one) + "\n" for one in self.records.values()))
-
-    def of(self, cell: Cell, facts: Facts) -> dict[int, Record]:
-        """Seed to record of a cell's finished runs on the data, by increasing seed."""
-        seeds = sorted({record["experiment"]["seed"] for record in self.records.values()})
-        keys = {seed: key_of(cell.experiment(seed), facts.info.digest) for seed in seeds}
-        return {seed: self.records[key] for seed, key in keys.items() if key in self.records}
-
-
-def key_of(experiment: Experiment, dataset_digest: str, compression: Mapping[str, Any] | None = None) -> str:
-    """Digest of a resolved experiment, its seed included, the data, and what the run is compressed by."""
-    parts = [experiment.model_dump(mode="json"), dataset_digest, *([compression] if compression else [])]
-    document = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(document.encode()).hexdigest()[:16]
-
-
-def plan(studies: Mapping[str, Study], facts: Mapping[str, Facts], seeds: int | None) -> tuple[list[Job], list[str]]:
-    """The runs of some studies, each once, first seeds first; and a line for each cell that cannot be built."""
-    jobs: dict[str, Job] = {}
-    failures: dict[str, None] = {}
-    cells = [cell for study in studies.values() for cell in study.cells(facts)]
-    for seed in range(1, (seeds or max(SEEDS.values())) + 1):
-        for cell in cells:
-            if seed > (seeds or SEEDS.get(cell.data, 1)):
+                experiment = run.experiment()
+            except InputError:  # with settings that no longer exist
                 continue
-            own = facts[cell.data]
-            try:
-                job = Job(cell, cell.experiment(seed), own.directory, own.info.digest)
-            except InputError as error:
-                failures[f"{cell.name}: {error}"] = None
-                continue
-            jobs.setdefault(job.key, job)
-    return list(jobs.values()), list(failures)
+            if experiment.compression is None:
+                self._bases[key_of(experiment, run.run_info()["dataset_digest"])] = run.path
+
+    def base(self, run: StudyRun) -> Path:
+        """The directory of the run before compression."""
+        key = key_of(run.cell.experiment(run.seed), run.data.info.digest)
+        return self._bases.get(key, self.folder / key)
+
+    def path(self, run: StudyRun) -> Path:
+        """The run's directory."""
+        base, words = self.base(run), run.cell.prune_arguments()
+        return base.with_name(f"{base.name}-{_digest(words)}") if words else base
+
+    def record(self, run: StudyRun) -> Record | None:
+        """The figures of a finished run; None where it is still to be done."""
+        base, path = self.base(run), self.path(run)
+        notes = self._notes(path)
+        if "unreachable" in notes:
+            return {**notes, "base_seconds": RunDirectory(base).metrics()["perf"]["train_seconds"]}
+        done, how = RunDirectory(path), run.cell.compression
+        if not done.is_finished or (how and done.experiment().compression != Compression.model_validate(how)):
+            return None
+        return _figures(done, RunDirectory(base)) | notes
+
+    def note(self, run: StudyRun, **notes: Any) -> None:
+        """Keep what the study measured of a run."""
+        path = self.path(run)
+        write_text(_beside(path, "json"), json.dumps(self._notes(path) | notes))
+
+    def _notes(self, path: Path) -> dict[str, Any]:
+        notes = _beside(path, "json")
+        return json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
 
 
-def train_missing(
-    jobs: Sequence[AnyWork],
-    results: Results,
-    train: Callable[[AnyWork], Record],
-    workers: int,
-    say: Callable[[str], None],
-) -> list[str]:
-    """Train the jobs that have no line yet, `workers` at a time; returns a line for each that failed.
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
 
-    Jobs of one key are one run.
+
+def key_of(experiment: Experiment, dataset_digest: str) -> str:
+    """Identity of a run before compression: a digest of its resolved experiment, seed included, and of the data."""
+    return _digest([experiment.model_dump(mode="json"), dataset_digest])
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _figures(run: RunDirectory, base: RunDirectory) -> dict[str, Any]:
+    metrics, experiment = run.metrics(), run.experiment()
+    manifest = Bundle.open(run.bundle, verify=False).manifest
+    num_floats = manifest.layout.num_rows * manifest.layout.width
+    return {
+        **{f"{split}_{name}": value for split in ("valid", "test") for name, value in metrics[split].items()},
+        "settings": flatten(experiment.model_dump(mode="json")),
+        "rows": manifest.layout.num_rows,
+        "width": manifest.layout.width,
+        "probes": experiment.embedding.probes,
+        "table_bytes": 4 * num_floats,
+        "network_parameters": manifest.num_parameters - num_floats,
+        "epochs": metrics["perf"]["epochs"],
+        "samples_per_s": round(metrics["perf"]["samples_per_s"]),
+        "embedding_bytes": manifest.table_bytes,
+        "bundle_bytes": sum(path.stat().st_size for path in run.bundle.iterdir()),
+        "base_seconds": base.metrics()["perf"]["train_seconds"],
+    }
+
+
+def plan(
+    cells: Iterable[Cell], data: Mapping[str, StudyData], seeds: int | None = None, pattern: str = "*"
+) -> list[StudyRun]:
+    """The runs of the cells that match a pattern, first seeds first.
+
+    Each cell has its own number of runs, or `seeds`. A cell of no page has none, or `seeds` where a pattern is given.
     """
-    runs: dict[str, AnyWork] = {}
-    for job in jobs:
-        runs.setdefault(job.key, job)
-    missing = [job for key, job in runs.items() if key not in results.records]
-    say(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before")
-    failures: list[str] = []
-    pool = ThreadPoolExecutor(workers)
-    futures = {pool.submit(train, job): job for job in missing}
-    try:
-        for number, future in enumerate(as_completed(futures), 1):
-            job = futures[future]
-            try:
-                record = future.result()
-            except (RunError, InputError, OSError) as error:
-                failures.append(f"{job.name}: {error}")
-                say(f"{number}/{len(missing)} {job.name}: FAILED: {error}")
-                continue
-            results.add(job, record)
-            say(f"{number}/{len(missing)} {job.name}: {_summary(record)}")
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # not waiting: an interrupted command ends its processes first
-    return failures
+    runs: list[StudyRun] = []
+    for cell in cells:
+        if fnmatchcase(cell.name, pattern):
+            num_seeds = seeds if seeds and (cell.num_seeds or pattern != "*") else cell.num_seeds
+            runs += [StudyRun(cell, seed, data[cell.data]) for seed in range(1, num_seeds + 1)]
+    return sorted(runs, key=lambda run: run.seed)
 
 
 class RunError(Exception):
-    """A training process that ended badly, with its last words."""
+    """A process that failed, with the last line of its log."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
-        """What the process ended with: 2 where it refused its settings."""
+        """The exit code of the process: 2 where it refused its settings."""
 
 
 class Processes:
-    """Trains jobs in processes of their own, below a work folder."""
+    """Trains and prunes by `muxrec` commands in processes of their own."""
 
-    def __init__(self, work: Path, *, threads: int, keep_runs: bool, lock: int | None = None) -> None:
-        """`lock`: descriptor of the study's lock, which each process holds too, as it may outlive the study."""
-        self.work, self.threads, self.keep_runs = work, threads, keep_runs
-        self.inherited = () if lock is None else (lock,)
-        self.running: set[subprocess.Popen[str]] = set()
+    def __init__(self, store: RunStore, *, threads: int = 1, track: bool = False, lock: int | None = None) -> None:
+        """`lock`: descriptor of the work folder's lock, which each process inherits, as it may outlive this one."""
+        self.store = store
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._options = ["--track" if track else "--no-track", "--json"]
+        self._inherited = () if lock is None else (lock,)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._base_locks: dict[Path, threading.Lock] = {}
 
-    def train(self, job: Job) -> Record:
-        """Run `muxrec train` to its end and read what came out; raises `RunError`. A run that was cut off goes on."""
-        run = self.work / "runs" / job.key
-        words = ["train", *job.cell.arguments(job.experiment.seed), "--data", str(job.data), "--out", str(run)]
-        began = time.perf_counter()
-        self.run([*words, "--no-track", "--json"], run.with_name(f"{job.key}.log"))
-        record = _record(RunDirectory(run), job, time.perf_counter() - began)
-        if not self.keep_runs:
-            shutil.rmtree(run)
-        return record
+    def train(self, run: StudyRun) -> None:
+        """Do a run, its base run first where that is missing; raises `RunError`. A run that was cut off is resumed."""
+        base = self.store.base(run)
+        with self._base_locks.setdefault(base, threading.Lock()):
+            if not RunDirectory(base).is_finished:
+                words = [*run.cell.train_arguments(run.seed), "--data", str(run.data.directory)]
+                self.muxrec(["train", *words], base)
+        if run.cell.compression:
+            self._prune(run, base, self.store.path(run))
 
-    def run(self, words: Sequence[str], log: Path) -> None:
-        """Run `muxrec` with these words to its end; raises `RunError` with its last line, and then keeps its log."""
+    def _prune(self, run: StudyRun, base: Path, path: Path) -> None:
+        is_resumed, began = path.exists(), time.perf_counter()
+        try:
+            self.muxrec(["prune", str(base), *run.cell.prune_arguments()], path)
+        except RunError as error:
+            # The method has no table, or no mask, as small as that: a result. Anything else is a failure.
+            if error.code != 2 or "bytes are too few" not in str(error):
+                raise
+            shutil.rmtree(path, ignore_errors=True)
+            self.store.note(run, unreachable=str(error).partition(" (exit code")[0])
+            return
+        self.store.note(run, seconds=None if is_resumed else time.perf_counter() - began)
+        for folder in ("checkpoint", "supernet"):  # a hundred megabytes per run, which nothing reads again
+            shutil.rmtree(path / folder, ignore_errors=True)
+
+    def muxrec(self, words: Sequence[str], out: Path) -> None:
+        """Run one `muxrec` command to its end; raises `RunError` with its last line, and then keeps its log."""
+        log = _beside(out, "log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        command = [sys.executable, "-m", "experiments", *words, "--out", str(out), *self._options]
         with log.open("w", encoding="utf-8") as errors:
-            command = [sys.executable, "-m", "experiments", *words]
             process = subprocess.Popen(
                 command,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **threads},
-                pass_fds=self.inherited,
+                env=self._environment,
+                pass_fds=self._inherited,
             )
-            self.running.add(process)
+            self._running.add(process)
             code = process.wait()
-            self.running.discard(process)
+            self._running.discard(process)
         if code:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it said nothing"]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
             raise RunError(f"{lines[-1]} (exit code {code}; all of it in {log})", code)
         log.unlink()
 
     def stop(self) -> None:
-        """Tell the processes to end; what they did is resumed the next time."""
-        for process in list(self.running):
+        """Tell the processes to end; the next call resumes what they did."""
+        for process in list(self._running):
             process.terminate()
 
 
-def _record(run: RunDirectory, job: Job, seconds: float) -> Record:
-    ranker = run.ranker()
-    layout = ranker.embedding.layout
-    return {
-        "experiment": job.experiment.model_dump(mode="json"),
-        "dataset_digest": job.dataset_digest,
-        "metrics": run.metrics(),
-        "rows": layout.num_rows,
-        "width": layout.width,
-        "probes": job.experiment.embedding.probes,
-        "table_bytes": ranker.embedding.table.numel() * ranker.embedding.table.element_size(),
-        "network_parameters": ranker.num_parameters - ranker.embedding.table.numel(),
-        "seconds": seconds,
-    }
+def train_missing(runs: Sequence[StudyRun], processes: Processes, workers: int) -> list[str]:
+    """Do the runs that are not done yet, `workers` at a time; returns a line for each that failed."""
+    store = processes.store
+    unique = list({store.path(run): run for run in reversed(runs)}.values())[::-1]
+    missing = [run for run in unique if store.record(run) is None]
+    say(f"{len(unique)} runs, {len(unique) - len(missing)} of them done before")
+    failures: list[str] = []
+    pool = ThreadPoolExecutor(workers)
+    futures = {pool.submit(processes.train, run): run for run in missing}
+    try:
+        for number, future in enumerate(as_completed(futures), 1):
+            run = futures[future]
+            try:
+                future.result()
+                outcome = _summary(store.record(run) or {})
+            except (RunError, InputError, OSError) as error:
+                failures.append(f"{run.name}: {error}")
+                outcome = f"FAILED: {error}"
+            say(f"{number}/{len(missing)} {run.name}: {outcome}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # not waiting: the processes of an interrupted call end first
+        processes.stop()
+    return failures
 
 
 def _summary(record: Record) -> str:
     if "unreachable" in record:
         return f"cannot: {record['unreachable']}"
-    metrics = record["metrics"]
-    split = "test" if "test" in metrics else "valid"
-    time_taken = "resumed" if record["seconds"] is None else f"{record['seconds']:.0f} s"
-    return f"{split} auc {metrics[split]['auc']:.4f}, {metrics['perf']['epochs']} epochs, {time_taken}"
+    return f"test auc {record['test_auc']:.4f}, {record['epochs']} epochs"
+
+
+def time_scorers(runs: Sequence[StudyRun], store: RunStore) -> None:
+    """Measure the scorer on runs where that is missing; when nothing is training any more."""
+    for run in runs:
+        record = store.record(run)
+        if record and "unreachable" not in record and SCORER_TIME not in record:
+            store.note(run, **{SCORER_TIME: scorer_microseconds(Bundle.open(store.path(run) / "bundle"))})
+
+
+def scorer_microseconds(bundle: Bundle, num_rows: int = 4096, repeats: int = 5) -> float:
+    """Microseconds per row for one thread to score made-up raw rows in one batch: the fastest of some repeats."""
+    scorer, rows = Scorer(bundle, num_threads=1), golden_frame(bundle.registry, num_rows=num_rows, seed=1)
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        scorer.score(rows)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) / num_rows * 1e6
+
+
+def results_of(study: Study, data: Mapping[str, StudyData], store: RunStore, seeds: int | None = None) -> list[Result]:
+    """The finished runs of each cell: those with the seeds of the study, or `seeds` if there are more."""
+    cells = study.cells(data)
+    num_seeds = max(seeds or 0, *(cell.num_seeds for cell in cells))
+    results = []
+    for cell in cells:
+        runs = [StudyRun(cell, seed, data[cell.data]) for seed in range(1, num_seeds + 1)]
+        records = {run.seed: store.record(run) for run in runs}
+        results.append(Result(cell, {seed: record for seed, record in records.items() if record is not None}))
+    return results
 
 
 def say(line: str) -> None:
-    """A line of progress on standard error."""
+    """Write a line of progress to standard error."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _chosen(names: Sequence[str], given: Collection[str]) -> dict[str, Study]:
-    """The studies that were asked for, or all whose data were given."""
+    """The studies of these names, or all whose data are given."""
     for name in names:
         if name not in STUDIES:
             raise InputError("unknown study", found=repr(name), remedy=f"use one of {', '.join(STUDIES)}")
@@ -272,57 +316,45 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 
 @app.command()
-def results(
-    data: Annotated[list[Path] | None, typer.Option(help="A dataset directory, as docs/results says.")] = None,
+def studies(
+    data: Annotated[list[Path] | None, typer.Option(help="Dataset directory, prepared as docs/results says.")] = None,
     study: Annotated[list[str] | None, typer.Option(help="A study; else all whose data are given.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 2,
-    cells: Annotated[str, typer.Option(help="Train only cells like this pattern: 'frappe final_mlp *@0.5'.")] = "*",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs a cell, instead of the study's own number.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of results.jsonl and of unfinished runs.")] = Path("work/results"),
-    out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("docs/results"),
-    keep_runs: Annotated[bool, typer.Option(help="Keep the run directories.")] = False,
-    report_only: Annotated[bool, typer.Option(help="Train nothing: write reports of what is done.")] = False,
+    cells: Annotated[
+        str,
+        typer.Option(help="Train only cells that match: 'frappe final_mlp *@0.5'. With --seeds also those of no page."),
+    ] = "*",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs per cell, instead of the study's own number.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of the run directories.")] = Path("work/studies"),
+    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs/results"),
+    track: Annotated[bool, typer.Option("--track", help="Log each run to MLflow.")] = False,
+    report_only: Annotated[bool, typer.Option(help="Train nothing: write the pages of what is done.")] = False,
 ) -> None:
-    """Do the runs that are missing, then write the reports; exit 1 where a run failed."""
+    """Train the runs that are missing, then write the pages; exit 1 where a run failed."""
     directories = directories_by_data(data or [])
-    studies = _chosen(study or [], directories)
-    facts = {
-        name: read_facts(directories[name]) for name in sorted({name for one in studies.values() for name in one.data})
+    chosen = _chosen(study or [], directories)
+    own = {
+        name: read_data(directories[name]) for name in sorted({name for one in chosen.values() for name in one.data})
     }
-    cores = len(os.sched_getaffinity(0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with locked_directory(work, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
-        processes = Processes(work, threads=max(1, cores // workers), keep_runs=keep_runs, lock=lock)
-        kept = Results(work / "results.jsonl")
-        jobs, failures = plan(studies, facts, seeds)
-        jobs = [job for job in jobs if fnmatchcase(job.cell.name, cells)]
+        store, failures = RunStore(work), []
         if not report_only:
-            try:
-                failures += train_missing(jobs, kept, processes.train, workers, say)
-            finally:
-                processes.stop()
-        done = {
-            name: [Result(cell, kept.of(cell, facts[cell.data])) for cell in _buildable(one.cells(facts))]
-            for name, one in studies.items()
-        }
-        write_results(out, studies, done, facts)
+            runs = plan([cell for one in chosen.values() for cell in one.cells(own)], own, seeds, cells)
+            threads = max(1, len(os.sched_getaffinity(0)) // workers)
+            failures = train_missing(runs, Processes(store, threads=threads, track=track, lock=lock), workers)
+            time_scorers(runs, store)
+        for name, one in chosen.items():
+            write = write_study if one.target is None else write_frontier
+            write(out, name, one, results_of(one, own, store, seeds), own)
     for line in failures:
         say(f"failed: {line}")
     raise typer.Exit(1 if failures else 0)
 
 
-def _buildable(cells: Sequence[Cell]) -> Iterator[Cell]:
-    for cell in cells:
-        try:
-            cell.experiment(1)
-        except InputError:
-            continue
-        yield cell
-
-
 def main() -> None:
     """The command of this module."""
-    run_command(app, "results")
+    run_command(app, "studies")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""STUDIES: which runs answer which question; a study is a function from facts of the data to its cells.
+"""Studies of the kinds of table: which runs answer which question.
 
-A cell is a named run of `muxrec train` with some settings changed: what stands in a report as one row, trained with
-several seeds. Tables are compared by bytes. The unit is the collisionless table of the same model on the same data: a
-row for each value seen in train, and two more, for each feature of each view.
+A study is a function from its datasets to its cells. A cell is one row of a report: a named run of `muxrec train` with
+some settings changed, trained with several seeds. Tables are compared by bytes, in units of the collisionless table of
+the same model on the same data: one row per value seen in train, and two more, per feature of each view.
 """
 
 import json
@@ -21,35 +21,36 @@ from recsys.models import MODELS
 from recsys.ranker import model_config
 
 WIDTH = 16
-"""Floats that a value reads from a collisionless or a hashed table; budgets are in bytes, whatever a value reads."""
-SEEDS = {"frappe": 3, "movielens": 5}
-"""Runs a cell, by data."""
+"""Floats per row of a collisionless or a hashed table; budgets are in bytes, however many floats a value reads."""
 
-_QUICKLY = {"trainer.batch_size": 4096, "trainer.learning_rate": 0.003, "trainer.patience": 1}
-"""For small networks without dropout: DCN V2 on the collisionless table came to a validation AUC of .8950 in 9 epochs,
-and to .8939 in 18 with batches of 2,048 at rate 0.001."""
+SEEDS: dict[str, int] = {
+    "frappe *": 3,
+    "movielens *": 5,
+    # Enough to see a gap as wide as that of a hashed table, or one that no question depends on.
+    "frappe final_mlp hashed*": 1,
+    "frappe final_mlp hashed*@1": 2,
+    "frappe final_mlp unified 4x4*": 2,
+    "frappe final_mlp unified 1x16*": 1,
+    "frappe final_mlp unified 8x4, *": 1,
+    "frappe final_mlp collisionless 1x16, *": 2,
+    "frappe final_mlp collisionless 1x16, adam@1": 3,  # the run that frappe_ladder has
+    "* fp32": 1,
+    "* bf16": 1,
+}
+"""Pattern over `DATA MODEL LABEL@BUDGET` to the number of runs of a cell; a later pattern wins."""
+
+_FAST = {"trainer.batch_size": 4096, "trainer.learning_rate": 0.003, "trainer.patience": 1}
+"""For small networks without dropout: DCN V2 on the collisionless table reached a validation AUC of .8950 in 9 epochs,
+and .8939 in 18 with batches of 2,048 at rate 0.001."""
 
 NETWORKS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("frappe", "final_mlp"): ("frappe", {"trainer.epochs": 30}),
     ("frappe", "final_net"): ("frappe_final_net", {"trainer.epochs": 30}),
-    ("frappe", "dcn_v2"): ("frappe_dcn_v2", {"trainer.epochs": 30}),
-    ("frappe", "dual_mlp"): (
-        "dual_mlp",
-        {
-            "model.mlp1_hidden": [400],
-            "model.mlp2_hidden": [100],
-            "model.mlp1_dropout": 0.4,
-            "model.mlp2_dropout": 0.4,
-            "trainer.batch_size": 4096,
-            "trainer.epochs": 30,
-            "embedding.l2": 0.05,
-        },
-    ),
-    ("movielens", "dcn_v2"): ("movielens_1m_dcn_v2", _QUICKLY),
+    ("movielens", "dcn_v2"): ("movielens_1m_dcn_v2", _FAST),
     ("movielens", "final_mlp"): (
         "movielens_1m",
         {
-            # As the DCN V2 beside it: 192 units, little decay, neither batch norm nor dropout.
+            # Like DCN V2 above: 192 units, little decay, neither batch norm nor dropout.
             "model.mlp1_hidden": [192],
             "model.mlp2_hidden": [192],
             "model.mlp1_dropout": 0.0,
@@ -58,67 +59,100 @@ NETWORKS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
             "model.mlp2_batch_norm": False,
             "model.num_heads": 8,
             "embedding.l2": 1e-5,
-            **_QUICKLY,
+            **_FAST,
         },
     ),
 }
 """(data, model) to the named run that its cells start from, and the settings that they share."""
 
 TUNED: dict[str, dict[str, Any]] = {
-    # Row-wise Adagrad has no second chance on its rate: the sums that divide it only grow.
+    # Row-wise Adagrad cannot recover from a rate that is too high: the sums that divide it only grow.
     "*rowwise_adagrad*": {"embedding.learning_rate": 0.02, "embedding.l2": 1e-5},
 }
-"""Settings of single cells, by pattern over `DATA MODEL LABEL@BUDGET`, as "frappe final_mlp hashed*@0.1"; a later
-pattern wins. What a cell compares (its table's kind, shape and optimiser) stands in the cell itself."""
+"""Settings of single cells by a pattern like those of SEEDS. What a cell compares (its table's kind, shape and
+optimizer) is in the cell itself."""
 
 
-class Facts(NamedTuple):
-    """What a study must know of a dataset."""
+class StudyData(NamedTuple):
+    """A dataset as the studies need it."""
 
     directory: Path
     info: DatasetInfo
     num_values: dict[str, int]
-    """Token feature, in registry order, to its distinct training values; the missing value is none."""
+    """Token feature, in registry order, to the number of its distinct training values, the missing one not counted."""
 
 
 class Cell(NamedTuple):
-    """One row of a report: a named run with settings changed, trained once a seed."""
+    """One row of a report: a named run with settings changed, and compressed where `compression` says how."""
 
     data: str
     model: str
     label: str
     """What is tried; one line of a figure."""
     budget: float | None
-    """Bytes of the table in units of the collisionless one; none where sizes are not the question."""
+    """Bytes of the table in units of the collisionless one; None where size is not the question."""
     run: str
     """Key into RUNS."""
     settings: dict[str, Any]
     """`key.sub` to value."""
     against: tuple[str, ...] = ()
     """Labels of the cells that it is compared with, at its own budget where they have it."""
+    compression: dict[str, Any] | None = None
+    """Fields of `recsys.config.Compression`, as given to `muxrec prune`."""
+    num_seeds: int = 1
+    """Runs of the plain command: seeds 1, 2 and so on."""
 
     @property
     def panel(self) -> str:
-        """Data and model: cells that agree in them are set beside each other."""
+        """Data and model: cells that agree in them share a panel of a figure."""
         return f"{self.data} {self.model}"
 
     @property
+    def dtype(self) -> str:
+        """Type of the stored rows."""
+        return self.compression["table_dtype"] if self.compression else "fp32"
+
+    @property
     def name(self) -> str:
-        """What patterns of TUNED are matched with, and progress lines say."""
-        return f"{self.panel} {self.label}" + (f"@{self.budget:g}" if self.budget is not None else "")
+        """`DATA MODEL LABEL@BUDGET`, for patterns and lines about its progress."""
+        label = f"{self.label} {self.dtype}" if self.compression else self.label
+        return f"{self.panel} {label}" + (f"@{self.budget:g}" if self.budget is not None else "")
 
-    def arguments(self, seed: int) -> list[str]:
-        """What comes after `muxrec train`, but for the directories.
+    def train_arguments(self, seed: int) -> list[str]:
+        """The arguments of `muxrec train`, without the directories.
 
-        >>> Cell("d", "mlp", "small", None, "mlp", {"model.hidden": [8], "embedding.kind": "hashed"}).arguments(2)
-        ['mlp', 'model.hidden=[8]', 'embedding.kind=hashed', 'seed=2']
+        >>> Cell("d", "mlp", "small", None, "mlp", {"model.hidden": [8]}).train_arguments(2)
+        ['mlp', 'model.hidden=[8]', 'seed=2']
         """
-        return [self.run, *(f"{key}={yaml_text(value)}" for key, value in self.settings.items()), f"seed={seed}"]
+        return [self.run, *_overrides(self.settings), f"seed={seed}"]
+
+    def prune_arguments(self) -> list[str]:
+        """The arguments of `muxrec prune`, without the directories; none for a cell that is not compressed.
+
+        >>> compression = {"method": "robe", "target_bytes": 9000, "table_dtype": "int8"}
+        >>> Cell("d", "mlp", "ROBE", 0.1, "mlp", {}, compression=compression).prune_arguments()
+        ['--method', 'robe', '--target-bytes', '9000', '--table-dtype', 'int8']
+        """
+        if self.compression is None:
+            return []
+        options = {key: self.compression[key] for key in ("method", "target_bytes", "table_dtype")}
+        words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        words += _overrides(self.compression.get("settings", {}), "compression.settings.")
+        return words + ([f"compression.start={self.compression['start']}"] if "start" in self.compression else [])
 
     def experiment(self, seed: int) -> Experiment:
-        """The resolved experiment that these arguments lead to; raises `InputError` for settings that there are not."""
-        name, *overrides = self.arguments(seed)
+        """The resolved experiment of these settings, before compression; raises `InputError` for unknown settings."""
+        name, *overrides = self.train_arguments(seed)
         return with_overrides(RUNS[name](), overrides)
+
+
+def _overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    return [f"{prefix}{key}={yaml_text(value)}" for key, value in settings.items()]
+
+
+def yaml_text(value: Any) -> str:
+    """A value as `key=value` takes it: JSON, which is YAML, but text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Study(NamedTuple):
@@ -127,194 +161,190 @@ class Study(NamedTuple):
     title: str
     question: str
     data: tuple[str, ...]
-    """Datasets whose facts `cells` takes."""
-    cells: Callable[[Mapping[str, Facts]], list[Cell]]
-
-
-class Variant(NamedTuple):
-    """What distinguishes the cells of one model."""
-
-    label: str
-    budget: float | None
-    settings: dict[str, Any]
-    against: tuple[str, ...] = ()
+    """Datasets that `cells` takes."""
+    cells: Callable[[Mapping[str, StudyData]], list[Cell]]
+    target: float | None = None
+    """Of a study of compression: the test AUC that a tenth of the bytes may cost."""
 
 
 class Shape(NamedTuple):
-    """What a value reads of a table."""
+    """What a value reads of a table: `probes` rows of `width` floats."""
 
     probes: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.probes}x{self.width}"
+
 
 SINGLE = Shape(1, WIDTH)
-COLLISIONLESS, HASHED = f"collisionless 1x{WIDTH}", f"hashed 1x{WIDTH}"
+COLLISIONLESS, HASHED = f"collisionless {SINGLE}", f"hashed {SINGLE}"
 
 
-def read_facts(directory: Path) -> Facts:
-    """Facts of a dataset directory; reads the training tokens once. Raises `InputError` where it is none."""
+def read_data(directory: Path) -> StudyData:
+    """A dataset directory and the number of its training values; raises `InputError` where there is no dataset."""
     train = Split(directory, "train")
     vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
     num_values = {feature.name: len(vocabulary[feature.name]) for feature in train.registry.token_features}
-    return Facts(directory, train.info, num_values)
+    return StudyData(directory, train.info, num_values)
 
 
 def directories_by_data(directories: Sequence[Path]) -> dict[str, Path]:
-    """Dataset directories by the name that studies have for the data, which the dataset's own begins with.
+    """Dataset directories by the studies' name for the data, with which the dataset's own name begins.
 
-    Raises `InputError` for a directory that is no dataset, for data that no study knows, and for the same data twice.
+    Raises `InputError` for a directory without a dataset or without a test split, for data of no study, and for the
+    same data twice.
     """
+    known = sorted({name for name, _ in NETWORKS})
     found: dict[str, Path] = {}
     for directory in directories:
         info, _ = read_dataset(directory)
-        data = next((name for name in SEEDS if info.name.startswith(name)), None)
+        data = next((name for name in known if info.name.startswith(name)), None)
         if data is None or data in found:
-            remedy = f"give one of each: {', '.join(f'data.{name}' for name in SEEDS)} prepare them"
-            wrong = "data of a study" if data is None else f"one dataset of {data}"
-            raise InputError(f"{directory}: expected {wrong}", found=repr(info.name), remedy=remedy)
+            remedy = f"give one of each: {', '.join(f'data.{name}' for name in known)} prepare them"
+            expected = "data of a study" if data is None else f"one dataset of {data}"
+            raise InputError(f"{directory}: expected {expected}", found=repr(info.name), remedy=remedy)
+        if "test" not in info.splits:
+            raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits))
         found[data] = directory
     return found
 
 
-def collisionless_rows(facts: Facts, model: str, settings: Mapping[str, Any]) -> int:
-    """Rows of the collisionless table under a model: (values + missing + unseen) over its views and their features."""
-    views = MODELS[model].views(model_config(model, dict(settings)), tuple(facts.num_values))
-    return sum(facts.num_values[name] + 2 for names in views.values() for name in names)
+class Panel(NamedTuple):
+    """A model on a dataset, whose cells share a panel of a figure."""
+
+    data: str
+    model: str
+    num_rows: int
+    """Rows of the collisionless table: (values + missing + unseen) over the model's views and their features."""
+
+    @classmethod
+    def of(cls, data: Mapping[str, StudyData], name: str, model: str) -> "Panel":
+        """The panel of a model on the dataset `name`."""
+        run, shared = NETWORKS[name, model]
+        network = {key.removeprefix("model."): value for key, value in shared.items() if key.startswith("model.")}
+        start = RUNS[run]().model.model_dump(exclude={"name"})
+        return cls(name, model, collisionless_rows(data[name], model, {**start, **network}))
+
+    def cell(
+        self,
+        kind: str,
+        shape: Shape,
+        budget: float,
+        label: str | None = None,
+        against: tuple[str, ...] = (),
+        **embedding: Any,
+    ) -> Cell:
+        """A cell with a table of `budget` times the bytes of the collisionless one.
+
+        >>> Panel("frappe", "final_mlp", 1000).cell("unified", Shape(4, 4), 0.5).settings["embedding.num_rows"]
+        2000
+        """
+        run, shared = NETWORKS[self.data, self.model]
+        table = {"kind": kind, **shape._asdict(), **embedding}
+        if kind != "collisionless":
+            table["num_rows"] = max(1, round(self.num_rows * WIDTH / shape.width * budget))
+        settings = shared | {f"embedding.{key}": value for key, value in table.items()}
+        return tuned(Cell(self.data, self.model, label or f"{kind} {shape}", budget, run, settings, against))
 
 
-def cells_of(facts: Facts, data: str, model: str, variants: Callable[[int], Iterator[Variant]]) -> list[Cell]:
-    """Cells of one model on one dataset; `variants` is handed the rows of the collisionless table."""
-    run, shared = NETWORKS[data, model]
-    network = {key.removeprefix("model."): value for key, value in shared.items() if key.startswith("model.")}
-    start = RUNS[run]().model.model_dump(exclude={"name"})
-    rows = collisionless_rows(facts, model, {**start, **network})
-    cells = [
-        Cell(data, model, variant.label, variant.budget, run, {**shared, **variant.settings}, variant.against)
-        for variant in variants(rows)
-    ]
-    return [tuned(cell) for cell in cells]
+def collisionless_rows(data: StudyData, model: str, settings: Mapping[str, Any]) -> int:
+    """Rows of the collisionless table of a model with these `model.` settings."""
+    views = MODELS[model].views(model_config(model, dict(settings)), tuple(data.num_values))
+    return sum(data.num_values[name] + 2 for names in views.values() for name in names)
 
 
 def tuned(cell: Cell) -> Cell:
-    """The cell with the settings that TUNED has for it."""
+    """The cell with the settings of TUNED and the number of runs of SEEDS."""
     changes: dict[str, Any] = {}
     for pattern, settings in TUNED.items():
         if fnmatchcase(cell.name, pattern):
             changes |= settings
-    return cell._replace(settings={**cell.settings, **changes})
+    return with_seeds(cell._replace(settings={**cell.settings, **changes}), SEEDS)
 
 
-def table(kind: str, shape: Shape, budget: float, rows: int, **embedding: Any) -> dict[str, Any]:
-    """Settings of a table with `budget` times the bytes of `rows` collisionless rows.
-
-    >>> table("unified", Shape(4, 4), 0.5, 1000)["embedding.num_rows"]
-    2000
-    """
-    settings = {"kind": kind, **shape._asdict(), **embedding}
-    if kind != "collisionless":
-        settings["num_rows"] = max(1, round(rows * WIDTH / shape.width * budget))
-    return {f"embedding.{key}": value for key, value in settings.items()}
+def with_seeds(cell: Cell, seeds: Mapping[str, int]) -> Cell:
+    """The cell with the number of runs that the last matching pattern gives it."""
+    numbers = [number for pattern, number in seeds.items() if fnmatchcase(cell.name, pattern)]
+    return cell._replace(num_seeds=numbers[-1]) if numbers else cell
 
 
-def unified_label(shape: Shape) -> str:
-    """Label of a unified table: probes times row width.
-
-    >>> unified_label(Shape(8, 4))
-    'unified 8x4'
-    """
-    return f"unified {shape.probes}x{shape.width}"
-
-
-def _by_budget(rows: int, shapes: Mapping[Shape, Sequence[float]]) -> Iterator[Variant]:
-    """The collisionless table, then hashed ones and unified ones (shapes to budgets) beside it."""
-    yield Variant(COLLISIONLESS, 1.0, table("collisionless", SINGLE, 1.0, rows))
+def _by_budget(panel: Panel, shapes: Mapping[Shape, Sequence[float]]) -> Iterator[Cell]:
+    """The collisionless table, hashed tables, and unified ones (shape to budgets)."""
+    yield panel.cell("collisionless", SINGLE, 1.0)
     for budget in (1.0, 0.5, 0.1):
-        yield Variant(HASHED, budget, table("hashed", SINGLE, budget, rows), (COLLISIONLESS,))
+        yield panel.cell("hashed", SINGLE, budget, against=(COLLISIONLESS,))
     for shape, budgets in shapes.items():
         for budget in budgets:
-            settings = table("unified", shape, budget, rows)
-            yield Variant(unified_label(shape), budget, settings, (HASHED, COLLISIONLESS))
+            yield panel.cell("unified", shape, budget, against=(HASHED, COLLISIONLESS))
 
 
-def _frappe_ladder(facts: Mapping[str, Facts]) -> list[Cell]:
-    best, one = Shape(8, 4), unified_label(Shape(8, 4))
-
-    def ladder(rows: int) -> Iterator[Variant]:
-        yield from _by_budget(rows, {best: (1.0, 0.5, 0.1), Shape(4, 4): (1.0,), SINGLE: (1.0,)})
-        adagrad = table("unified", best, 1.0, rows, optimizer="rowwise_adagrad")
-        yield Variant(f"{one}, rowwise_adagrad", 1.0, adagrad, (one,))
-
-    def pair(rows: int) -> Iterator[Variant]:
-        yield Variant(COLLISIONLESS, 1.0, table("collisionless", SINGLE, 1.0, rows))
-        yield Variant(one, 1.0, table("unified", best, 1.0, rows), (COLLISIONLESS,))
-
-    ladders = cells_of(facts["frappe"], "frappe", "final_mlp", ladder)
-    return ladders + cells_of(facts["frappe"], "frappe", "final_net", pair)
+def _frappe_ladder(data: Mapping[str, StudyData]) -> list[Cell]:
+    mlp, net = (Panel.of(data, "frappe", model) for model in ("final_mlp", "final_net"))
+    best = Shape(8, 4)
+    one = f"unified {best}"
+    return [
+        *_by_budget(mlp, {best: (1.0, 0.5, 0.1), Shape(4, 4): (1.0,), SINGLE: (1.0,)}),
+        mlp.cell("unified", best, 1.0, f"{one}, rowwise_adagrad", (one,), optimizer="rowwise_adagrad"),
+        net.cell("collisionless", SINGLE, 1.0),
+        net.cell("unified", best, 1.0, against=(COLLISIONLESS,)),
+    ]
 
 
-def _movielens_unified(facts: Mapping[str, Facts]) -> list[Cell]:
-    budgets = (1.0, 0.5, 0.1)
-
-    def shapes(*tried: Shape) -> Callable[[int], Iterator[Variant]]:
-        return lambda rows: _by_budget(rows, dict.fromkeys(tried, budgets))
-
+def _movielens_unified(data: Mapping[str, StudyData]) -> list[Cell]:
     # More probes at equal bytes are tried on the first model alone.
-    cells = cells_of(facts["movielens"], "movielens", "dcn_v2", shapes(SINGLE, Shape(4, 4)))
-    return cells + cells_of(facts["movielens"], "movielens", "final_mlp", shapes(SINGLE))
+    shapes = {"dcn_v2": (SINGLE, Shape(4, 4)), "final_mlp": (SINGLE,)}
+    return [
+        cell
+        for model, tried in shapes.items()
+        for cell in _by_budget(Panel.of(data, "movielens", model), dict.fromkeys(tried, (1.0, 0.5, 0.1)))
+    ]
 
 
-def _optimizers(facts: Mapping[str, Facts]) -> list[Cell]:
-    def each(rows: int) -> Iterator[Variant]:
-        for kind, shape in (("collisionless", SINGLE), ("unified", Shape(4, 4))):
-            name = COLLISIONLESS if kind == "collisionless" else unified_label(shape)
-            for optimizer in ("dense_adam", "adam", "rowwise_adagrad"):
-                settings = table(kind, shape, 1.0, rows, optimizer=optimizer)
-                against = () if optimizer == "dense_adam" else (f"{name}, dense_adam",)
-                yield Variant(f"{name}, {optimizer}", 1.0, settings, against)
-
-    return cells_of(facts["frappe"], "frappe", "final_mlp", each)
+def _optimizers(data: Mapping[str, StudyData]) -> list[Cell]:
+    panel, cells = Panel.of(data, "frappe", "final_mlp"), []
+    for kind, shape in (("collisionless", SINGLE), ("unified", Shape(4, 4))):
+        dense = f"{kind} {shape}, dense_adam"
+        cells.append(panel.cell(kind, shape, 1.0, dense, optimizer="dense_adam"))
+        for optimizer in ("adam", "rowwise_adagrad"):
+            cells.append(panel.cell(kind, shape, 1.0, f"{kind} {shape}, {optimizer}", (dense,), optimizer=optimizer))
+    return cells
 
 
-def _precision(facts: Mapping[str, Facts]) -> list[Cell]:
-    cells = []
-    for data, run in (("frappe", "frappe"), ("movielens", "movielens_1m")):
-        for precision in ("fp32", "bf16"):
-            against = ("fp32",) if precision == "bf16" else ()
-            cells.append(Cell(data, "final_mlp", precision, None, run, {"trainer.precision": precision}, against))
-    return [tuned(cell) for cell in cells]
+def _precision(_: Mapping[str, StudyData]) -> list[Cell]:
+    return [
+        tuned(Cell(name, "final_mlp", precision, None, run, {"trainer.precision": precision}, against))
+        for name, run in (("frappe", "frappe"), ("movielens", "movielens_1m"))
+        for precision, against in (("fp32", ()), ("bf16", ("fp32",)))
+    ]
 
 
-STUDIES: dict[str, Study] = {
+TABLE_KINDS: dict[str, Study] = {
     "frappe_ladder": Study(
-        "Frappe: from a row a value to one shared table",
-        "What does each step from a collisionless table to a small unified one cost or bring, on the same data and "
+        "Frappe: from one row per value to one shared table",
+        "What does each step from a collisionless table to a small unified one cost or gain, on the same data and "
         "with the same networks?",
         ("frappe",),
         _frappe_ladder,
     ),
     "movielens_unified": Study(
-        "MovieLens-1M: one shared table, a table a feature, no collisions",
+        "MovieLens-1M: one shared table, one table per feature, no collisions",
         "At equal bytes, does one table for all features beat a hashed table for each, and how far is it from a table "
         "without collisions?",
         ("movielens",),
         _movielens_unified,
     ),
     "optimizers": Study(
-        "Frappe: optimisers of the table",
+        "Frappe: optimizers of the table",
         "Does the row-sparse Adam end where the dense one with dense L2 ends, and what does row-wise Adagrad give up?",
         ("frappe",),
         _optimizers,
     ),
     "precision": Study(
-        "bf16 beside fp32",
+        "bf16 against fp32",
         "Does training the network in bf16 change what is learned?",
         ("frappe", "movielens"),
         _precision,
     ),
 }
-"""Name to study; `python -m experiments.studies.runner` runs them."""
-
-
-def yaml_text(value: Any) -> str:
-    """A value as `key=value` takes it: JSON, which is YAML, but text without quotes."""
-    return value if isinstance(value, str) else json.dumps(value)
+"""Name to study."""

@@ -1,6 +1,7 @@
-"""The `muxrec` command: its verbs, and how it ends on a mistake."""
+"""The `muxrec` command: its verbs, and how it ends on a user's mistake."""
 
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -10,58 +11,43 @@ import typer
 
 from features.errors import InputError
 from features.files import system_fault
-from recsys.cli.compare import compare
-from recsys.cli.doctor import doctor
-from recsys.cli.drift import drift
-from recsys.cli.evaluate import evaluate
-from recsys.cli.export import export
 from recsys.cli.options import NamedRuns
-from recsys.cli.parity import parity
-from recsys.cli.prepare import prepare
-from recsys.cli.promote import promote
-from recsys.cli.prune import prune
-from recsys.cli.score import score
-from recsys.cli.serve import serve
-from recsys.cli.sweep import sweep
-from recsys.cli.train import train
-from recsys.cli.verify import verify
+
+VERBS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "sweep",
+    "compare",
+    "prune",
+    "export",
+    "verify",
+    "parity",
+    "score",
+    "promote",
+    "serve",
+    "drift",
+    "doctor",
+)
+"""Verbs in the order of `muxrec --help`; each is the function of this name in the module of this name."""
 
 app = typer.Typer(
-    help="Click-through-rate prediction with one multiplexed embedding table.",
+    help="Click-through-rate prediction with one multiplexed embedding table, from raw logs to probabilities.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (
-    prepare,
-    train,
-    prune,
-    sweep,
-    compare,
-    evaluate,
-    export,
-    verify,
-    parity,
-    promote,
-    drift,
-    score,
-    serve,
-    doctor,
-):
-    app.command()(verb)
+for verb in VERBS:
+    app.command()(getattr(importlib.import_module(f"recsys.cli.{verb}"), verb))
 
 
 def main(load_runs: Callable[[], NamedRuns]) -> None:
-    """The `muxrec` command with these runs; they are loaded by the verbs that name one, so that scoring needs no
-    torch."""
+    """Run the `muxrec` command with these named runs.
+
+    Only verbs that need a run by name call `load_runs`: it imports torch, which scoring does without.
+    """
     run_command(lambda: app(obj=load_runs), "muxrec")
-
-
-def _refuse(name: str, error: InputError) -> NoReturn:
-    line = " ".join(str(error).split())
-    sys.stderr.write(f"{name}: {line}\n")
-    sys.exit(2)
 
 
 def run_command(command: Callable[[], object], name: str) -> None:
@@ -71,7 +57,7 @@ def run_command(command: Callable[[], object], name: str) -> None:
     except InputError as error:
         _refuse(name, error)
     except BrokenPipeError:
-        # The reader of our output has left: no complaint.
+        # The reader of our output has closed it: that is no mistake.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -80,4 +66,10 @@ def run_command(command: Callable[[], object], name: str) -> None:
             raise
         _refuse(name, fault)
     finally:
-        gc.freeze()  # the process ends: to search torch and MLflow for garbage once more would take 1.4 s of its time
+        gc.freeze()  # the process ends: one more search of torch and MLflow for garbage would take 1.4 s
+
+
+def _refuse(name: str, error: InputError) -> NoReturn:
+    line = " ".join(str(error).split())
+    sys.stderr.write(f"{name}: {line}\n")
+    sys.exit(2)

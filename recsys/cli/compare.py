@@ -11,18 +11,28 @@ from recsys.cli.options import Json, TestNegativeRate, console, require_training
 
 def compare(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[EXPERIMENT | CHAMPION CHALLENGER]", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[EXPERIMENT | CHAMPION CHALLENGER]",
+            show_default=False,
+            help="An MLflow experiment, by default the only one, or two models: bundles, runs or models:/ URIs.",
+        ),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Run, by name or id, that the others are tested against.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="HTML file to write, beside the table.")] = None,
-    ui: Annotated[str | None, typer.Option(help="Address of the MLflow UI, for the file's links.")] = None,
-    test: Annotated[list[str] | None, typer.Option(help="Of two models: dataset, or raw files with the label.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
+    ui: Annotated[str | None, typer.Option(help="Address of the MLflow UI, for the links of the page.")] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Rows for two models: a dataset, or raw files with the label.")
+    ] = None,
     test_negative_rate: TestNegativeRate = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the runs of an MLflow experiment, or two models (bundles, runs, models:/ URIs) on the same rows."""
+    """Compare the runs of an experiment, or two models.
+
+    An experiment's runs are compared by their logged metrics, over seeds; two models by scoring the same test rows.
+    """
     require_training()
     names = what or []
     if len(names) > 2:

@@ -1,123 +1,106 @@
-"""`muxrec doctor`: what is installed, what works here, and the command that mends what does not.
+"""`muxrec doctor`: which packages are installed, what works here, and the command that fixes each problem.
 
-Whatever is heavy or may crash (compiled kernels above all) is tried in processes of its own, all at once: one that dies
-is a finding, not a traceback.
+Everything heavy, compiled kernels above all, is tried in a process of its own, all at once: a crash there is a finding.
 """
 
-import http.client
+import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import typer
-from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from rich.text import Text
 
+from features.errors import InputError
 from recsys.cli.options import Json, console
 
-Status = Literal["ok", "missing", "note"]
-
-PARSERS = ("pydantic", "pyyaml", "typer")
-SCORING = ("numpy", "onnxruntime", "polars", "polars-hash", "rich", "safetensors", "xxhash", *PARSERS)
-TRAINING = ("matplotlib", "numba", "optuna", "pandas", "psutil", "pyarrow", "scipy")
-EXPORT = ("onnx", "onnxscript")
-SERVER = ("starlette", "uvicorn", "h11", "prometheus-client")
-ABI_BOUND = {"torch": "2.13.0", "fbgemm-gpu": "1.8.0", "torchrec": "1.8.0"}
-"""As pinned in pyproject.toml; on a CPU `fbgemm-gpu-cpu` stands for `fbgemm-gpu`."""
 GOLDEN_TEXT, GOLDEN_TOKEN = "7", 0x06EED105B82285FA
-
 TIMEOUT_SECONDS = 60
-STORE_TIMEOUT_SECONDS = 3
 LOW_MEMORY_GB, LOW_DISK_GB = 4, 5
 REINSTALL = "rm -rf .venv && make env"
+REINSTALL_SCORING = "pip install --force-reinstall -c constraints.txt -e ."
 LOCAL_STORE = "unset MLFLOW_TRACKING_URI  (runs then go to ./mlflow.db)"
+LOGIN = "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..."
 _COLOURS = {"ok": "green", "missing": "red", "note": "yellow"}
 _MARK = "muxrec-doctor "
 
 
-class Check(BaseModel):
-    """One line of the diagnosis."""
-
-    model_config = ConfigDict(frozen=True)
+class Diagnosis(NamedTuple):
+    """One line of the table."""
 
     name: str
-    status: Status
-    """`missing` is something that has to be mended; a `note` is worth knowing."""
+    status: Literal["ok", "missing", "note"]
+    """`missing` has to be fixed; a `note` is worth knowing."""
     found: str
     remedy: str | None = None
-    """The command that mends it."""
+    """The command that fixes it."""
 
 
 class Findings(NamedTuple):
-    """What a probe found before it ended."""
+    """The values that a probe found before it ended."""
 
     values: dict[str, str]
     failure: str | None
     """Why it ended early."""
 
 
-def diagnose() -> list[Check]:
+def diagnose() -> list[Diagnosis]:
     """Look at everything; never raises. Takes some seconds, as torch and mlflow are really imported."""
     with ThreadPoolExecutor() as pool:
         running = {name: pool.submit(run_probe, name) for name in PROBES}
         findings = {name: future.result() for name, future in running.items()}
-    checks = [_python(), _packages("scoring packages", SCORING, "pip install -e ."), *_scoring(findings["scoring"])]
+    scoring, training, tracking = (findings[name] for name in ("scoring", "training", "tracking"))
+    lines = [
+        Diagnosis("python", "ok", f"{platform.python_version()}, {sys.executable}"),
+        _packages("scoring packages", "", REINSTALL_SCORING),
+        _token_hash(scoring),
+        _from_probe("onnxruntime", scoring, REINSTALL_SCORING),
+    ]
     if any(_version(name) for name in ("torch", "torchrec", "mlflow")):
-        checks += [_packages("training packages", TRAINING, "make env"), *_training(findings["training"])]
-        checks += [_versions(), _packages("onnx export", EXPORT, "make env"), *_tracking(findings["tracking"])]
+        extra = "train-gpu" if _version("fbgemm-gpu-cpu") is None else "train"
+        lines.append(_packages("training packages", extra, REINSTALL))
+        lines += [_from_probe(name, training, REINSTALL) for name in ("torch", "table kernels", "torchrec")]
+        lines += [_from_probe("mlflow", tracking, "make env"), _tracking_store(tracking)]
     else:
-        found = "none: this environment scores, and does not train"
-        checks.append(Check(name="training packages", status="note", found=found, remedy="make env"))
-    server = _packages("server packages", SERVER, "pip install -e '.[server]'")
-    checks.append(server if server.status == "ok" else server.model_copy(update={"status": "note"}))
-    local = {"cores": _cores, "memory": _memory, "disk": _disk, "bfloat16": _bfloat16, "git commit": _commit}
-    return [*checks, *(_guarded(name, look) for name, look in local.items())]
+        lines.append(Diagnosis("training packages", "note", "none: this environment scores, not trains", "make env"))
+    server = _packages("server packages", "server", "pip install -e '.[server]'")
+    lines.append(server if server.status == "ok" else server._replace(status="note"))
+    return [*lines, _machine()]
 
 
-def _guarded(name: str, look: Callable[[], Check]) -> Check:
-    """A check that fails itself, in a folder that was removed, say, is a note."""
-    try:
-        return look()
-    except Exception as error:
-        return Check(name=name, status="note", found=f"cannot tell: {error}")
+def diagnosis_table(lines: list[Diagnosis]) -> Table:
+    """The diagnosis for a terminal.
 
-
-def diagnosis_table(checks: list[Check]) -> Table:
-    """The checks for a terminal.
-
-    >>> diagnosis_table([Check(name="python", status="ok", found="3.11.7")]).row_count
+    >>> diagnosis_table([Diagnosis("python", "ok", "3.11.7")]).row_count
     1
     """
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("check", "status", "found", "remedy"):
         table.add_column(name, overflow="fold", no_wrap=name in ("check", "status"))
-    for check in checks:
+    for name, status, found, remedy in lines:
         # As Text, not markup: a remedy may hold brackets.
-        status = Text(check.status, style=_COLOURS[check.status])
-        table.add_row(Text(check.name), status, Text(check.found), Text(check.remedy or ""))
+        table.add_row(Text(name), Text(status, style=_COLOURS[status]), Text(found), Text(remedy or ""))
     return table
 
 
-# --- Probes: each runs in a process of its own and hands over what it found, line by line.
+# --- Probes: each runs in a process of its own and reports what it finds line by line, as what follows may crash.
 
 
 def _probe_scoring() -> Iterator[tuple[str, str]]:
     from features.hashing import hash_text
 
-    yield "token", f"{hash_text(GOLDEN_TEXT):#018x}"
+    yield "token hash", f"{hash_text(GOLDEN_TEXT):#018x}"
     import onnxruntime
 
     yield "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}"
@@ -129,7 +112,7 @@ def _probe_training() -> Iterator[tuple[str, str]]:
     cuda = getattr(torch.version, "cuda", None)
     devices = f"CUDA {cuda} build, {torch.cuda.device_count()} devices" if cuda else "CPU build"
     yield "torch", f"{torch.__version__}, {devices}, {torch.get_num_threads()} threads"
-    yield "kernels", _fused_step()
+    yield "table kernels", _fused_step()
     import torchrec
 
     yield "torchrec", torchrec.__version__
@@ -161,9 +144,22 @@ def _fused_step() -> str:
 
 
 def _probe_tracking() -> Iterator[tuple[str, str]]:
-    from recsys.tracking.tracker import tracking_uri
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    yield "mlflow", importlib.import_module("mlflow").__version__
+    from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
 
-    yield "uri", tracking_uri()
+    uri = tracking_uri()
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    place = path if path.is_file() else path.parent
+    if uri.startswith("sqlite:///") and (path.is_dir() or not os.access(place, os.W_OK)):
+        raise InputError(f"{shown_uri(uri)} cannot be written")
+    if not is_there(uri):
+        yield "tracking store", f"{shown_uri(uri)}, made by the first run"
+        return
+    with store_errors(f"{shown_uri(uri)} does not answer"):
+        connect(uri).search_experiments(max_results=1)
+    yield "tracking store", f"{shown_uri(uri)}, answers"
 
 
 PROBES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
@@ -193,43 +189,29 @@ def run_probe(name: str, timeout: float = TIMEOUT_SECONDS) -> Findings:
     return Findings(values, errors[-1].strip()[:200] if errors else f"exit code {done.returncode}")
 
 
-def _from_probe(name: str, findings: Findings, key: str, remedy: str) -> Check:
-    """The check of one thing that a probe tries; after the one that failed, the others were not tried."""
-    if key in findings.values:
-        return Check(name=name, status="ok", found=findings.values[key])
-    return Check(name=name, status="missing", found=findings.failure or "nothing", remedy=remedy)
+def _from_probe(name: str, findings: Findings, remedy: str) -> Diagnosis:
+    """The line of one thing that a probe tries; after one that failed, the others were not tried."""
+    if name in findings.values:
+        return Diagnosis(name, "ok", findings.values[name])
+    return Diagnosis(name, "missing", findings.failure or "nothing", remedy)
 
 
-def _scoring(findings: Findings) -> list[Check]:
-    token = _from_probe("token hash", findings, "token", "pip install --force-reinstall -c constraints.txt -e .")
-    expected = f"{GOLDEN_TOKEN:#018x}"
-    if token.status == "ok" and token.found != expected:
-        found = f"{token.found} for {GOLDEN_TEXT!r}, not {expected}: other rows would be read than trained"
-        token = Check(name=token.name, status="missing", found=found, remedy="pip install polars-hash==0.9.3")
-    remedy = "pip install --force-reinstall -c constraints.txt onnxruntime"
-    return [token, _from_probe("onnxruntime", findings, "onnxruntime", remedy)]
+def _token_hash(scoring: Findings) -> Diagnosis:
+    line, expected = _from_probe("token hash", scoring, REINSTALL_SCORING), f"{GOLDEN_TOKEN:#018x}"
+    if line.status != "ok" or line.found == expected:
+        return line
+    found = f"{line.found} for {GOLDEN_TEXT!r}, not {expected}: other rows would be read than were trained"
+    return Diagnosis(line.name, "missing", found, "pip install polars-hash==0.9.3")
 
 
-def _training(findings: Findings) -> list[Check]:
-    torch = _from_probe("torch", findings, "torch", REINSTALL)
-    if torch.status != "ok":  # nothing else can be tried
-        return [torch]
-    kernels = _from_probe("table kernels", findings, "kernels", REINSTALL)
-    return [torch, kernels, _from_probe("torchrec", findings, "torchrec", REINSTALL)]
+def _tracking_store(tracking: Findings) -> Diagnosis:
+    failure = tracking.failure or ""
+    broken = re.search(r"sqlite:///(\S+):.* not a database", failure)
+    remedy = f"mv '{broken[1]}' '{broken[1]}.broken'" if broken else LOCAL_STORE
+    return _from_probe("tracking store", tracking, LOGIN if re.search(r"\b40[13]\b", failure) else remedy)
 
 
-def _tracking(findings: Findings) -> list[Check]:
-    if "uri" not in findings.values:
-        return [_from_probe("mlflow", findings, "uri", "make env")]
-    mlflow = Check(name="mlflow", status="ok", found=_version("mlflow") or "unknown version")
-    return [mlflow, _guarded("tracking store", lambda: store_check(findings.values["uri"]))]
-
-
-# --- Checks that need no process of their own.
-
-
-def _python() -> Check:
-    return Check(name="python", status="ok", found=f"{platform.python_version()}, {sys.executable}")
+# --- What needs no process of its own.
 
 
 def _version(name: str) -> str | None:
@@ -239,139 +221,46 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages(name: str, packages: tuple[str, ...], remedy: str) -> Check:
-    versions = {package: _version(package) for package in packages}
-    absent = [package for package, version in versions.items() if version is None]
-    if absent:
-        return Check(name=name, status="missing", found=f"no {', '.join(absent)}", remedy=remedy)
-    return Check(name=name, status="ok", found=", ".join(f"{package} {v}" for package, v in versions.items()))
+def required(extra: str) -> dict[str, str | None]:
+    """Packages of an extra of muxrec ("" for the base install) to their exact versions, where those are pinned."""
+    pins: dict[str, str | None] = {}
+    for text in importlib.metadata.requires("muxrec") or []:
+        requirement, _, marker = text.partition(";")
+        if marker.strip() == (f"extra == '{extra}'" if extra else ""):
+            pin = re.search(r"==([\d.]+)", requirement)
+            pins[re.split(r"[^\w.-]", requirement)[0]] = pin[1] if pin else None
+    return pins
 
 
-def _versions() -> Check:
-    """The compiled trio: the versions that belong together, and one owner of the package `fbgemm_gpu`."""
-    kernels = [name for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if _owns_kernels(name)]
-    found = {name: _version(name) for name in ("torch", *(kernels or ["fbgemm-gpu"]), "torchrec")}
-    text = ", ".join(f"{name} {version or 'absent'}" for name, version in found.items())
-    expected = {name: ABI_BOUND[name.removesuffix("-cpu")] for name in found}
-    public = {name: (version or "").partition("+")[0] for name, version in found.items()}
-    if len(kernels) > 1:
-        text += ": two builds own one package"
-    elif public != expected:
-        text += f"; expected {', '.join(f'{name} {version}' for name, version in expected.items())}"
-    else:
-        return Check(name="versions", status="ok", found=f"{text} belong together")
-    return Check(name="versions", status="missing", found=text, remedy=REINSTALL)
-
-
-def _owns_kernels(name: str) -> bool:
-    """Whether a distribution brings the package itself; the stand-in in third_party does not."""
+def _packages(name: str, extra: str, remedy: str) -> Diagnosis:
+    """Whether the packages of an extra are there, in the versions that belong together."""
     try:
-        files = importlib.metadata.files(name) or []
+        pins = required(extra)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return any(file.parts[0] == "fbgemm_gpu" for file in files)
+        return Diagnosis(name, "missing", "muxrec itself is not installed", remedy)
+    versions = {package: _version(package) for package in pins}
+    wrong = [f"no {package}" for package, version in versions.items() if version is None]
+    for package, version in versions.items():
+        if version and pins[package] and version.partition("+")[0] != pins[package]:
+            wrong.append(f"{package} {version}, expected {pins[package]}")
+    if wrong:
+        return Diagnosis(name, "missing", "; ".join(wrong), remedy)
+    return Diagnosis(name, "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))
 
 
-def store_check(uri: str) -> Check:
-    """Whether a tracking store can be reached and written; makes nothing.
-
-    >>> store_check("postgresql://me:secret@host/db").found
-    'postgresql://***@host/db, not tried'
-    """
-    from recsys.tracking.store import shown_uri, ui_address  # here, as it imports polars
-
-    shown = shown_uri(uri)
-    name = "tracking store"
-    kind = uri.partition(":")[0] if "://" in uri or uri == "databricks" else "file"
-    if kind == "sqlite":
-        return _sqlite_check(name, uri, shown)
-    if kind in ("http", "https"):
-        return _server_check(name, ui_address(uri), shown)
-    if kind == "file" and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
-        found = f"{shown}, a store in plain files, which MLflow refuses"
-        return Check(name=name, status="missing", found=found, remedy=LOCAL_STORE)
-    return Check(name=name, status="note", found=f"{shown}, not tried")
-
-
-def _sqlite_check(name: str, uri: str, shown: str) -> Check:
-    path = Path(uri.removeprefix("sqlite:///").partition("?")[0] or ".").absolute()
-    if path.is_file():
-        try:
-            connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=1)
-            connection.execute("BEGIN IMMEDIATE")
-            connection.close()
-        except sqlite3.Error as error:
-            if "locked" in str(error):
-                return Check(name=name, status="note", found=f"{shown}, in use by another process")
-            remedy = f"chmod u+w '{path}'" if "readonly" in str(error) else f"mv '{path}' '{path}.broken'"
-            return Check(name=name, status="missing", found=f"{shown}, {error}", remedy=remedy)
-        return Check(name=name, status="ok", found=f"{shown}, writable")
-    if path.is_dir() or not path.parent.is_dir():
-        found = f"{shown}, no file can be there"
-        return Check(name=name, status="missing", found=found, remedy=LOCAL_STORE)
-    if not os.access(path.parent, os.W_OK):
-        found = f"{shown}, its folder is not writable"
-        return Check(name=name, status="missing", found=found, remedy=f"chmod u+w '{path.parent}'")
-    return Check(name=name, status="ok", found=f"{shown}, made by the first run")
-
-
-def _server_check(name: str, address: str, shown: str) -> Check:
-    try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=STORE_TIMEOUT_SECONDS):
-            return Check(name=name, status="ok", found=f"{shown}, answers")
-    except urllib.error.HTTPError as error:
-        remedy = (
-            "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..." if error.code in (401, 403) else None
-        )
-        return Check(name=name, status="note", found=f"{shown}, answers {error.code}", remedy=remedy)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", error))
-        return Check(name=name, status="missing", found=f"{shown}, {reason}", remedy=LOCAL_STORE)
-
-
-def _cores() -> Check:
-    total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    threads = os.environ.get("OMP_NUM_THREADS")
-    found = f"{usable} of {total}" + (f", OMP_NUM_THREADS={threads}" if threads else "")
-    return Check(name="cores", status="ok", found=found)
-
-
-def _memory() -> Check:
-    facts = _proc("/proc/meminfo")
-    if "MemTotal" not in facts or "MemAvailable" not in facts:
-        return Check(name="memory", status="note", found="unknown on this system")
-    total, free = (int(facts[key].split()[0]) / 2**20 for key in ("MemTotal", "MemAvailable"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = _read(path).strip()
-        if limit.isdigit():
-            total = min(total, int(limit) / 2**30)
-    free = min(free, total)
-    remedy = "lower embedding.num_rows and trainer.batch_size" if free < LOW_MEMORY_GB else None
-    found = f"{free:.1f} of {total:.1f} GB free"
-    return Check(name="memory", status="note" if remedy else "ok", found=found, remedy=remedy)
-
-
-def _disk() -> Check:
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    remedy = "work in a folder on a larger disk" if free < LOW_DISK_GB else None
-    return Check(name="disk", status="note" if remedy else "ok", found=f"{free:.0f} GB free here", remedy=remedy)
-
-
-def _bfloat16() -> Check:
-    facts = _proc("/proc/cpuinfo")
-    flags = facts.get("flags", facts.get("Features", "")).split()
-    found = [flag for flag in ("avx512_bf16", "amx_bf16", "bf16") if flag in flags]
-    return Check(name="bfloat16", status="ok" if found else "note", found=", ".join(found) or "not in this processor")
-
-
-def _commit() -> Check:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return Check(name="git commit", status="note", found="not a git checkout")
-    return Check(name="git commit", status="ok", found=done.stdout.strip())
+def _machine() -> Diagnosis:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = re.search(r"MemAvailable: +(\d+)", _read("/proc/meminfo"))
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    sizes = [int(available[1]) / 2**20] if available else []
+    sizes += [int(limit) / 2**30] if limit.isdigit() else []
+    memory = min(sizes, default=float("nan"))
+    disk = shutil.disk_usage(".").free / 1e9
+    bfloat16 = "bfloat16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _read("/proc/cpuinfo")) else "no bfloat16"
+    remedy = "lower embedding.num_rows and trainer.batch_size" if memory < LOW_MEMORY_GB else None
+    remedy = "work in a folder on a larger disk" if disk < LOW_DISK_GB else remedy
+    found = f"{cores} cores, {bfloat16}, {memory:.1f} GB of memory and {disk:.0f} GB of disk free"
+    return Diagnosis("machine", "note" if remedy else "ok", found, remedy)
 
 
 def _read(path: str) -> str:
@@ -381,33 +270,29 @@ def _read(path: str) -> str:
         return ""
 
 
-def _proc(path: str) -> dict[str, str]:
-    """`name: value` lines of a file; the first of each name."""
-    facts: dict[str, str] = {}
-    for line in _read(path).splitlines():
-        name, separator, value = line.partition(":")
-        if separator:
-            facts.setdefault(name.strip(), value.strip())
-    return facts
+def doctor(as_json: Json = False) -> None:
+    """Check the installation, and print a fix for each problem.
+
+    Exit 1 if something is missing.
+    """
+    lines = diagnose()
+    if as_json:
+        sys.stdout.write(json.dumps([line._asdict() for line in lines]) + "\n")
+    else:
+        console.print(diagnosis_table(lines))
+    if any(line.status == "missing" for line in lines):
+        raise typer.Exit(1)
 
 
 def main(probe: str) -> None:
     """Run one probe here and write what it finds, line by line."""
-    for key, value in PROBES[probe]():
-        sys.stdout.write(f"{_MARK}{json.dumps([key, value])}\n")
-        sys.stdout.flush()  # what follows may crash
+    try:
+        for key, value in PROBES[probe]():
+            sys.stdout.write(f"{_MARK}{json.dumps([key, value])}\n")
+            sys.stdout.flush()
+    except InputError as error:
+        sys.exit(error.expected + (f": {error.found}" if error.found else ""))
 
 
 if __name__ == "__main__":
     main(sys.argv[1])
-
-
-def doctor(as_json: Json = False) -> None:
-    """Say what is installed, what works here, and the remedy for what does not."""
-    checks = diagnose()
-    if as_json:
-        sys.stdout.write(json.dumps([check.model_dump() for check in checks]) + "\n")
-    else:
-        console.print(diagnosis_table(checks))
-    if any(check.status == "missing" for check in checks):
-        raise typer.Exit(1)

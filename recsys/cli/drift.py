@@ -1,22 +1,26 @@
-"""`muxrec drift`: raw rows beside the training profile in a bundle."""
+"""`muxrec drift`: raw rows compared with the training profile in a bundle."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recsys.cli.options import BundleUri, Json, console, show
+from recsys.cli.options import AllowMissing, BundleUri, Inputs, Json, console, show
 
 
 def drift(
     bundle: BundleUri,
-    inputs: Annotated[list[str], typer.Option("--input", help="Raw files: path, directory or glob.")],
-    out: Annotated[Path | None, typer.Option(help="HTML page with pictures to write.")] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Read an absent column as missing.")] = False,
-    fail_above: Annotated[float | None, typer.Option(min=0, help="Exit 1 where a PSI is above this.")] = None,
+    inputs: Inputs,
+    out: Annotated[Path | None, typer.Option(help="HTML page to write, with figures.")] = None,
+    allow_missing: AllowMissing = False,
+    fail_above: Annotated[float | None, typer.Option(min=0, help="Exit 1 if a PSI is above this.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare raw rows with the training profile in a bundle, by feature and score; needs no training packages."""
+    """Check whether new rows still look like the training rows.
+
+    Compares raw rows with the training profile in a bundle, for each feature and for the scores, by PSI, missing values
+    and values that training never saw. Needs no training packages.
+    """
     from features.files import write_text
     from recsys.tracking.model_uri import resolve_bundle
     from serving.drift import drift_of

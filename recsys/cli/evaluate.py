@@ -17,21 +17,24 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: RunPath,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    data: Annotated[Path | None, typer.Option(help="Dataset directory; else the one of training.")] = None,
+    split: Annotated[str, typer.Option(help="Split: train, valid or test.")] = "test",
+    data: Annotated[Path | None, typer.Option(help="Dataset directory; by default the one of training.")] = None,
     by: Annotated[
-        str | None, typer.Option(help="Categorical feature: also by how often training saw its value.")
+        str | None, typer.Option(help="Categorical feature: metrics also by how often training saw its value.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of a trained run on a split, and how its features share the table."""
+    """Measure a trained run on a split of its data.
+
+    Prints its metrics, and how the features share the rows of the table.
+    """
     require_training()
     from recsys.runs.evaluate import evaluate_run
 
     found = evaluate_run(run, split, data, by)
     values = {"run": str(run), "split": split, **found.metrics}
     if as_json:
-        segments = {} if by is None else {"segments": [segment._asdict() for segment in found.segments]}
+        segments = {} if by is None else {"segments": [segment.record() for segment in found.segments]}
         show(True, {**values, **segments, "collisions": found.collisions})
         return
     show(False, values)
@@ -41,23 +44,19 @@ def evaluate(
 
 
 def segment_table(segments: "Sequence[Segment]") -> Table:
-    """Metrics by segment for a terminal."""
-    title = f"{segments[0].feature}: rows by how often training saw their value"
+    """Metrics for a terminal: one column per segment, so any number of metrics fits."""
+    from recsys.evaluation.metrics import METRICS  # needs what only training installs
+
+    title = f"{segments[0].feature}: metrics by how often training saw the row's value"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (
-        "seen in\ntrain",
-        "\nrows",
-        "label\nrate",
-        "\nAUC",
-        "\ngAUC",
-        "log\nloss",
-        "\nECE",
-        "calibration\nratio",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("seen in train")
     for segment in segments:
-        figures = ["" if value is None else f"{value:.4f}" for value in segment[3:]]
-        table.add_row(segment.seen_in_train, text_of(segment.rows), *figures)
+        table.add_column(segment.seen_in_train, justify="right", no_wrap=True)
+    table.add_row("rows", *(text_of(segment.rows) for segment in segments))
+    rates = (segment.label_rate for segment in segments)
+    table.add_row("label rate", *("" if rate is None else f"{rate:.4f}" for rate in rates))
+    for name, metric in METRICS.items():
+        table.add_row(metric.title, *(metric.text(segment.metrics[name]) for segment in segments))
     return table
 
 

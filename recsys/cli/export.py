@@ -12,15 +12,20 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Bundle directory to write.")],
     table_dtype: Annotated[
-        str | None, typer.Option(help=f"{TABLE_DTYPES}; else the pruned run's own, or fp32.")
+        str | None,
+        typer.Option(help=f"Type of the stored rows: {TABLE_DTYPES}. By default a pruned run's own, else fp32."),
     ] = None,
     negative_rate: Annotated[
-        float | None, typer.Option(help="Share of the negatives that the data kept; else the run's negative_rate.")
+        float | None,
+        typer.Option(help="Share of the negatives that the data kept; by default the run's negative_rate."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained run as a bundle that is scored without torch."""
+    """Write the bundle of a trained run.
+
+    A bundle is a directory that is scored and served without torch.
+    """
     require_training()
     from recsys.runs.evaluate import export_run
 

@@ -1,6 +1,8 @@
-"""What the verbs share: their common options, and how a result is printed."""
+"""What the verbs share: common options, named runs, and how a result is printed."""
 
+import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,19 +17,68 @@ if TYPE_CHECKING:
     from recsys.config import Experiment
     from recsys.sweep.search_space import SearchSpace
 
-# Names and paths may hold brackets, which are no markup.
+# Names and paths may hold brackets, which are not markup.
 console = Console(highlight=False, markup=False)
+WIDTH = 160
+"""Characters per line where the output is not a terminal, so that nothing is cut off in a file."""
+TABLE_DTYPES = "fp32, fp16, int8, int4, int2, int1, opq4, opq3, opq2 or opq1"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
-Data = Annotated[Path, typer.Option(help="Dataset directory that `muxrec prepare` wrote.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `muxrec train` wrote.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the contents of --out.")]
+Track = Annotated[bool, typer.Option(help="Log to MLflow.")]
+Data = Annotated[Path, typer.Option(help="Dataset directory, written by `muxrec prepare`.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, written by `muxrec train`.")]
+RunOut = Annotated[Path, typer.Option(help="Run directory to write; an interrupted run is resumed.")]
+RunName = Annotated[str, typer.Argument(metavar="NAME", help="A named run; the name of each model is one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings to change, as trainer.epochs=5.")
+]
+Inputs = Annotated[list[str], typer.Option("--input", help="Raw files: path, directory or glob.")]
+AllowMissing = Annotated[bool, typer.Option(help="Treat an absent column as missing values.")]
 TestNegativeRate = Annotated[
     float | None,
-    typer.Option(help="Share of the negatives that --test kept; else 1 for raw files, the model's own for a dataset."),
+    typer.Option(
+        help="Share of the negatives that --test kept. By default 1 for raw files, the model's own for a dataset."
+    ),
 ]
 BundleUri = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle directory, or models:/NAME@ALIAS.")]
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory that `muxrec export` wrote.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory, written by `muxrec export`.")]
+
+
+class NamedRuns(NamedTuple):
+    """The runs that a command knows by name, and the settings that their sweeps vary."""
+
+    runs: Mapping[str, Callable[[], "Experiment"]]
+    spaces: Mapping[str, "SearchSpace"] = {}
+    """Search spaces of some runs; the others have a default one."""
+
+    def experiment(self, name: str) -> "Experiment":
+        """The run of this name; raises `InputError` with the known names."""
+        if name not in self.runs:
+            raise InputError("unknown run", found=repr(name), remedy=f"use one of {', '.join(self.runs)}")
+        return self.runs[name]()
+
+    def space(self, name: str) -> "SearchSpace":
+        """The search space of a named run."""
+        from recsys.sweep.search_space import default_space
+
+        return self.spaces[name] if name in self.spaces else default_space(self.experiment(name))
+
+
+def require_training() -> None:
+    """Raise `InputError`, with the command that installs them, where the training packages are absent."""
+    absent = [name for name in ("torch", "torchrec", "mlflow") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError("this verb needs the training packages", found=f"no {absent[0]}", remedy="make env")
+
+
+def begin_training() -> None:
+    """Prepare a process that trains; on SIGTERM it ends as on Ctrl-C, so that no tracked run stays RUNNING."""
+    require_training()
+    from recsys.runs.process import prepare_for_training
+
+    prepare_for_training()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def show(as_json: bool, values: Mapping[str, Any], place: Mapping[str, str] | None = None) -> None:
@@ -44,49 +95,11 @@ def show(as_json: bool, values: Mapping[str, Any], place: Mapping[str, str] | No
 
 
 def warn(lines: Iterable[str]) -> None:
-    """Print warnings, a line each, where they do not mix with the result."""
+    """Print warnings on standard error, a line each, so that they do not mix with the result."""
     for line in lines:
         sys.stderr.write(f"muxrec: warning: {line}\n")
 
 
-def require_training() -> None:
-    """Raise `InputError` with the command that installs what training needs."""
-    import importlib.util
-
-    absent = [name for name in ("torch", "torchrec", "mlflow") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise InputError("this verb needs the training packages", found=f"no {absent[0]}", remedy="make env")
-
-
-TABLE_DTYPES = "fp32, fp16, int8, int4, int2, int1, opq4, opq3, opq2 or opq1"
-
-
-WIDTH = 160
-"""Characters of a line where the output is no terminal: nothing is cut off in a file."""
-
-
 def wide(terminal: Console) -> Console:
-    """The console, without the 80 columns that it takes a file for."""
+    """The console, or a wider one where the output is a file, for which rich assumes 80 columns."""
     return terminal if terminal.is_terminal else Console(highlight=False, markup=False, width=WIDTH)
-
-
-class NamedRuns(NamedTuple):
-    """The runs that a command knows by name, and what their sweeps vary."""
-
-    runs: Mapping[str, Callable[[], "Experiment"]]
-    spaces: Mapping[str, "SearchSpace"]
-    """Of some runs; the others have a default space."""
-
-    def experiment(self, name: str | None) -> "Experiment":
-        """The run of this name; raises `InputError` with the names that there are."""
-        if name is None or name not in self.runs:
-            found = None if name is None else repr(name)
-            expected = "expected NAME or --config" if name is None else "unknown run"
-            raise InputError(expected, found=found, remedy=f"use one of {', '.join(self.runs)}")
-        return self.runs[name]()
-
-    def space(self, name: str) -> "SearchSpace":
-        """The search space of a named run."""
-        from recsys.sweep.search_space import default_space
-
-        return self.spaces[name] if name in self.spaces else default_space(self.experiment(name))

@@ -4,17 +4,20 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import BundlePath, Json, RunPath, require_training, show, warn
+from recsys.cli.options import BundlePath, Inputs, Json, RunPath, require_training, show, warn
 
 
 def parity(
     run: RunPath,
     bundle: BundlePath,
-    inputs: Annotated[list[str], typer.Option("--input", help="Raw files: path, directory or glob.")],
-    tolerance: Annotated[float, typer.Option(help="Largest difference of two probabilities.")] = 1e-6,
+    inputs: Inputs,
+    tolerance: Annotated[float, typer.Option(help="Largest difference between two probabilities.")] = 1e-6,
     as_json: Json = False,
 ) -> None:
-    """Compare trainer and scorer from raw rows: ids bit for bit, probabilities within a tolerance; exit 1 if not."""
+    """Check that scoring a bundle gives what training computes.
+
+    Compares trainer and scorer from raw rows: ids bit for bit, probabilities within a tolerance; exit 1 if they differ.
+    """
     require_training()
     from recsys.runs.parity import parity_of
 

@@ -1,4 +1,4 @@
-"""Verbs that make data: prepare."""
+"""`muxrec prepare`: raw files to a dataset directory, or a draft of a registry."""
 
 import json
 import sys
@@ -15,22 +15,32 @@ from recsys.cli.options import Json, Overwrite, show
 def prepare(
     registry: Annotated[Path | None, typer.Option(help="Registry file (YAML).")] = None,
     train: Annotated[list[str] | None, typer.Option(help="Training files: path, directory or glob.")] = None,
-    valid: Annotated[list[str] | None, typer.Option(help="Validation files; else rows are held out of train.")] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Validation files; by default rows are held out of train.")
+    ] = None,
     test: Annotated[list[str] | None, typer.Option(help="Test files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Dataset directory to write.")] = None,
-    infer: Annotated[Path | None, typer.Option(help="Print a registry draft for this file instead.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label; else the registry's, or a guess.")] = None,
+    infer: Annotated[Path | None, typer.Option(help="Print a draft of a registry for this file instead.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column of the label; by default the registry's, or a guess for a draft.")
+    ] = None,
     separator: Annotated[
-        str | None, typer.Option(help="Character between the fields of a csv file: `;`, `|` or `tab`, say.")
+        str | None, typer.Option(help="Character between the fields of a csv file, such as `;`, `|` or `tab`.")
     ] = None,
     null_value: Annotated[
-        list[str] | None, typer.Option(help="Text that is a missing value in csv files; may be given again.")
+        list[str] | None, typer.Option(help="Text that means a missing value in csv files; can be repeated.")
     ] = None,
-    holdout: Annotated[float, typer.Option(help="Share of the training rows held out where --valid is absent.")] = 0.1,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the training rows to hold out where --valid is absent.")
+    ] = 0.1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn raw parquet, csv, tsv or JSON lines files, packed by gzip or not, into a dataset directory."""
+    """Turn raw log files into a dataset directory.
+
+    Reads parquet, csv, tsv and JSON lines files, gzipped or not. A registry says what each column is; `muxrec prepare
+    --infer FILE > registry.yaml` drafts one.
+    """
     if infer is not None:
         from features.infer.draft import draft_registry
 

@@ -1,4 +1,4 @@
-"""Verbs about models in MLflow: promote, drift."""
+"""`muxrec promote`: a run's bundle into the model registry, if it is good enough."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,23 +10,28 @@ from recsys.cli.options import Json, RunPath, TestNegativeRate, console, require
 
 def promote(
     run: RunPath,
-    to: Annotated[str, typer.Option(help="Alias that moves to the run's model if it passes.")] = "champion",
-    name: Annotated[str | None, typer.Option(help="Registered model; else named like the dataset.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Another export of the run; else its own bundle.")] = None,
+    to: Annotated[str, typer.Option(help="Alias to move to the run's model if it passes.")] = "champion",
+    name: Annotated[str | None, typer.Option(help="Registered model; by default the name of the dataset.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Another export of the run; by default its own bundle.")] = None,
     test: Annotated[
-        list[str] | None, typer.Option(help="Dataset, or raw files with the label; else the run's.")
+        list[str] | None,
+        typer.Option(help="Test rows: a dataset, or raw files with the label. By default the run's own."),
     ] = None,
     test_negative_rate: TestNegativeRate = None,
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", help="Raw files for the parity check; else the golden rows.")
+        list[str] | None, typer.Option("--input", help="Raw files for the parity check; by default the golden rows.")
     ] = None,
-    auc_margin: Annotated[float, typer.Option(min=0, help="AUC that the champion may be ahead by.")] = 0.001,
+    auc_margin: Annotated[float, typer.Option(min=0, help="AUC by which the champion may be ahead.")] = 0.001,
     calibration_margin: Annotated[
-        float, typer.Option(min=0, help="The same of the calibration error, as a share of the clicks.")
+        float, typer.Option(min=0, help="The same for the calibration error, as a share of the clicks.")
     ] = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Register a run's bundle and move an alias to it if it passes the gate; exit 1, and nothing moves, if not."""
+    """Make a run the champion if it is good enough.
+
+    Registers the run's bundle in MLflow, and moves the alias to it if it passes the parity check and is no worse on the
+    test rows than the model that has the alias now. If not, the alias stays where it is; exit 1.
+    """
     require_training()
     from recsys.promotion.promote import Margins, promotion_table
     from recsys.promotion.promote import promote as promoted

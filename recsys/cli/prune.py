@@ -1,48 +1,44 @@
 """`muxrec prune`: a run trained again in fewer bytes."""
 
-import signal
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recsys.cli.options import TABLE_DTYPES, Json, RunPath, require_training, show
+from recsys.cli.options import TABLE_DTYPES, Json, Overrides, RunOut, RunPath, Track, begin_training, show
 
 METHODS = (
     "optembed, importance, magnitude, frequency, mixed_dimensions, opt_fs, quantized, "
     "or tables of another shape: smaller, hashed, quotient_remainder, robe"
 )
-
-
 METHOD_HELP = (
-    f"How to choose what stays: {METHODS}. If not given: optembed, which is OptEmbed's search over widths from a "
-    "plainly trained table; with compression.settings.supernet=true compression.start=rewind it is the paper's whole "
-    "procedure. For tight budgets, where pruning would leave too few values: smaller, a table of fewer rows."
+    f"Algorithm: {METHODS}. The default is optembed, which searches embedding widths as in OptEmbed, from a plainly "
+    "trained table (compression.settings.supernet=true compression.start=rewind is the paper's whole procedure); for "
+    "tight budgets, where pruning would leave too few values, it is smaller, a table of fewer rows."
 )
 
 
 def prune(
     run: RunPath,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
-    out: Annotated[Path, typer.Option(help="Run directory to write; one that was cut off is resumed.")] = ...,  # pyright: ignore[reportArgumentType]
+    out: RunOut,
+    overrides: Overrides = None,
     method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     target_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Most bytes of the bundle's embedding files; else a tenth of the run's.")
+        int | None,
+        typer.Option(min=1, help="Size limit of the bundle's embedding files. By default a tenth of the run's."),
     ] = None,
-    table_dtype: Annotated[str, typer.Option(help=f"Stored rows: {TABLE_DTYPES}.")] = "int4",
-    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
+    table_dtype: Annotated[str, typer.Option(help=f"Type of the stored rows: {TABLE_DTYPES}.")] = "int4",
+    track: Track = True,
     as_json: Json = False,
 ) -> None:
-    """Train a run again in fewer bytes; `muxrec prune RUN --out SMALL --target-bytes 80000`."""
-    require_training()
-    from recsys.runs.process import prepare_for_training
+    """Compress the embedding table of a run to a number of bytes.
 
-    prepare_for_training()
+    Writes a run directory of its own: `muxrec prune RUN --out SMALL --target-bytes 80000`.
+    """
+    begin_training()
     from recsys.runs.prune import prune_run
     from recsys.runs.run_directory import RunDirectory
     from recsys.tracking.store import place_of
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     metrics = prune_run(
         run,
         out,

@@ -1,4 +1,4 @@
-"""Verbs that run without torch: verify, score."""
+"""`muxrec score`: raw files to scored parts, without torch."""
 
 import dataclasses
 import sys
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recsys.cli.options import BundleUri, Json, Overwrite, show, warn
+from recsys.cli.options import AllowMissing, BundleUri, Inputs, Json, Overwrite, show, warn
 
 if TYPE_CHECKING:
     from serving.batch.job import ScoringReport
@@ -17,7 +17,7 @@ SHOWN_FEATURES = 5
 
 
 class EngineName(StrEnum):
-    """Where the parts of a scoring job are made."""
+    """Where a scoring job runs."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -25,21 +25,24 @@ class EngineName(StrEnum):
 
 def score(
     bundle: BundleUri,
-    inputs: Annotated[list[str], typer.Option("--input", help="Raw files: path, directory or glob.")],
+    inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Directory of scored parts to write.")],
-    keep: Annotated[str, typer.Option(help="Columns to carry over, separated by commas.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Input rows to score, in all.")] = None,
+    keep: Annotated[str, typer.Option(help="Input columns to copy to the output, separated by commas.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Most input rows to score, in all.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; they share the files.")] = 1,
     max_rejected: Annotated[float, typer.Option(help="Share of rows that may be rejected; 0.01 is 1 %.")] = 0.0,
-    allow_missing: Annotated[bool, typer.Option(help="Read an absent column as missing.")] = False,
+    allow_missing: AllowMissing = False,
     overwrite: Overwrite = False,
     engine: Annotated[
-        EngineName, typer.Option(help="ray: workers of the Ray cluster at RAY_ADDRESS.")
+        EngineName, typer.Option(help="local, or ray: on the cluster at RAY_ADDRESS.")
     ] = EngineName.LOCAL,
     track: Annotated[bool, typer.Option("--track", help="Log the job to MLflow, in a process of its own.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score raw files into parquet parts; a job that was cut off continues."""
+    """Score raw files into a directory of parquet files.
+
+    Needs no training packages. The same command continues an interrupted job.
+    """
     from recsys.tracking.model_uri import resolve_bundle
     from recsys.tracking.scoring_run import log_scoring_run, require_mlflow
     from serving.batch.job import score_files
@@ -98,7 +101,7 @@ def _ray_engine(workers: int) -> Any:
 
 
 def _summary(report: "ScoringReport") -> dict[str, Any]:
-    """The report for a terminal: of the rates by feature, those that stand out."""
+    """The report for a terminal: of the rates by feature, those that differ most from training."""
     values = {"rows scored" if name == "rows" else name: value for name, value in dataclasses.asdict(report).items()}
     del values["warnings"]
     for kind in ("missing", "unseen"):

@@ -1,4 +1,4 @@
-"""Verbs about many runs: sweep, compare."""
+"""`muxrec sweep`: a search over the settings of a named run."""
 
 import json
 import signal
@@ -7,27 +7,30 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import Data, Json, NamedRuns, console, require_training, show, wide
+from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunName, Track, console, require_training, show, wide
 
 
 def sweep(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A named run; every model is one.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings of all trials.")
-    ] = None,
-    data: Data = ...,  # pyright: ignore[reportArgumentType]
+    name: RunName,
+    data: Data,
+    overrides: Overrides = None,
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier calls included.")] = 20,
     workers: Annotated[int, typer.Option(min=1, help="Trials at a time; they share the cores.")] = 1,
     out: Annotated[
-        Path | None, typer.Option(help="Sweep directory; one that was cut off is resumed. Else work/sweeps/NAME.")
+        Path | None,
+        typer.Option(help="Sweep directory; an interrupted sweep is resumed. By default work/sweeps/NAME."),
     ] = None,
     space: Annotated[Path | None, typer.Option(help="Search space (YAML), instead of the run's own.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of the trials.")] = 0,
-    track: Annotated[bool, typer.Option(help="Log the trials to MLflow, below a run of the sweep.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of trials.")] = 0,
+    track: Track = True,
     as_json: Json = False,
 ) -> None:
-    """Search the settings of a named run; `muxrec sweep final_mlp --data D --trials 20 trainer.epochs=5`."""
+    """Search for better settings of a named run.
+
+    Overrides hold for all trials: `muxrec sweep final_mlp --data D --trials 20 trainer.epochs=5`. In MLflow the trials
+    are children of one run.
+    """
     require_training()
     from recsys.config import with_overrides
     from recsys.sweep.report import best_of, sweep_table
@@ -41,8 +44,8 @@ def sweep(
     varied = read_space(space) if space else named.space(name)
     varied = {key: values for key, values in varied.items() if key not in fixed}
     out = out or Path("work/sweeps") / name
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the tracked run does not stay RUNNING
-    outcomes = run_sweep(
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no tracked run stays RUNNING
+    results = run_sweep(
         *(experiment, varied, data, out),
         trials=trials,
         workers=workers,
@@ -50,14 +53,14 @@ def sweep(
         track=track,
         progress=not as_json,
     )
-    best = best_of(outcomes, experiment)
+    best = best_of(results, experiment)
     place = place_of(json.loads((out / "sweep.json").read_text(encoding="utf-8"))) if track else {}
     if as_json:
         shown = best._asdict() if best else None
-        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in outcomes]}, place)
+        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in results]}, place)
     else:
-        wide(console).print(sweep_table(outcomes, experiment))
-        for one in outcomes:
+        wide(console).print(sweep_table(results, experiment))
+        for one in results:
             if one.error:
                 console.print(f"trial {one.number} failed: {one.error}")
         if best:

@@ -1,40 +1,45 @@
-"""Verbs that need the training packages: train, evaluate, export, parity."""
+"""`muxrec train`: a run from its settings to its bundle and report."""
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recsys.cli.options import Data, Json, require_training, show
+from features.errors import InputError
+from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunOut, Track, begin_training, show
 
 
 def train(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A named run; every model is one.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
-    data: Data = ...,  # pyright: ignore[reportArgumentType]
-    out: Annotated[Path, typer.Option(help="Run directory to write; one that was cut off is resumed.")] = ...,  # pyright: ignore[reportArgumentType]
-    config: Annotated[Path | None, typer.Option(help="Experiment file, as a run directory holds it.")] = None,
-    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
+    data: Data,
+    out: RunOut,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A named run; the name of each model is one.")
+    ] = None,
+    overrides: Overrides = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Experiment file instead of NAME, such as a run's experiment.yaml.")
+    ] = None,
+    track: Track = True,
     as_json: Json = False,
 ) -> None:
-    """Train a model on a dataset directory; `muxrec train final_mlp --data D --out RUN trainer.epochs=5`."""
-    require_training()
-    from recsys.runs.process import prepare_for_training
+    """Train a model on a dataset directory.
 
-    prepare_for_training()
+    Writes a run directory: checkpoint, metrics, report and bundle. `muxrec train final_mlp --data D --out RUN
+    trainer.epochs=5` trains the run `final_mlp` with one setting changed.
+    """
+    begin_training()
     from recsys.config import read_experiment, with_overrides
     from recsys.runs.run_directory import RunDirectory
     from recsys.runs.train import train_run
     from recsys.tracking.store import place_of
 
-    changes = list(overrides or [])
+    named: NamedRuns = context.obj()
     if config is not None:
-        changes = [name, *changes] if name else changes
-        experiment = read_experiment(config)
+        experiment = with_overrides(read_experiment(config), [*([name] if name else []), *(overrides or [])])
+    elif name is not None:
+        experiment = with_overrides(named.experiment(name), overrides or [])
     else:
-        experiment = context.obj().experiment(name)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the tracked run does not stay RUNNING
-    metrics = train_run(with_overrides(experiment, changes), data, out, track=track, progress=not as_json)
+        raise InputError("expected NAME or --config", remedy=f"use one of {', '.join(named.runs)}")
+    metrics = train_run(experiment, data, out, track=track, progress=not as_json)
     show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).run_info()) if track else None)

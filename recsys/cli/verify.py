@@ -6,7 +6,10 @@ from recsys.cli.options import BundleUri, Json, show
 
 
 def verify(bundle: BundleUri, as_json: Json = False) -> None:
-    """Check a bundle's files and re-score its golden rows; exit 1 where the scores differ."""
+    """Check that a bundle is whole and scores as it should.
+
+    Compares the hash of each file, and scores the bundle's golden rows again; exit 1 if the scores differ.
+    """
     from recsys.tracking.model_uri import resolve_bundle
     from serving.scorer import Scorer
 

@@ -11,9 +11,9 @@ from recsys.compression.kept import kept_by_feature
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.evaluation.collisions import collision_report
-from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import feature_importance
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import segment_report
 from recsys.export import QuantizedRanker, export_bundle, quantized_copy
 from recsys.ranker import Ranker
@@ -29,7 +29,7 @@ from recsys.tracking.logged_model import log_model
 from recsys.tracking.tracker import Tracker
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from recsys.training_profile import TrainSummary, summarize_train, training_profile
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 PREFIXES = {"valid": "val", "test": "test", "perf": "perf", "compression": "compression"}

@@ -1,20 +1,17 @@
-"""What a user may call a model: a directory, or `models:/NAME@alias` and `models:/NAME/7` of MLflow's registry.
+"""Names of models: a bundle directory, or `models:/NAME@alias` and `models:/NAME/7` of MLflow's registry.
 
-The registry is asked by a process of its own (`recsys.tracking.fetch_model`), which ends when the bundle is on the
-disk. So
-whoever scores or serves never imports mlflow, and keeps serving when the registry is away.
+The registry is asked by a worker process (`recsys.tracking.fetch_model`), which ends when the bundle is on the disk. So
+a process that scores or serves never imports mlflow, and keeps serving while the registry is away.
 """
 
 import importlib.util
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from features.errors import InputError
 from features.files import made_in_cache
+from features.line_worker import WorkerError, ask_once
 
 SCHEME = "models:/"
 REMEDY = "write models:/NAME@alias or models:/NAME/VERSION, or name a bundle directory"
@@ -32,12 +29,12 @@ class ModelUri(NamedTuple):
 
 
 def parse_model_uri(text: str | Path) -> ModelUri | None:
-    """What a `models:/` URI says; None for a path. Raises `InputError` for a URI of another form.
+    """The parts of a `models:/` URI; None for a path. Raises `InputError` for a URI of another form.
 
     >>> parse_model_uri("models:/frappe@champion"), parse_model_uri("models:/frappe/7"), parse_model_uri("work/bundle")
     (ModelUri(name='frappe', version=None, alias='champion'), ModelUri(name='frappe', version='7', alias=None), None)
     """
-    # A Path has swallowed one of two slashes; nobody means a directory called "models:".
+    # A Path merges slashes; a directory called "models:" is not supported.
     found = re.match(r"models:/*(.*)", str(text), flags=re.DOTALL)
     if found is None:
         return None
@@ -48,11 +45,11 @@ def parse_model_uri(text: str | Path) -> ModelUri | None:
 
 
 def resolve_bundle(uri_or_path: str | Path, *, current: Path | None = None) -> Path:
-    """Bundle directory that a path or a `models:/` URI means; the directory of a URI is named by version and content.
+    """Bundle directory of a path, which is returned as it is, or of a `models:/` URI, named by version and content.
 
-    A bundle that is fetched is verified before it gets its name, and so is one that was fetched before, unless it is
-    `current`, which the caller has open. Raises `InputError` for a URI of another form, an unknown model, version or
-    alias, and a registry that cannot be reached. A path is handed back as it is.
+    A bundle is verified when it is fetched, and again when it was fetched before, unless it is `current`, which the
+    caller has open. Raises `InputError` for a URI of another form, an unknown model, version or alias, and a registry
+    that cannot be reached.
     """
     uri = parse_model_uri(uri_or_path)
     if uri is None:
@@ -60,16 +57,9 @@ def resolve_bundle(uri_or_path: str | Path, *, current: Path | None = None) -> P
     if importlib.util.find_spec("mlflow") is None:
         remedy = "pip install mlflow, or name a bundle directory"
         raise InputError(f"{uri}: its registry is asked through mlflow", found="no mlflow", remedy=remedy)
-    # -P: the working directory of a service is not a place to import code from.
-    command = [sys.executable, "-P", "-m", "recsys.tracking.fetch_model", str(uri), str(made_in_cache("models"))]
-    command += [str(current)] if current else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    request = {"uri": str(uri), "cache": made_in_cache("models"), "current": current}
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return Path(ask_once("recsys.tracking.fetch_model", request))
+    except WorkerError as error:
         remedy = "check MLFLOW_TRACKING_URI, or name a bundle directory"
-        raise InputError(f"cannot fetch {uri}", found=lines[-1][:200], remedy=remedy) from None
-    if "path" not in answer:
-        raise InputError(answer["expected"], found=answer["found"], remedy=answer["remedy"])
-    return Path(answer["path"])
+        raise InputError(f"cannot fetch {uri}", found=error.last_line or str(error), remedy=remedy) from None

@@ -1,20 +1,17 @@
-"""A scoring job in MLflow: `python -m recsys.tracking.scoring_run` logs what it reads, and ends; whoever scores
-starts it.
+"""Logs a scoring job to MLflow, in a worker process of its own.
 
-So the process that scores never imports mlflow, and a store that cannot be reached costs no score.
+So the process that scores never imports mlflow, and a store that cannot be reached costs no scores.
 """
 
 import importlib.util
-import json
 import re
-import subprocess
-import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
+from features.line_worker import LineServer, WorkerError, ask_once
 
 EXPERIMENT = "scoring"
 _NOT_IN_NAMES = re.compile(r"[^-.\w ]", flags=re.ASCII)
@@ -33,19 +30,14 @@ def log_scoring_run(report: Mapping[str, Any], params: Mapping[str, Any]) -> str
 
     Raises `InputError` when the store cannot be used. `MLFLOW_EXPERIMENT_NAME` names the experiment, else "scoring".
     """
-    told = json.dumps({"report": report, "params": params}, default=str)
-    # -P: what stands in the working directory is data, not code.
-    command = [sys.executable, "-P", "-m", "recsys.tracking.scoring_run"]
-    done = subprocess.run(command, input=told, capture_output=True, text=True, check=False)
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        answer = {"expected": "cannot log the scoring run", "found": lines[-1][:200]}
-    if "run_id" not in answer:
-        remedy = "the scores are whole; check MLFLOW_TRACKING_URI, and start again to log them alone"
-        raise InputError(answer["expected"], found=answer["found"], remedy=remedy)
-    return answer["run_id"]
+        return ask_once("recsys.tracking.scoring_run", {"report": report, "params": params})
+    except WorkerError as error:
+        failure = InputError("cannot log the scoring run", found=error.last_line or str(error))
+    except InputError as error:
+        failure = error
+    remedy = "the scores are whole; check MLFLOW_TRACKING_URI, and start again to log them alone"
+    raise InputError(failure.expected, found=failure.found, remedy=remedy)
 
 
 def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
@@ -67,31 +59,22 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def main() -> int:
-    """Log what stands on standard input; exit code 0, or 2 where the store cannot be used."""
-    told = json.load(sys.stdin)
-    report, params = told["report"], told["params"]
-    out = Path(report["path"])
-    try:
-        from recsys.tracking.tracker import Tracker
+def log_run(request: dict[str, Any]) -> str:
+    """Log a report and its params; the id of the MLflow run. Raises `InputError` when the store cannot be used."""
+    from recsys.tracking.tracker import Tracker
 
-        tags = {
-            "stage": "score",
-            "model_id": report["model_id"],
-            "mlflow.note.content": f"muxrec score, {out.absolute()}",
-        }
-        tracker = Tracker.start(experiment=EXPERIMENT, name=f"score {out.name}", tags=tags, key=uuid.uuid4().hex)
-        for key, value in params.items():
-            tracker.client.log_param(tracker.run_id, key, value)
-        tracker.log_metrics(metrics_of(report))
-        tracker.log_file(out / "_manifest.json")
-        tracker.finish()
-        answer, code = {"run_id": tracker.run_id}, 0
-    except InputError as error:
-        answer, code = {"expected": error.expected, "found": error.found}, 2
-    sys.stdout.write(json.dumps(answer) + "\n")
-    return code
+    report = request["report"]
+    out = Path(report["path"])
+    note = f"muxrec score, {out.absolute()}"
+    tags = {"stage": "score", "model_id": report["model_id"], "mlflow.note.content": note}
+    tracker = Tracker.start(experiment=EXPERIMENT, name=f"score {out.name}", tags=tags, key=uuid.uuid4().hex)
+    for key, value in request["params"].items():
+        tracker.client.log_param(tracker.run_id, key, value)
+    tracker.log_metrics(metrics_of(report))
+    tracker.log_file(out / "_manifest.json")
+    tracker.finish()
+    return tracker.run_id
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    LineServer().run(log_run)

@@ -117,12 +117,12 @@ def score_files(
             drop_part(job.out, part.name)
         if engine is None and workers > 1:
             engine = partial(score_in_processes, num_workers=workers, lock=lock)
-        was_there, scores = _bring(job, parts, bundle, engine, progress=progress)
+        already_done, scores = _make_parts(job, parts, bundle, engine, progress=progress)
         entries = _entries(job.out, parts)
         write_manifest(job, entries)
         _check_rejected(job.out, entries, max_rejected)
         mark_success(job.out)
-    return _report(job, entries, was_there, scores, bundle, time.perf_counter() - started)
+    return _report(job, entries, already_done, scores, bundle, time.perf_counter() - started)
 
 
 def _check_request(keep: Sequence[str], limit: int | None, max_rejected: float, workers: int) -> None:
@@ -175,11 +175,11 @@ def _job(bundle: Bundle, out: Path, config: Mapping[str, Any], workers: int) -> 
     )
 
 
-def _bring(
+def _make_parts(
     job: Job, parts: Sequence[Part], bundle: Bundle, engine: Engine | None, *, progress: bool
 ) -> tuple[set[str], ScoreDistribution]:
-    """Bring the directory to the plan: the names that were there before, and all scores as they were written."""
-    was_there: set[str] = set()
+    """Make the parts that are not there yet; the names of those that were, and all scores as they are on the disk."""
+    already_done: set[str] = set()
     scores = ScoreDistribution()
     num_rows = 0
     with progress_bar("scoring files", len(parts), enabled=progress) as advance:
@@ -190,16 +190,16 @@ def _bring(
         results = _score_here(job, parts, bundle, note) if engine is None else engine(job, parts)
         with closing(results):  # pyright: ignore[reportArgumentType]  (a generator; ends the processes of an engine)
             for name, is_old in results:
-                was_there |= {name} if is_old else set()
+                already_done |= {name} if is_old else set()
                 num_rows += _add_scores(job.out / name, scores)
                 advance(1, note=f"{num_rows:,} rows")
-    return was_there, scores
+    return already_done, scores
 
 
 def _score_here(job: Job, parts: Sequence[Part], bundle: Bundle, note: Note) -> Iterator[tuple[str, bool]]:
     scorer = PartScorer(job, bundle)
     for part in parts:
-        yield part.name, scorer.bring(part, note)
+        yield part.name, scorer.ensure_part(part, note)
 
 
 def _add_scores(part: Path, scores: ScoreDistribution) -> int:
@@ -244,7 +244,7 @@ def _check_rejected(out: Path, entries: Mapping[str, PartEntry], max_rejected: f
 def _report(
     job: Job,
     entries: Mapping[str, PartEntry],
-    was_there: set[str],
+    already_done: set[str],
     scores: ScoreDistribution,
     bundle: Bundle,
     seconds: float,
@@ -252,7 +252,7 @@ def _report(
     totals: dict[str, Coverage] = {}
     for entry in entries.values():
         totals = add_coverage(totals, {name: Coverage(**counts) for name, counts in entry.coverage.items()})
-    fresh = sum(entry.rows_in for name, entry in entries.items() if name not in was_there)
+    fresh = sum(entry.rows_in for name, entry in entries.items() if name not in already_done)
     return ScoringReport(
         path=job.out,
         model_id=job.lineage["model_id"],
@@ -260,7 +260,7 @@ def _report(
         rows=sum(entry.rows_out for entry in entries.values()),
         rows_rejected=sum(entry.rows_rejected for entry in entries.values()),
         parts=len(entries),
-        skipped_parts=len(was_there),
+        skipped_parts=len(already_done),
         seconds=seconds,
         rows_per_second=fresh / seconds,
         score_mean=scores.mean,

@@ -23,7 +23,7 @@ from serving.batch.parts import MANIFEST, SUCCESS, Job, PartEntry, lineage_of
 
 MANIFEST_VERSION = 2
 LOCK = ".lock"
-_PATIENCE = 10.0  # seconds: the processes of a job that was killed end by themselves, once they have started
+LOCK_TIMEOUT_SECONDS = 10.0  # the processes of a job that was killed end by themselves, once they have started
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def locked(out: Path) -> Iterator[int]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = take_lock(out / LOCK, patience=_PATIENCE)
+        descriptor = take_lock(out / LOCK, timeout_seconds=LOCK_TIMEOUT_SECONDS)
     except OSError as error:
         raise cannot_write(out, error) from None
     if descriptor is None:

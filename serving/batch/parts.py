@@ -22,7 +22,7 @@ from features.io.readers import read_chunks, schema_of
 from serving.batch.drafts import Draft, rejected_path
 from serving.batch.inputs import Part
 from serving.batch.rejects import ScoredRows, score_rows
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage
 from serving.scorer import Scorer
 
@@ -100,7 +100,7 @@ class PartScorer:
             remedy = "leave the bundle as it is while a job reads it, and start again"
             raise InputError(f"{job.bundle}: expected model {expected}", found=found, remedy=remedy)
 
-    def bring(self, part: Part, note: Note = lambda text: None) -> bool:
+    def ensure_part(self, part: Part, note: Note = lambda text: None) -> bool:
         """Make a part unless it is there, made from the same bytes; True where it was.
 
         Raises `InputError` for an input that cannot be read and an output that cannot be written.

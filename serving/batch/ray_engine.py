@@ -9,31 +9,25 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from features.line_worker import pack, unpack
 from serving.batch.inputs import Part
-from serving.batch.parts import Job, PartScorer
-from serving.batch.workers import answer, was_there
+from serving.batch.parts import Job
+from serving.batch.workers import ensure_part
 
 
 class PartActor:
-    """An actor with a scorer of its own; it is asked by a row with a part in JSON, and answers by a row."""
+    """An actor that is asked by a row with a part as JSON and answers by a row; `job` is JSON, too."""
 
     def __init__(self, job: str) -> None:
-        self._job = Job.model_validate_json(job)
-        self._scorer: PartScorer | None = None
+        self._job = job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`name` of the part, and `answer` as a worker process gives it."""
-        part = Part.model_validate_json(row["item"])
-
-        def bring() -> bool:
-            self._scorer = self._scorer or PartScorer(self._job)
-            return self._scorer.bring(part)
-
-        return {"name": part.name, "answer": json.dumps(answer(bring))}
+        """The `part`, and the `answer` for it as a worker process gives it."""
+        return {"part": row["item"], "answer": json.dumps(pack(ensure_part, self._job, row["item"]))}
 
 
 def score_on_ray(job: Job, parts: Sequence[Part], *, num_workers: int) -> Iterator[tuple[str, bool]]:
-    """Name of each part when it is there, and whether it was there before.
+    """Name of each part once it is made, and whether an earlier run had made it.
 
     Bundle, inputs and output have to be on a file system that all machines mount at the same path. Raises the first
     `InputError` of an actor.
@@ -61,7 +55,7 @@ def score_on_ray(job: Job, parts: Sequence[Part], *, num_workers: int) -> Iterat
             runtime_env={"env_vars": {"POLARS_MAX_THREADS": "1"}},
         )
         for row in answers.iter_rows():
-            yield row["name"], was_there(json.loads(row["answer"]))
+            yield Part.model_validate_json(row["part"]).name, unpack(json.loads(row["answer"]))
     finally:
         if is_ours:
             ray.shutdown()

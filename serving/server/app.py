@@ -1,7 +1,7 @@
 """The HTTP application: Open Inference Protocol v2, row JSON, MLflow's `/invocations`, health and metrics.
 
-Starlette's router alone: a body has to be bounded while it is read and parsed away from the event loop, so a framework
-that parses arguments would have nothing to do. `openapi.py` writes the description, from the registry that is served.
+It uses Starlette's router alone: a body must be bounded while it is read, and parsed outside the event loop, which
+leaves a framework's argument parsing nothing to do. `openapi.py` describes the paths.
 """
 
 import asyncio
@@ -25,30 +25,29 @@ from features.errors import InputError
 from serving.bundle.manifest import installed_version
 from serving.server.access import check_content, check_framing, check_token, is_loopback
 from serving.server.binary import HEADER
-from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Form, Reply
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Reply, RequestFormat
 from serving.server.hosting import ModelHost, ServedModel
-from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
+from serving.server.limits import CLOSE, Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
-from serving.server.metrics import NO_MODEL, Metrics, Scored, Version
-from serving.server.metrics import Request as AnsweredRequest
+from serving.server.metrics import NO_MODEL, AnsweredRequest, ModelVersion, ScoredRequest, ServerMetrics
 from serving.server.openapi import document_of
 from serving.server.page import page_of
 from serving.server.protocol import metadata_of, tensors_of
 
 SLOW_SECONDS = 0.25
 CLIENT_LEFT = 499
-"""In log and metrics alone, as nginx has it: there is nobody left to answer."""
+"""Status in logs and metrics of a request whose client disconnected before the answer, as in nginx."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Record:
-    """What is known of a request when it has been answered."""
+    """Facts about one request, for the metrics and the log."""
 
     id: str
     begun: float
-    version: Version = NO_MODEL
+    version: ModelVersion = NO_MODEL
     endpoint: str = "unknown"
     status: int = 500
     reason: Reason | None = None
@@ -59,16 +58,16 @@ class _Record:
 
 
 class App:
-    """An ASGI application; `is_draining` turns readiness off and asks clients to connect anew, elsewhere.
+    """An ASGI application; `is_draining` turns readiness off and asks clients to reconnect, to another server.
 
-    `token`: what `Authorization: Bearer ...` has to say; None: no one is asked.
+    `token`: the bearer token that clients must send; None: no token is needed.
     """
 
     def __init__(
         self,
         host: ModelHost,
         limits: Limits,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         *,
         token: str | None = None,
         slow_seconds: float = SLOW_SECONDS,
@@ -102,22 +101,22 @@ class App:
         )
 
     def close(self) -> None:
-        """Let running work end."""
+        """Wait for running work."""
         self._workers.close()
 
     @property
     def is_ready(self) -> bool:
-        """Whether new requests are welcome."""
+        """Whether the server takes new requests: a model is loaded, and it is not stopping."""
         return bool(self._host.served) and not self.is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, count it and log it."""
-        if scope["type"] != "http":  # lifespan events; there is nothing to start or stop
+        if scope["type"] != "http":  # lifespan events: nothing to start or stop
             await self._router(scope, receive, send)
             return
         headers = Headers(scope=scope)
         record = _Record(id=request_id_of(headers.get("x-request-id")), begun=time.perf_counter())
-        scope["app"] = self  # lets the router raise what it cannot route
+        scope["app"] = self  # then the router raises for an unknown path
         scope.setdefault("state", {})["record"] = record
 
         async def answer(message: Message) -> None:
@@ -149,30 +148,30 @@ class App:
     # --- scoring ------------------------------------------------------------------------------------------------------
 
     async def score(self, request: Request) -> Response:
-        """Row JSON."""
+        """Score row JSON."""
         return await self._answer(request, SCORE, "application/json")
 
     async def infer(self, request: Request) -> Response:
-        """Tensors of the Open Inference Protocol."""
+        """Score tensors of the Open Inference Protocol."""
         lengths = request.headers.getlist(HEADER)
         length = ", ".join(lengths) if lengths else None
-        # Clients of the protocol send no type at all.
+        # The protocol's clients send no Content-Type.
         media_types = ("application/json", "", *(("application/octet-stream",) if lengths else ()))
         return await self._answer(request, tensors_of(length), *media_types)
 
     async def invocations(self, request: Request) -> Response:
-        """MLflow's forms."""
+        """Score MLflow's formats."""
         is_csv = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv"
         if is_csv:
             return await self._answer(request, INVOCATIONS_CSV, "text/csv")
         return await self._answer(request, INVOCATIONS, "application/json")
 
-    async def _answer(self, request: Request, form: Form, *media_types: str) -> Response:
+    async def _answer(self, request: Request, format: RequestFormat, *media_types: str) -> Response:
         record: _Record = request.state.record
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
-        record.version = Version(served.name, served.version)
+        record.version = ModelVersion(served.name, served.version)
         check_content(request.headers, *media_types)
-        self._workers.take_place().release()  # who cannot be served is told so before the body
+        self._workers.acquire_slot().release()  # refuse before reading the body
         is_read = False
         try:
             with self._bodies.held() as held:
@@ -180,44 +179,44 @@ class App:
                     body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
                     is_read = True
                     record.stages["read"] = time.perf_counter() - record.begun
-                    place = self._workers.take_place()  # not before: a slow client would keep others out
-                    work = functools.partial(self._work, served, form, body, record, time.perf_counter())
-                    reply = await place.run(work)
+                    slot = self._workers.acquire_slot()  # now, so that slow clients hold none
+                    work = functools.partial(self._work, served, format, body, record, time.perf_counter())
+                    reply = await slot.run(work)
         except TimeoutError:
             raise self._late(is_read) from None
         return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(
-        self, served: ServedModel, form: Form, body: bytes, record: _Record, submitted: float
+        self, served: ServedModel, format: RequestFormat, body: bytes, record: _Record, submitted: float
     ) -> tuple[Reply, Callable[[], None]]:
-        """In a worker's thread: the reply, and the counting that can wait until it is sent."""
+        """Runs in a worker's thread; returns the reply, and the counting to do once it is sent."""
         clock = _Clock(record.stages, submitted)
         clock.end("wait")
         scorer = served.scorer
         try:
-            rows = form.read(body, scorer.registry, self._limits)
-            record.num_rows = rows.num_rows
+            request = format.read(body, scorer.registry, self._limits)
+            record.num_rows = request.num_rows
             clock.end("parse")
-            encoded = scorer.encode(*rows.arguments, allow_missing=True)
+            encoded = scorer.encode(*request.arguments, allow_missing=True)
             check_lists(encoded, self._limits)
             clock.end("features")
             probabilities = scorer.score_encoded(encoded)
             clock.end("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
-        reply = form.reply(Answer(served.name, served.version, rows.id or record.id, probabilities, rows.is_binary))
+        reply = format.reply(record.version, request._replace(id=request.id or record.id), probabilities)
         clock.end("reply")
 
         def count() -> None:
             try:
                 coverage = scorer.coverage(encoded)
-                self._metrics.add_scored(Scored(record.version, probabilities, coverage, dict(record.stages)))
+                self._metrics.add_scored(ScoredRequest(record.version, probabilities, coverage, dict(record.stages)))
                 num_rows = encoded.num_examples if encoded.context is None else 1
                 for line in served.window.add(coverage, num_rows):
                     _log.warning(
                         "unlike_training", extra={"model": served.name, "version": served.version, "found": line}
                     )
-            except Exception:  # nobody waits for this thread's result any more
+            except Exception:  # the answer is sent: the log is the only place left to report it
                 _log.exception("count_error", extra={"request_id": record.id})
 
         return reply, count
@@ -225,15 +224,14 @@ class App:
     def _late(self, is_read: bool) -> RefusedError:
         expected = f"expected an answer within {self._limits.timeout_seconds:g} s"
         if is_read:
-            error = InputError(expected, found="a busy server", remedy="try again, or send fewer rows")
-            return RefusedError(503, "timeout", error, retry_seconds=1)
-        error = InputError(expected, found="a body that had not arrived", remedy="send it faster, or a smaller one")
-        return RefusedError(408, "timeout", error, headers={"Connection": "close"})
+            return RefusedError(503, "timeout", expected, found="a busy server", remedy="try again, or send fewer rows")
+        found, remedy = "a body that had not arrived", "send it faster, or send a smaller one"
+        return RefusedError(408, "timeout", expected, found=found, remedy=remedy, headers=CLOSE)
 
     # --- about the model and the server -------------------------------------------------------------------------------
 
     async def server_metadata(self, request: Request) -> Response:
-        """Name and version of this server."""
+        """Name and version of the server."""
         return _json({"name": "muxrec", "version": installed_version(), "extensions": ["binary_tensor_data"]})
 
     async def server_version(self, request: Request) -> Response:
@@ -245,11 +243,11 @@ class App:
         return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether new requests are welcome."""
+        """Whether the server takes new requests."""
         if not self.is_ready:
-            self._host.find()  # says that it is loading
-            error = InputError("expected a server that stays", found="one that is stopping", remedy="use another one")
-            raise RefusedError(503, "not_ready", error, retry_seconds=1)
+            self._host.find()  # raises while the first model is loading
+            expected, found = "expected a running server", "one that is stopping"
+            raise RefusedError(503, "not_ready", expected, found=found, remedy="use another one")
         return _json({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
@@ -258,7 +256,7 @@ class App:
         return _json({"name": served.name, "ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
-        """Inputs, outputs, versions, and where the model comes from."""
+        """Inputs, outputs, versions and origin of the model."""
         served = self._found(request)
         manifest = served.scorer.bundle.manifest
         fields = ("model", "run_id", "created_at", "muxrec_version", "table_dtype", "num_parameters")
@@ -274,36 +272,35 @@ class App:
         )
 
     async def load(self, request: Request) -> Response:
-        """Look for a new version now; the path is the server's own, and the request cannot change it."""
+        """Look for a new version now, at the server's own path, which no request can change."""
         self._host.check_name(request.path_params["name"])
         if self._token is None and not is_loopback(request.scope.get("client")):
-            error = InputError("expected this request from the machine itself", remedy="start the server with a token")
-            raise RefusedError(403, "unauthorised", error)
+            expected = "expected this request from the machine itself"
+            raise RefusedError(403, "unauthorised", expected, remedy="start the server with a token")
         if self._is_loading:
-            error = InputError("expected one load at a time", found="another", remedy="try again")
-            raise RefusedError(503, "overloaded", error, retry_seconds=1)
+            raise RefusedError(503, "overloaded", "expected one load at a time", found="another", remedy="try again")
         self._is_loading = True
         try:
             outcome = await asyncio.to_thread(self._host.refresh)
         except InputError as error:
             _log.error("model_refused", extra={"model": self._host.name, "error": str(error)})
-            raise RefusedError(409, "invalid", error) from None
+            raise RefusedError(409, "invalid", str(error)) from None
         finally:
             self._is_loading = False
         return _json({"name": self._host.name, "version": self._host.find().version, "outcome": outcome})
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' page."""
-        versions = {Version(one.name, one.version): one.loaded_at for one in self._host.served}
+        """The page that Prometheus reads."""
+        versions = {ModelVersion(one.name, one.version): one.loaded_at for one in self._host.served}
         self._metrics.set_served(versions, is_ready=self.is_ready)
         return Response(await asyncio.to_thread(self._metrics.text), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(self, request: Request) -> Response:
-        """The description of all this, with the features of the model that is served."""
+        """The server's description, with the features of the served model."""
         return _json(self._document())
 
     async def docs(self, request: Request) -> Response:
-        """The same for people; the page needs nothing from elsewhere."""
+        """The description as a self-contained page for people."""
         return HTMLResponse(page_of(self._document(), request.headers.get("host")))
 
     def _document(self) -> dict[str, Any]:
@@ -312,7 +309,7 @@ class App:
 
     def _found(self, request: Request) -> ServedModel:
         served = self._host.find(request.path_params["name"], request.path_params.get("version"))
-        request.state.record.version = Version(served.name, served.version)
+        request.state.record.version = ModelVersion(served.name, served.version)
         return served
 
     def _finish(self, record: _Record, method: str) -> None:
@@ -327,19 +324,19 @@ class App:
         line: dict[str, Any] = {"request_id": record.id, "method": method, "endpoint": record.endpoint}
         line |= {"status": record.status, "ms": round(seconds * 1e3, 2), "rows": record.num_rows}
         line |= {"model": record.version.model, "version": record.version.version, "error": record.error}
-        # A list, for a request that was late is still being worked on.
+        # A copy: a worker may still add stages of a request that timed out.
         line["stages_ms"] = {stage: round(1e3 * one, 2) for stage, one in list(record.stages.items())}
         _log.log(level, "slow_request" if is_slow else "request", extra={k: v for k, v in line.items() if v})
 
 
 class _Clock:
-    """Time since the stage before, written down by name."""
+    """Records the seconds of each stage of a request."""
 
     def __init__(self, stages: dict[str, float], begun: float) -> None:
         self._stages, self._last = stages, begun
 
     def end(self, stage: str) -> None:
-        """A stage ends here, and the next begins."""
+        """End a stage; the next one starts."""
         now = time.perf_counter()
         self._stages[stage], self._last = now - self._last, now
 
@@ -354,16 +351,16 @@ def _error_response(refusal: RefusedError) -> Response:
 
 
 def _refusal_of(error: Exception, record: _Record) -> RefusedError:
-    """The answer to whatever went wrong; what is not the caller's mistake is logged with its traceback."""
+    """The answer to any error; an error of the server's is logged with its traceback."""
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, InputError):
-        return RefusedError(400, "invalid", error)
-    if isinstance(error, HTTPException):  # of the router: no such path, or no such method of it
+        return RefusedError(400, "invalid", str(error))
+    if isinstance(error, HTTPException):  # from the router: unknown path, or method
         expected = "a path of this server" if error.status_code == 404 else "another method"
         reason: Reason = "not_found" if error.status_code == 404 else "invalid"
-        one = InputError(f"expected {expected}", remedy="see /docs, and /v2 for the protocol's extensions that it has")
-        return RefusedError(error.status_code, reason, one, headers=dict(error.headers or {}))
+        remedy = "see /docs, and /v2 for the protocol's extensions"
+        return RefusedError(error.status_code, reason, f"expected {expected}", remedy=remedy, headers=error.headers)
     _log.error("internal_error", exc_info=error, extra={"request_id": record.id})
     remedy = f"look for request {record.id} in the server's log"
-    return RefusedError(500, "internal", InputError("an error of the server", remedy=remedy))
+    return RefusedError(500, "internal", "an error of the server", remedy=remedy)

@@ -1,6 +1,6 @@
-"""The binary tensor data extension of the Open Inference Protocol: a body of JSON, and behind it tensors as raw bytes.
+"""The binary tensor data extension of the Open Inference Protocol: a body of JSON, followed by tensors as raw bytes.
 
-The bytes are a stranger's: no size or count among them is believed before it agrees with what is there.
+The bytes are untrusted: every size and count is checked against the bytes that are there before it is used.
 """
 
 import struct
@@ -12,7 +12,7 @@ import numpy as np
 from features.errors import InputError
 
 HEADER = "Inference-Header-Content-Length"
-"""Bytes of JSON, in a request or a response; the rest is raw tensors, little-endian, in the order that the JSON has."""
+"""Bytes of JSON in a request or response; the rest is raw tensors, little-endian, in the order of the JSON."""
 _MAX_DIGITS = 18
 
 _DTYPES = {f"INT{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)}
@@ -22,14 +22,14 @@ _FIRST_INEXACT_INTEGER = {"FP16": 2**11, "BF16": 2**8, "FP32": 2**24}
 
 
 class RawTensors:
-    """What stands behind the JSON of a body; tensors take their bytes in order."""
+    """The bytes after the JSON of a body; tensors take theirs in order."""
 
     def __init__(self, data: bytes | memoryview | None) -> None:
         self._data, self._start = memoryview(data or b""), 0
         self._has_header = data is not None
 
     def take(self, place: str, size: Any) -> memoryview:
-        """The next `binary_data_size` bytes; raises `InputError` where that is no size, or they are not there."""
+        """The next `binary_data_size` bytes; raises `InputError` if that is not a size, or there are fewer."""
         if not self._has_header:
             remedy = "say how many bytes of the body are JSON"
             raise InputError(f"{place}: expected the header {HEADER} with binary data", found="none", remedy=remedy)
@@ -41,7 +41,7 @@ class RawTensors:
         return self._data[self._start - size : self._start]
 
     def check_end(self) -> None:
-        """Raise `InputError` where there are bytes that no tensor has taken."""
+        """Raise `InputError` if bytes are left over."""
         left = len(self._data) - self._start
         if left:
             remedy = f"correct binary_data_size, or {HEADER}"
@@ -49,7 +49,7 @@ class RawTensors:
 
 
 def split_body(body: bytes, length: str | None) -> tuple[bytes, RawTensors]:
-    """The JSON of a body, and the raw tensors behind it; `length` is what `HEADER` says, None without it.
+    """The JSON of a body, and the raw tensors after it; `length` is the value of `HEADER`, None without it.
 
     >>> split_body(b'{"inputs": []}ab', "14")[0]
     b'{"inputs": []}'
@@ -58,12 +58,12 @@ def split_body(body: bytes, length: str | None) -> tuple[bytes, RawTensors]:
         return body, RawTensors(None)
     if not (length.isascii() and length.isdecimal() and len(length) <= _MAX_DIGITS and int(length) <= len(body)):
         expected = f"{HEADER}: expected the number of bytes of JSON, {len(body)} at most"
-        raise InputError(expected, found=repr(length[:40]), remedy="count them, or send JSON alone without the header")
+        raise InputError(expected, found=repr(length[:40]), remedy="count them, or send JSON without the header")
     return body[: int(length)], RawTensors(memoryview(body)[int(length) :])
 
 
 def values_of(place: str, datatype: str, count: int, raw: memoryview) -> Sequence[Any]:
-    """The `count` values of a tensor, as its JSON would have them.
+    """The `count` values of a tensor, as JSON would give them.
 
     >>> values_of("input 'x'", "FP16", 2, memoryview(bytes([0, 60, 0, 192])))
     [1.0, -2.0]
@@ -85,7 +85,7 @@ def values_of(place: str, datatype: str, count: int, raw: memoryview) -> Sequenc
 
 
 def check_integers(place: str, datatype: str, values: Sequence[float]) -> None:
-    """Raise `InputError` for floats that cannot tell two categories apart; a file's column is refused for them too."""
+    """Raise `InputError` for floats so large that two categories may round to one, as for a file's column."""
     limit = _FIRST_INEXACT_INTEGER.get(datatype)
     found = None if limit is None else next((value for value in values if abs(value) >= limit), None)
     if limit is not None and found is not None:
@@ -94,10 +94,10 @@ def check_integers(place: str, datatype: str, values: Sequence[float]) -> None:
 
 
 def _texts(place: str, count: int, raw: memoryview) -> list[str]:
-    """Texts, each behind its length in four bytes."""
+    """Texts, each preceded by its length in four bytes."""
     texts: list[str] = []
     start, remedy = 0, "send each as four bytes of length and its UTF-8"
-    if len(raw) < 4 * count:  # before anything is made of a shape
+    if len(raw) < 4 * count:  # before the shape is used
         raise InputError(f"{place}: expected {count} texts", found=f"{len(raw)} bytes", remedy=remedy)
     for _ in range(count):
         stop = start + 4

@@ -1,7 +1,7 @@
-"""Connections that uvicorn alone would leave open: those of which no request arrives in time, and those too many.
+"""Bounds on connections that uvicorn lacks: the time until a request arrives, and the number of connections.
 
-Where there are too many, the one that has waited longest for its client makes room. A newcomer may be a probe, and to
-refuse it because others are idle would have a sound server restarted.
+Where there are too many, the one that has waited longest for its client is closed. The new one may be a probe: refusing
+it because others are idle would get a healthy server restarted.
 """
 
 import asyncio
@@ -11,35 +11,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 def protocol_of(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
-    """uvicorn's protocol with a bound on the time from a connection, or a request's first byte, to its whole head.
+    """uvicorn's protocol with `seconds` for the head of a request, and at most `max_connections` open at a time.
 
-    At most `max_connections` of them are open at a time.
-
-    uvicorn's own clock for idle connections starts with an answer and stops at the next byte. What follows the head has
-    the application's bound.
+    The time starts with the connection, or with the request's first byte. uvicorn's own timeout for idle connections
+    starts with an answer and stops at the next byte; the application bounds the time after the head.
     """
 
     class BoundedProtocol(H11Protocol):
-        """Closes a connection that sends nothing, half a head, or a body that nobody reads any more."""
+        """Closes a connection that sends nothing, half a head, or the rest of a body that was already answered."""
 
         _late: asyncio.TimerHandle | None = None
         waits_since = 0.0
-        """When the client began to be waited for, or sent its last request's first bytes."""
+        """Time since which the server waits for the client, or at which its last request began."""
 
         @property
         def waits_for_client(self) -> bool:
-            """Whether it is the client's turn: to ask, to send the rest of a body, or to read an answer."""
+            """Whether it is the client's turn: to send a request, or the rest of a body, or to read an answer."""
             return self.cycle is None or self.cycle.more_body or self.cycle.response_started
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            """Start the clock, and make room."""
+            """Start the timer, and close another connection if there are too many."""
             super().connection_made(transport)
             self.waits_since = self.loop.time()
             self._watch()
             self._make_room()
 
         def data_received(self, data: bytes) -> None:
-            """Stop the clock where the data complete a head."""
+            """Stop the timer if the data complete a head."""
             answered = self.cycle
             super().data_received(data)
             if self.cycle is not answered:
@@ -47,12 +45,12 @@ def protocol_of(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
             self._watch()
 
         def on_response_complete(self) -> None:
-            """The client's turn again."""
+            """Note that it is the client's turn again."""
             self.waits_since = self.loop.time()
             super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            """Forget the clock."""
+            """Stop the timer."""
             self._stop()
             super().connection_lost(exc)
 

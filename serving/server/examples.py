@@ -1,7 +1,7 @@
-"""Requests to try on a model, and what it answers.
+"""Example requests to a model, and its answers.
 
-Numbers are where training had many, as far as the registry or the training profile says so. Texts are made up: a bundle
-keeps hashes alone.
+Numbers are in the range of training, where the registry or the training profile has it. Texts are made up: a bundle
+contains only hashes.
 """
 
 import csv
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Example(NamedTuple):
-    """A body and its answer, both as JSON has them; a csv is a text."""
+    """A body and its answer as JSON values; a csv is a text."""
 
     name: str
     media_type: str
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The body as it is sent."""
+        """The body in a request."""
         return self.body if isinstance(self.body, str) else json.dumps(self.body, ensure_ascii=False)
 
 
@@ -48,7 +48,7 @@ def example_rows(registry: FeatureRegistry, profile: Mapping[str, Any]) -> list[
 
 
 def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
-    """By form of request, bodies that can be sent as they are to the model that is served under this name."""
+    """By request format, bodies that can be sent unchanged to the model served under this name."""
     registry, version, json_type = scorer.registry, scorer.bundle.model_id, "application/json"
     rows = example_rows(registry, scorer.bundle.profile)
     names = [*rows[0]]
@@ -97,7 +97,7 @@ def _values(feature: AnyFeature, profile: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _numbers(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
-    """Two numbers where training had many."""
+    """Two numbers in the range of training."""
     fitted = feature.fitted
     if fitted is not None and fitted.boundaries:
         edges = fitted.boundaries
@@ -110,7 +110,7 @@ def _numbers(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
 
 
 def _usual(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
-    """Two edges of the training profile as raw numbers; none where there is no profile, or it tells none."""
+    """Two edges of the training profile as raw numbers; none if the profile has none."""
     try:
         edges = profile[DISTRIBUTIONS]["features"][feature.name]["floats"]["edges"]
         found = [float(edges[len(edges) // 4]), float(edges[3 * len(edges) // 4])]

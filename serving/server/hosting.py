@@ -1,6 +1,6 @@
-"""The model that is served: opened and checked beside the running one, then put in its place in one step.
+"""The served model: a new version is opened and checked beside the running one, then replaces it in one step.
 
-A version is the bundle's `model_id`, so the same files have the same version wherever they are served.
+A version is the bundle's `model_id`, so the same files have the same version on every server.
 """
 
 import logging
@@ -14,22 +14,22 @@ from typing import Literal, NamedTuple
 from features.errors import InputError
 from serving.bundle.bundle import PROBABILITY, Bundle
 from serving.scorer import Scorer
+from serving.server.coverage_window import CoverageWindow
 from serving.server.limits import RefusedError
-from serving.server.unlike import Window
 
-# The one that is served, and the one before it, for those who ask for it by its version.
+# The current version and the one before it, which clients can still ask for by its version.
 KEPT_VERSIONS = 2
 WARM_UP_ROUNDS = 10
 
-Outcome = Literal["loaded", "unchanged", "refused"]
+LoadOutcome = Literal["loaded", "unchanged", "refused"]
 Resolve = Callable[[Path | None], Path]
-"""The bundle directory to serve now, given the one that is open, if any; raises `InputError` where there is none."""
+"""Finds the bundle directory to serve now, given the open one, if any; raises `InputError` if there is none."""
 
 _log = logging.getLogger(__name__)
 
 
 class _Files(NamedTuple):
-    """What tells one state of a bundle directory from another without reading it."""
+    """State of a bundle directory, to notice a change without reading the files."""
 
     path: Path
     entries: tuple[tuple[str, int, int, int, int], ...]
@@ -38,13 +38,13 @@ class _Files(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServedModel:
-    """A version that answers requests."""
+    """A loaded version of the model."""
 
     name: str
     scorer: Scorer = field(repr=False)
     loaded_at: float
     """Seconds since 1970."""
-    window: Window = field(repr=False)
+    window: CoverageWindow = field(repr=False)
 
     @property
     def version(self) -> str:
@@ -53,58 +53,56 @@ class ServedModel:
 
 
 class ModelHost:
-    """The versions of one model that are loaded. `refresh` looks whether there is a new one; any thread may call it.
+    """The loaded versions of one model. `refresh` looks for a new one; any thread may call it.
 
-    `resolve` says where the bundle is: the only place that a path comes from. Requests name models and versions, which
-    are looked up among those that are loaded.
+    Paths come from `resolve` alone. Requests name models and versions, which are looked up among the loaded ones.
     """
 
     def __init__(
-        self, resolve: Resolve, name: str, *, num_threads: int = 1, on_load: Callable[[Outcome], None] | None = None
+        self, resolve: Resolve, name: str, *, num_threads: int = 1, on_load: Callable[[LoadOutcome], None] | None = None
     ) -> None:
         self.name = name
         self._resolve, self._num_threads = resolve, num_threads
         self._on_load = on_load or (lambda outcome: None)
         self._served: tuple[ServedModel, ...] = ()
         self._path: Path | None = None
-        """Of the directory that was accepted last."""
+        """Directory that was accepted last."""
         self._seen: _Files | None = None
         self._refusal: InputError | None = None
-        """Of what was seen."""
+        """Error of the directory in `_seen`, if it was refused."""
         self._refreshing = threading.Lock()
 
     @property
     def served(self) -> tuple[ServedModel, ...]:
-        """Versions that answer requests, the current one first; none before the first is loaded."""
+        """Loaded versions, the current one first; empty until the first is loaded."""
         return self._served
 
     def find(self, name: str | None = None, version: str | None = None) -> ServedModel:
-        """The current version, or the one that is asked for; raises `RefusedError` where it is not here."""
-        served = self._served  # once: another thread may put others in its place
+        """The current version, or the requested one; raises `RefusedError` if it is not loaded."""
+        served = self._served  # read once: another thread may replace it
         self.check_name(name)
         if not served:
-            error = InputError("expected a loaded model", found="one that is loading", remedy="try again")
-            raise RefusedError(503, "not_ready", error, retry_seconds=1)
+            expected, found = "expected a loaded model", "one that is loading"
+            raise RefusedError(503, "not_ready", expected, found=found, remedy="try again")
         if version is None:
             return served[0]
         for model in served:
             if model.version == version:
                 return model
-        known = ", ".join(model.version for model in served)
-        error = InputError(f"expected a version of {known}", found=repr(version[:80]), remedy="leave the version out")
-        raise RefusedError(404, "not_found", error)
+        expected = f"expected a version of {', '.join(model.version for model in served)}"
+        raise RefusedError(404, "not_found", expected, found=repr(version[:80]), remedy="leave the version out")
 
     def check_name(self, name: str | None) -> None:
-        """Raise `RefusedError` for another model's name; None is this one's."""
+        """Raise `RefusedError` for the name of another model; None means this one."""
         if name is not None and name != self.name:
-            error = InputError(f"expected model {self.name!r}", found=repr(name[:80]), remedy="correct the path")
-            raise RefusedError(404, "not_found", error)
+            expected = f"expected model {self.name!r}"
+            raise RefusedError(404, "not_found", expected, found=repr(name[:80]), remedy="correct the path")
 
-    def refresh(self) -> Outcome:
-        """Load what `resolve` names if it is new; raises `InputError` for a bundle that is refused, now or before.
+    def refresh(self) -> LoadOutcome:
+        """Load the bundle that `resolve` finds if it is new; raises `InputError` if it is refused, now or before.
 
-        The version that is served answers all the while and stays where the new one is refused. A refused directory is
-        opened again when its files change, or where the machine was to blame: too many open files, no memory.
+        The current version answers meanwhile, and stays if the new one is refused. A refused directory is opened again
+        when its files change, or at the next call if the machine was the reason: too many open files, no memory.
         """
         with self._refreshing:
             outcome = self._look()
@@ -114,54 +112,54 @@ class ModelHost:
             return outcome
 
     def watch(self, seconds: float, stop: threading.Event) -> None:
-        """Refresh every so many seconds until told to stop; a failure is logged, and the served version stays."""
+        """Refresh at this interval until `stop` is set; a failure is logged, and the current version stays."""
         while not stop.wait(seconds):
             try:
                 with self._refreshing:
-                    self._look()  # what was refused before is no news
+                    self._look()  # a refusal is logged once
             except InputError as error:
                 _log.error("model_refused", extra={"model": self.name, "error": str(error)})
 
-    def _look(self) -> Outcome:
-        """The outcome, counted; raises `InputError` for what is refused for the first time."""
+    def _look(self) -> LoadOutcome:
+        """Refresh and count the outcome; raises `InputError` for a bundle refused for the first time."""
         try:
             outcome = self._refresh()
         except BaseException as error:  # polars' panics are no `Exception`
             self._on_load("refused")
             if isinstance(error, InputError):
                 raise
-            # Whatever a half-copied directory makes happen (a file that is gone, memory) is a reason to refuse it.
+            # A half-copied directory can cause any error (a missing file, memory): refuse it for all of them.
             _log.exception("model_error", extra={"model": self.name})
             found = f"{type(error).__name__}: {error}"[:160]
-            raise InputError("expected a bundle that opens", found=found, remedy="look at the log") from None
+            raise InputError("expected a bundle that opens", found=found, remedy="see the log") from None
         self._on_load(outcome)
         return outcome
 
-    def _refresh(self) -> Outcome:
+    def _refresh(self) -> LoadOutcome:
         current = self._served[0] if self._served else None
         path = self._resolve(self._path)
-        files = _files(path.resolve())  # what a symbolic link leads to now, and not a mixture of then and later
+        files = _files(path.resolve())  # resolve a symbolic link once, so that all files are of one target
         if files == self._seen:
             return "unchanged" if self._refusal is None else "refused"
         self._seen, self._refusal = None, None
         try:
             outcome = self._load(path, files, current)
         except InputError as error:
-            if not _is_passing(error):  # a copy: the error itself holds on to all that was opened
+            if not _is_passing(error):  # a copy: the error itself keeps the opened files alive
                 self._seen = files
                 self._refusal = InputError(error.expected, found=error.found, remedy=error.remedy, row=error.row)
             raise
         self._seen = files
         return outcome
 
-    def _load(self, path: Path, files: _Files, current: ServedModel | None) -> Outcome:
+    def _load(self, path: Path, files: _Files, current: ServedModel | None) -> LoadOutcome:
         begun = time.monotonic()
         bundle = Bundle.open(files.path)
         if current is not None and bundle.model_id == current.version:
             self._path = path
-            return "unchanged"  # the same model from another place: what is mapped stays as it is
+            return "unchanged"  # the same model from another path: keep the mapped files
         scorer = Scorer(bundle, num_threads=self._num_threads)
-        model = ServedModel(name=self.name, scorer=scorer, loaded_at=time.time(), window=Window(bundle))
+        model = ServedModel(name=self.name, scorer=scorer, loaded_at=time.time(), window=CoverageWindow(bundle))
         _check_and_warm(model.scorer)
         others = tuple(one for one in self._served if one.version != model.version)
         self._served, self._path = (model, *others)[:KEPT_VERSIONS], path
@@ -172,7 +170,7 @@ class ModelHost:
 
 
 def check_name(name: str) -> None:
-    """Raise `InputError` for a name that stands in no URL: clients resolve dots, and a slash ends a part of a path.
+    """Raise `InputError` for a name that a URL cannot hold: clients resolve dots, and a slash separates parts.
 
     >>> check_name("clicks of today, 50%")
     """
@@ -182,9 +180,9 @@ def check_name(name: str) -> None:
 
 
 def _check_and_warm(scorer: Scorer) -> None:
-    """Score the golden rows as the trainer did, then again and again until first times are over.
+    """Compare scores of the golden rows with the trainer's, then run warm-up requests.
 
-    Raises `InputError` where the scores differ.
+    Raises `InputError` if the scores differ.
     """
     difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
     if not difference <= tolerance:
@@ -197,13 +195,13 @@ def _check_and_warm(scorer: Scorer) -> None:
 
 
 def _is_passing(error: InputError) -> bool:
-    """Whether the machine refused something, and not the bundle: the next look may find it well."""
-    cause = error.__context__  # also where it is not shown
+    """Whether the machine was the reason, not the bundle, so that the next attempt may succeed."""
+    cause = error.__context__  # also set with `from None`
     return isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)
 
 
 def _files(path: Path) -> _Files:
-    """Raises `InputError` for what is no directory."""
+    """State of a directory; raises `InputError` if it is not one."""
     try:
         entries = [(entry.name, entry.stat()) for entry in sorted(path.iterdir())]
     except OSError as error:

@@ -1,9 +1,9 @@
-"""What one request may cost, and the answer to a request that costs more or cannot be served."""
+"""Bounds on the cost of requests, and the errors for requests that exceed them or cannot be served."""
 
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -26,8 +26,11 @@ Reason = Literal[
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 T = TypeVar("T")
 
-PATIENCE = 8
-"""Bodies up to so many times the largest size are read to their end before they are refused."""
+READ_ANYWAY_FACTOR = 8
+"""A body of up to this many times the largest size is read to its end before it is refused."""
+
+CLOSE = {"Connection": "close"}
+_SEVERAL_REQUESTS = "send several requests, or use `muxrec score` for files"
 
 
 def num_cores() -> int:
@@ -40,34 +43,46 @@ class Limits:
     """Bounds of one server; raises `InputError` unless all are positive."""
 
     max_body_bytes: int = 2**22
-    """A body is parsed in one piece, and other requests wait for the interpreter meanwhile: 4 MB take about 20 ms."""
+    """A body is parsed in one piece while other requests wait for the interpreter: about 20 ms for 4 MB."""
     max_rows: int = 10_000
     """Rows, or candidates, of a request."""
     max_columns: int = 4096
-    """Columns of a csv: a few bytes of header each, and reading takes memory for every one."""
+    """Columns of a csv: each takes memory to read, and only a few bytes of header to send."""
     max_list_values: int = 10_000
-    """Values in one list: the scorer takes a step for each."""
+    """Values in one list; the scorer takes one step per value."""
     timeout_seconds: float = 10.0
     """From the first byte of a request to its answer."""
     max_concurrent: int = 64
-    """Scoring requests that wait or run at a time; as many of the largest bodies may be in memory."""
+    """Scoring requests that wait or run at a time; as many bodies of the largest size fit in memory."""
     num_workers: int = 2
     """Requests that are scored at a time."""
 
     def __post_init__(self) -> None:
         if self.max_rows > CHUNK_ROWS:
-            remedy = "send several requests, or use `muxrec score` for files"
-            raise InputError(f"expected max_rows of at most {CHUNK_ROWS}", found=str(self.max_rows), remedy=remedy)
+            expected = f"expected max_rows of at most {CHUNK_ROWS}"
+            raise InputError(expected, found=str(self.max_rows), remedy=_SEVERAL_REQUESTS)
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 found = str(getattr(self, field.name))
                 raise InputError(f"expected a positive {field.name}", found=found, remedy="choose another number")
 
+    def check_num_rows(self, found: int) -> None:
+        """Raise `RefusedError` for too many rows."""
+        if found > self.max_rows:
+            expected = f"expected at most {self.max_rows} rows per request"
+            raise RefusedError(413, "too_large", expected, found=str(found), remedy=_SEVERAL_REQUESTS)
+
+    def check_num_columns(self, found: int) -> None:
+        """Raise `RefusedError` for a csv of too many columns."""
+        if found > self.max_columns:
+            expected, remedy = f"expected at most {self.max_columns} columns", "leave out columns that are not features"
+            raise RefusedError(413, "too_large", expected, found=str(found), remedy=remedy)
+
 
 class RefusedError(Exception):
-    """A request that is answered with an error; `error` says what was expected, what was found and the remedy.
+    """A request that is answered with an error: what was expected, what was found, and the remedy.
 
-    >>> RefusedError(503, "overloaded", InputError("expected fewer requests"), retry_seconds=1).headers
+    >>> RefusedError(503, "overloaded", "expected fewer requests").headers
     {'Retry-After': '1'}
     """
 
@@ -75,52 +90,37 @@ class RefusedError(Exception):
         self,
         status: int,
         reason: Reason,
-        error: InputError,
+        expected: str,
         *,
-        retry_seconds: int | None = None,
-        headers: dict[str, str] | None = None,
+        found: str | None = None,
+        remedy: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(" ".join(str(InputError(expected, found=found, remedy=remedy)).split()))
         self.status = status
         self.reason: Reason = reason
-        self.error = error
-        self.headers = dict(headers or {}) | ({"Retry-After": str(retry_seconds)} if retry_seconds else {})
-
-
-def too_many_rows(found: int, limits: Limits) -> RefusedError:
-    """The answer to a request of too many rows."""
-    remedy = "send several requests, or use `muxrec score` for files"
-    error = InputError(f"expected at most {limits.max_rows} rows a request", found=str(found), remedy=remedy)
-    return RefusedError(413, "too_large", error)
-
-
-def too_many_columns(found: int, limits: Limits) -> RefusedError:
-    """The answer to a csv of too many columns."""
-    error = InputError(
-        f"expected at most {limits.max_columns} columns", found=str(found), remedy="leave out those that are no feature"
-    )
-    return RefusedError(413, "too_large", error)
+        self.headers = dict(headers or {}) | ({"Retry-After": "1"} if status == 503 else {})
 
 
 class Bodies:
-    """The bytes of all bodies that are in memory. A slow client holds those that it has sent, and nothing else."""
+    """Counts the bytes of all bodies in memory. A slow client holds only the bytes that it has sent."""
 
     def __init__(self, limits: Limits) -> None:
         self._left = limits.max_concurrent * limits.max_body_bytes
 
     @contextmanager
     def held(self) -> Iterator[Callable[[int], None]]:
-        """What one request calls for bytes it is about to keep; it raises `RefusedError` where there is no room.
+        """A function that reserves bytes for one request, and raises `RefusedError` if there is no room.
 
-        They are given back in the end.
+        The bytes are released at the end of the context.
         """
         held = 0
 
         def hold(num_bytes: int) -> None:
             nonlocal held
             if num_bytes > self._left:
-                error = InputError("expected fewer bytes of requests at a time", remedy="try again, or add a server")
-                raise RefusedError(503, "overloaded", error, retry_seconds=1, headers={"Connection": "close"})
+                expected, remedy = "expected fewer bytes of requests at a time", "try again, or add a server"
+                raise RefusedError(503, "overloaded", expected, remedy=remedy, headers=CLOSE)
             self._left -= num_bytes
             held += num_bytes
 
@@ -133,13 +133,13 @@ class Bodies:
 async def read_body(
     receive: Receive, content_length: str | None, limits: Limits, hold: Callable[[int], None] = lambda num_bytes: None
 ) -> bytes:
-    """Body of a request, of which no more is kept than allowed; raises `RefusedError` where it is too large.
+    """Body of a request, of which at most `max_body_bytes` are kept; raises `RefusedError` if it is larger.
 
-    What is somewhat too large is read to its end all the same: who is cut off while sending sees a broken connection
-    and no answer.
+    A body that is somewhat too large is still read to its end: a client that is cut off while sending sees a broken
+    connection instead of the answer.
     """
-    patience = PATIENCE * limits.max_body_bytes
-    if content_length is not None and content_length.isdecimal() and int(content_length[:20]) > patience:
+    max_read = READ_ANYWAY_FACTOR * limits.max_body_bytes
+    if content_length is not None and content_length.isdecimal() and int(content_length[:20]) > max_read:
         raise _too_large(content_length[:20], limits, is_read=False)
     body, found = bytearray(), 0
     while True:
@@ -152,70 +152,70 @@ async def read_body(
             hold(len(part))
             body += part
         is_read = not message.get("more_body", False)
-        if found > patience or (is_read and found > limits.max_body_bytes):
+        if found > max_read or (is_read and found > limits.max_body_bytes):
             raise _too_large(str(found) + ("" if is_read else " and more"), limits, is_read=is_read)
         if is_read:
             return bytes(body)
 
 
 def _too_large(found: str, limits: Limits, *, is_read: bool) -> RefusedError:
-    remedy = "send fewer rows a request, or raise --max-body"
-    error = InputError(f"expected a body of at most {limits.max_body_bytes} bytes", found=found, remedy=remedy)
-    return RefusedError(413, "too_large", error, headers={} if is_read else {"Connection": "close"})
+    remedy = "send fewer rows per request, or raise --max-body"
+    expected = f"expected a body of at most {limits.max_body_bytes} bytes"
+    return RefusedError(413, "too_large", expected, found=found, remedy=remedy, headers={} if is_read else CLOSE)
 
 
 def check_lists(encoded: Encoded, limits: Limits) -> None:
-    """Raise `InputError` where one list holds too many values."""
+    """Raise `InputError` for a list of too many values."""
     for batch in (encoded.examples, encoded.context):
         for name, lengths in batch.lengths.items() if batch is not None else ():
             found = int(lengths.max(initial=0))
             if found > limits.max_list_values:
                 row = int(lengths.argmax()) if batch is encoded.examples else None
-                expected = f"column {name!r}: expected at most {limits.max_list_values} values a list"
+                expected = f"column {name!r}: expected at most {limits.max_list_values} values per list"
                 raise InputError(expected, found=str(found), remedy="send the latest ones", row=row)
 
 
 class Workers:
-    """Threads that score, and a bounded number of requests that may wait for them.
+    """Threads that score, with a bounded number of slots for requests that run or wait.
 
-    A request holds its place from its body's last byte until its work has ended, also where nobody waits for it any
-    more: so the work that was begun is bounded, whatever the clients do.
+    A request holds its slot from its body's last byte until its work ends, even if its client has left or was told that
+    it timed out. So the work in progress is bounded, whatever clients do.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._places = threading.BoundedSemaphore(limits.max_concurrent)
+        self._slots = threading.BoundedSemaphore(limits.max_concurrent)
         self._pool = ThreadPoolExecutor(limits.num_workers, thread_name_prefix="scorer")
 
-    def take_place(self) -> "Place":
-        """A place for one request; raises `RefusedError` where all are taken."""
-        if not self._places.acquire(blocking=False):
+    def acquire_slot(self) -> "RequestSlot":
+        """A slot for one request; raises `RefusedError` if all are taken."""
+        if not self._slots.acquire(blocking=False):
             expected = f"expected at most {self._limits.max_concurrent} requests at a time"
-            error = InputError(expected, found="one more", remedy="try again, or add a server")
-            raise RefusedError(503, "overloaded", error, retry_seconds=1)
-        return Place(self._places, self._pool)
+            raise RefusedError(503, "overloaded", expected, found="one more", remedy="try again, or add a server")
+        return RequestSlot(self._slots, self._pool)
 
     def close(self) -> None:
-        """Let running work end, and start no more."""
+        """Wait for running work, and start no more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Place:
-    """One request's place among the workers; `release` it, or `run` work, which releases it in the end."""
+class RequestSlot:
+    """One request's slot; either `release` it, or `run` work, which releases it when it ends."""
 
-    def __init__(self, places: threading.BoundedSemaphore, pool: ThreadPoolExecutor) -> None:
-        self._places, self._pool, self._is_held = places, pool, True
+    def __init__(self, slots: threading.BoundedSemaphore, pool: ThreadPoolExecutor) -> None:
+        self._slots, self._pool, self._is_held = slots, pool, True
 
     def release(self) -> None:
-        """Give the place back; does nothing where work has it."""
+        """Free the slot; does nothing if work holds it, or if it is free."""
         if self._is_held:
             self._is_held = False
-            self._places.release()
+            self._slots.release()
 
     async def run(self, work: Callable[[], tuple[T, Callable[[], None]]]) -> T:
-        """What the work returns, from another thread, which then calls what was returned with it.
+        """Run `work` in a worker; returns its result, after which the worker calls the function returned with it.
 
-        So the caller has the answer before it is counted. Work that waits when the caller is cancelled is dropped.
+        So the caller has the answer before it is counted. Work that has not started when the caller is cancelled is
+        dropped.
         """
         answer: Future[T] = Future()
 
@@ -227,7 +227,7 @@ class Place:
             except Exception as error:
                 answer.set_exception(error)
                 return
-            except BaseException as error:  # as polars' panics are
+            except BaseException as error:  # polars' panics are no `Exception`
                 panic = RuntimeError(f"{type(error).__name__}: {error}")
                 panic.__cause__ = error
                 answer.set_exception(panic)
@@ -237,7 +237,7 @@ class Place:
 
         running = self._pool.submit(job)
         self._is_held = False
-        running.add_done_callback(lambda _: self._places.release())
+        running.add_done_callback(lambda _: self._slots.release())
         try:
             return await asyncio.wrap_future(answer)
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""Log lines as JSON objects, one a line, each of a request with its id."""
+"""Logging as one JSON object per line; each request's line has its id."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 def request_id_of(header: str | None) -> str:
-    """The caller's id where it is short and plain, else a new one.
+    """The client's id if it is short and plain, else a new one.
 
     >>> request_id_of("checkout-7")
     'checkout-7'
@@ -24,10 +24,10 @@ def request_id_of(header: str | None) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level` and `event`, then what the record was given as `extra`."""
+    """Writes `time`, `level` and `event`, then the record's `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON."""
+        """Format a record as one line of JSON."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
@@ -37,10 +37,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging(level: str) -> None:
-    """Send everything that is logged, uvicorn's lines too, to standard error as JSON."""
+    """Log to standard error as JSON, uvicorn's lines included."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # What uvicorn tells of starting and ending, `run.py` tells with more; its warnings stay.
+    # `run.py` logs start and end with more detail than uvicorn; uvicorn's warnings are kept.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)

@@ -1,49 +1,42 @@
-"""The server's description, written from the model that is served: OpenAPI 3.1; `page.py` shows it to people."""
+"""The server's description in OpenAPI 3.1, written from the served model; `page.py` renders it for people."""
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from features.registry import FeatureRegistry
+from pydantic import TypeAdapter
+
 from features.spec import AnyFeature, CategoricalList, Numeric
 from serving.bundle.manifest import installed_version
 from serving.scorer import Scorer
-from serving.server.bodies import OUTPUT
-from serving.server.examples import Example, Row, example_rows, examples_of
+from serving.server.access import OPEN_PATHS
+from serving.server.bodies import INVOCATIONS_REQUESTS, OUTPUT, SCORE_REQUESTS
+from serving.server.examples import Example, example_rows, examples_of
 from serving.server.limits import Limits
-from serving.server.protocol import DATATYPES
+from serving.server.protocol import DATATYPES, InferRequest
 
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
+_OBJECT: Schema = {"type": "object"}
 _SCORE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _ERRORS = {
     "400": "A body that cannot be used as it is",
-    "401": "No token, or another one",
-    "403": "Not from here",
+    "401": "No token, or a wrong one",
+    "403": "Only from the server's own machine, or with a token",
     "404": "No such model or version",
     "408": "The body did not arrive in time",
     "409": "The new bundle was refused; the old one is served",
     "413": "Too many bytes or rows",
-    "415": "A body of another type",
+    "415": "A body of another type, or a compressed one",
     "503": "Not ready, too many requests, or no answer in time; see Retry-After",
 }
 
 
 def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -> Schema:
     """The OpenAPI document of a server that serves this model under this name."""
-    registry, version = scorer.registry, scorer.bundle.model_id
-    row = _row_schema(registry, example_rows(registry, scorer.bundle.profile))
-    schemas = {
-        "Error": _object({"error": _TEXT}),
-        "Row": row,
-        "ScoreRequest": {"oneOf": _score_requests(limits)},
-        "ScoreResponse": _object({"model": _TEXT, "version": _TEXT, "scores": _list(_SCORE)}),
-        "InvocationsRequest": {"oneOf": _invocations_requests(registry, limits)},
-        "InvocationsResponse": _object({"predictions": _list(_object({OUTPUT: _SCORE}))}),
-        "InferRequest": _infer_request(registry),
-        "InferResponse": _infer_response(),
-        "ModelMetadata": _metadata_schema(),
-    }
+    version = scorer.bundle.model_id
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
@@ -51,10 +44,10 @@ def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -
             "version": installed_version(),
             "description": f"Probabilities of version {version}. A row is an object from feature to value; a feature "
             "that is absent or null is missing. Texts in examples are made up: a model does not keep any. "
-            f"At most {limits.max_rows} rows and {limits.max_body_bytes} bytes a request.",
+            f"At most {limits.max_rows} rows and {limits.max_body_bytes} bytes per request.",
         },
         "paths": _paths(name, version, examples_of(name, scorer)),
-        "components": {"schemas": schemas},
+        "components": {"schemas": _schemas(scorer, limits)},
     }
     if has_token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -64,72 +57,108 @@ def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -
 
 def _paths(name: str, version: str, examples: Mapping[str, list[Example]]) -> Schema:
     pairs = (("name", name), ("version", version))
-    model, versioned = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
     known, that = ({"name": key, "in": "path", "required": True, "schema": {"enum": [value]}} for key, value in pairs)
     paths: Schema = {
-        "/score": {"post": _scoring("Score rows, or the candidates of one context", "Score", examples)},
-        "/invocations": {"post": _scoring("Score rows as MLflow's server takes them", "Invocations", examples)},
-        "/v2": {"get": _reading("Name and version of the server", "server_metadata", _any_object())},
-        "/v2/health/live": {"get": _reading("Whether the process answers", "live", _any_object(), open_to_all=True)},
-        "/v2/health/ready": {
-            "get": _reading("Whether new requests are welcome", "ready", _any_object(), ("503",), open_to_all=True)
-        },
+        "/score": _scoring("Score", "Score rows, or the candidates of one context", examples),
+        "/invocations": _scoring("Invocations", "Score rows as MLflow's server does", examples),
+        "/v2": _get("server_metadata", "Name and version of the server"),
+        "/v2/health/live": _get("live", "Whether the process answers"),
+        "/v2/health/ready": _get("ready", "Whether the server takes new requests", "503"),
+        "/ping": _get("ping", "Readiness, as MLflow names it", "503"),
+        "/metrics": _get("metrics", "Metrics for Prometheus", media_type="text/plain", schema=_TEXT),
     }
-    for path, parameters, suffix in ((model, [known], ""), (versioned, [known, that], "_version")):
-        infer = _scoring("Score tensors (Open Inference Protocol v2)", "Infer", examples)
-        paths[f"{path}/infer"] = {"post": infer | {"operationId": f"infer{suffix}", "parameters": parameters}}
-        for end, schema, summary in (
-            ("", _ref("ModelMetadata"), "Inputs, outputs and versions of the model"),
-            ("/ready", _any_object(), "Whether the model is loaded"),
-        ):
-            operation = _reading(summary, f"model{end.replace('/', '_')}{suffix}", schema, ("404", "503"))
-            paths[path + end] = {"get": operation | {"parameters": parameters}}
-    load = _reading("Look for a new version now", "load", _any_object(), ("403", "404", "409", "503"))
-    paths["/v2/repository/models/{name}/load"] = {"post": load | {"parameters": [known]}}
-    paths["/ping"] = {
-        "get": _reading("Readiness, as MLflow names it", "ping", _any_object(), ("503",), open_to_all=True)
-    }
-    paths["/metrics"] = {"get": _reading("Counts for Prometheus", "metrics", None)}
+    infer = _scoring("Infer", "Score tensors (Open Inference Protocol v2)", examples)
+    errors = ("404", "503")
+    for parameters in ([known], [known, that]):
+        path, suffix = "/v2/models/{name}", ""
+        if len(parameters) == 2:
+            path, suffix = path + "/versions/{version}", "_version"
+        by_path = {
+            f"{path}/infer": {"post": infer["post"] | {"operationId": f"infer{suffix}"}},
+            path: _get(
+                f"model{suffix}", "Inputs, outputs and versions of the model", *errors, schema=_ref("ModelMetadata")
+            ),
+            f"{path}/ready": _get(f"model_ready{suffix}", "Whether the model is loaded", *errors),
+        }
+        for operation in (operation for item in by_path.values() for operation in item.values()):
+            operation["parameters"] = parameters
+        paths |= by_path
+    load = _get("load", "Look for a new version now", "403", *errors, "409")
+    paths["/v2/repository/models/{name}/load"] = {"post": load["get"] | {"parameters": [known]}}
+    for path in OPEN_PATHS & paths.keys():  # no token is needed
+        paths[path]["get"]["security"] = []
+        del paths[path]["get"]["responses"]["401"]
     return paths
 
 
-def _scoring(summary: str, form: str, examples: Mapping[str, list[Example]]) -> Schema:
-    operation = _reading(summary, form.lower(), _ref(f"{form}Response"), ("400", "404", "408", "413", "415", "503"))
-    content: Schema = {"application/json": {"schema": _ref(f"{form}Request"), "examples": {}}}
+def _scoring(body: str, summary: str, examples: Mapping[str, list[Example]]) -> Schema:
+    """A path that scores; `body` names its schemas and examples."""
+    errors = ("400", "404", "408", "413", "415", "503")
+    operation = _get(body.lower(), summary, *errors, schema=_ref(f"{body}Response"))["get"]
+    content: Schema = {"application/json": {"schema": _ref(f"{body}Request"), "examples": {}}}
+    for one in examples[body]:
+        by_name = content.setdefault(one.media_type, {"schema": _TEXT, "examples": {}})["examples"]
+        by_name[one.name] = {"value": one.body}
     answers = operation["responses"]["200"]["content"]
-    answers["application/json"]["examples"] = {one.name: {"value": one.answer} for one in examples[form]}
-    for one in examples[form]:
-        content.setdefault(one.media_type, {"schema": _TEXT, "examples": {}})["examples"][one.name] = {
-            "value": one.body
-        }
-    if form == "Infer":
-        operation["description"] = (
-            "The protocol's binary tensor data extension is spoken both ways. A tensor has data, or a "
-            "parameter binary_data_size and as many bytes behind the JSON."
-        )
+    answers["application/json"]["examples"] = {one.name: {"value": one.answer} for one in examples[body]}
+    if body == "Infer":
         answers["application/octet-stream"] = {"schema": {}}
-    return operation | {"requestBody": {"required": True, "content": content}}
+        operation["description"] = (
+            "The binary tensor data extension works in both directions: a tensor has `data`, or a parameter "
+            "`binary_data_size` and as many bytes after the JSON."
+        )
+    return {"post": operation | {"requestBody": {"required": True, "content": content}}}
 
 
-def _reading(
-    summary: str, name: str, schema: Schema | None, errors: tuple[str, ...] = (), *, open_to_all: bool = False
+def _get(
+    name: str, summary: str, *errors: str, media_type: str = "application/json", schema: Schema = _OBJECT
 ) -> Schema:
-    media_type = "application/json" if schema is not None else "text/plain"
-    responses: Schema = {"200": {"description": "Done", "content": {media_type: {"schema": schema or _TEXT}}}}
-    for status in (*errors, *(() if open_to_all else ("401",))):
+    """A path that is read."""
+    responses: Schema = {"200": {"description": "Done", "content": {media_type: {"schema": schema}}}}
+    for status in (*errors, "401"):
         content = {"application/json": {"schema": _ref("Error")}}
         responses[status] = {"description": _ERRORS[status], "content": content}
-    operation: Schema = {"summary": summary, "operationId": name, "responses": responses}
-    return operation | {"security": []} if open_to_all else operation
+    return {"get": {"summary": summary, "operationId": name, "responses": responses}}
 
 
-def _row_schema(registry: FeatureRegistry, rows: list[Row]) -> Schema:
-    properties: Schema = {
+_REQUESTS = {
+    "ScoreRequest": TypeAdapter(reduce(or_, SCORE_REQUESTS)),
+    "InvocationsRequest": TypeAdapter(reduce(or_, INVOCATIONS_REQUESTS)),
+    "InferRequest": TypeAdapter(InferRequest),
+}
+
+
+def _responses() -> Schema:
+    shape, data = _list({"type": "integer"}), _list(_SCORE)
+    output = _object(name={"const": OUTPUT}, datatype={"const": "FP64"}, shape=shape, data=data)
+    tensors = _list(_object(name=_TEXT, datatype={"enum": list(DATATYPES)}, shape=shape))
+    metadata = {"name": _TEXT, "platform": _TEXT, "parameters": _OBJECT, "versions": _list(_TEXT)}
+    return {
+        "Error": _object(error=_TEXT),
+        "ScoreResponse": _object(model=_TEXT, version=_TEXT, scores=_list(_SCORE)),
+        "InvocationsResponse": _object(predictions=_list(_object(probability=_SCORE))),
+        "InferResponse": _object(model_name=_TEXT, model_version=_TEXT, id=_TEXT, outputs=_list(output)),
+        "ModelMetadata": _object(**metadata, inputs=tensors, outputs=tensors),
+    }
+
+
+def _schemas(scorer: Scorer, limits: Limits) -> Schema:
+    """Schemas of all bodies: requests by the models that read them, with the features and limits of this server."""
+    adapters = [(name, "validation", adapter) for name, adapter in _REQUESTS.items()]
+    named, defined = TypeAdapter.json_schemas(adapters, ref_template=_ref("{model}")["$ref"])  # type: ignore[arg-type]
+    schemas = {name: schema for (name, _), schema in named.items()} | defined["$defs"] | _responses()
+    rows, features = example_rows(scorer.registry, scorer.bundle.profile), scorer.registry.features
+    schemas["Rows"]["maxItems"] = limits.max_rows
+    schemas["FeatureName"] = {"enum": [feature.name for feature in features]}
+    columns = {feature.name: _list(_value_schema(feature)) for feature in features}
+    schemas["Columns"] = {"type": "object", "properties": columns, "minProperties": 1}
+    values: Schema = {
         feature.name: _value_schema(feature)
         | {"description": _description(feature), "examples": [row[feature.name] for row in rows]}
-        for feature in registry.features
+        for feature in features
     }
-    return {"type": "object", "properties": properties, "additionalProperties": True}
+    schemas["Row"] = {"type": "object", "properties": values, "additionalProperties": True}
+    return schemas
 
 
 def _description(feature: AnyFeature) -> str:
@@ -143,7 +172,7 @@ def _description(feature: AnyFeature) -> str:
 
 
 def _value_schema(feature: AnyFeature) -> Schema:
-    """What one value may be; -3.4e38 to 3.4e38 is what float32 holds."""
+    """The values that a feature takes; -3.4e38 to 3.4e38 is the range of float32."""
     if isinstance(feature, Numeric):
         number: Schema = {"type": ["number", "null"], "minimum": -3.4e38, "maximum": 3.4e38}
         return {"anyOf": [number, {"type": "string", "pattern": r"^-?[0-9]{1,18}(\.[0-9]{1,9})?$"}]}
@@ -154,59 +183,6 @@ def _value_schema(feature: AnyFeature) -> Schema:
     return {"anyOf": forms if feature.separator is None else [*forms, _TEXT]}
 
 
-def _score_requests(limits: Limits) -> list[Schema]:
-    rows = _list(_ref("Row")) | {"maxItems": limits.max_rows}
-    context = _object({"context": _ref("Row"), "candidates": rows}, closed=True)
-    return [_object({"rows": rows}, closed=True), context]
-
-
-def _invocations_requests(registry: FeatureRegistry, limits: Limits) -> list[Schema]:
-    rows = _list(_ref("Row")) | {"maxItems": limits.max_rows}
-    names: Schema = {"enum": [feature.name for feature in registry.features]}
-    values: Schema = {"type": "array", "items": _list({})}
-    split = _object({"columns": _list(names) | {"uniqueItems": True, "minItems": 1}, "data": values})
-    columns = {feature.name: _list(_value_schema(feature)) for feature in registry.features}
-    inputs: Schema = {"type": "object", "properties": columns, "minProperties": 1}
-    forms = {
-        "dataframe_split": split,
-        "dataframe_records": rows,
-        "instances": rows,
-        "inputs": {"anyOf": [inputs, rows]},
-    }
-    return [_object({form: schema}) for form, schema in forms.items()]
-
-
-def _infer_request(registry: FeatureRegistry) -> Schema:
-    tensor = _object(
-        {
-            "name": {"type": "string", "examples": [feature.name for feature in registry.features]},
-            "shape": _list({"type": "integer", "minimum": 0}) | {"minItems": 1, "maxItems": 2},
-            "datatype": {"enum": list(DATATYPES)},
-        }
-    )
-    tensor["properties"] |= {"data": {"type": "array"}, "parameters": _any_object()}
-    inputs = _list(tensor) | {"minItems": 1}
-    request = _object({"inputs": inputs})
-    request["properties"] |= {
-        "id": _TEXT,
-        "outputs": _list(_object({"name": {"const": OUTPUT}})),
-        "parameters": _any_object(),
-    }
-    return request
-
-
-def _infer_response() -> Schema:
-    shape = _list({"type": "integer"})
-    output = _object({"name": {"const": OUTPUT}, "datatype": {"const": "FP64"}, "shape": shape, "data": _list(_SCORE)})
-    return _object({"model_name": _TEXT, "model_version": _TEXT, "id": _TEXT, "outputs": _list(output)})
-
-
-def _metadata_schema() -> Schema:
-    tensor = _object({"name": _TEXT, "datatype": {"enum": list(DATATYPES)}, "shape": _list({"type": "integer"})})
-    lists = {"versions": _list(_TEXT), "inputs": _list(tensor), "outputs": _list(tensor)}
-    return _object({"name": _TEXT, "platform": _TEXT, "parameters": _any_object(), **lists})
-
-
 def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
@@ -215,10 +191,5 @@ def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
-def _any_object() -> Schema:
-    return {"type": "object"}
-
-
-def _object(properties: Mapping[str, Schema], *, closed: bool = False) -> Schema:
-    schema: Schema = {"type": "object", "properties": dict(properties), "required": list(properties)}
-    return schema | {"additionalProperties": False} if closed else schema
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties)}

@@ -1,4 +1,4 @@
-"""The server's description as a page for people: requests to copy, what they are answered, and what a row may hold."""
+"""The server's description as a page for people: requests to copy, their answers, and the features of a row."""
 
 import json
 import re
@@ -19,20 +19,20 @@ _STYLE = (
 )
 _BREAK = " \\\n  "
 _TOKEN = (
-    "<p>A token is asked for by every path but the probes: send the header <code>Authorization: Bearer TOKEN</code>, "
-    "with what <code>MUXREC_SERVE_TOKEN</code> held when the server was started. The lines below take it from your "
+    "<p>Every path except the probes needs a token: send the header <code>Authorization: Bearer TOKEN</code> with the "
+    "value that <code>MUXREC_SERVE_TOKEN</code> had when the server was started. The commands below read it from your "
     "shell: <code>export MUXREC_SERVE_TOKEN=...</code></p>"
 )
 _NO_TOKEN = (
-    "<p>No token is asked for: the server was started without <code>MUXREC_SERVE_TOKEN</code>. With it, every path but "
-    "the probes asks for the header <code>Authorization: Bearer TOKEN</code>.</p>"
+    "<p>No token is needed: the server was started without <code>MUXREC_SERVE_TOKEN</code>. With it, every path except "
+    "the probes needs the header <code>Authorization: Bearer TOKEN</code>.</p>"
 )
 
 
 def page_of(document: Schema, host: str | None) -> str:
-    """An OpenAPI document as one page of HTML without scripts, styles or pictures from elsewhere.
+    """An OpenAPI document as one self-contained page of HTML.
 
-    `host`: as the request names this server.
+    `host`: the server's name in the request, for the example commands.
     """
     info, has_token = document["info"], "security" in document
     address = f"http://{host}" if host and re.fullmatch(r"[\w.:\[\]-]+", host, re.ASCII) else "http://localhost:8080"
@@ -50,7 +50,7 @@ def page_of(document: Schema, host: str | None) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title>"
         f"<style>{_STYLE}</style><h1>{escape(info['title'])}</h1><p>{escape(info['description'])} "
         f"For machines: <a href=openapi.json>openapi.json</a>.</p>{_TOKEN if has_token else _NO_TOKEN}"
-        f"{''.join(scoring)}<h2>Features of a row</h2><table><tr><th>feature<th>what it takes<th>such as"
+        f"{''.join(scoring)}<h2>Features of a row</h2><table><tr><th>Feature<th>Values<th>Examples"
         f"{''.join(_features(document))}</table><h2>Other paths</h2><table>{''.join(others)}</table></html>"
     )
 
@@ -62,7 +62,7 @@ def _filled(path: str, operation: Schema) -> str:
 
 
 def _requests(operation: Schema, url: str, has_token: bool) -> Iterator[str]:
-    """What to send, as a line for a shell, and its answer."""
+    """Example requests of an operation as curl commands, with their answers."""
     yield f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
     answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
     for media_type, body in operation["requestBody"]["content"].items():
@@ -73,7 +73,7 @@ def _requests(operation: Schema, url: str, has_token: bool) -> Iterator[str]:
             lines += ['-H "Authorization: Bearer $MUXREC_SERVE_TOKEN"'] if has_token else []
             lines.append(f"--data-binary {shlex.quote(text)}")
             answer = json.dumps(answers[name]["value"], ensure_ascii=False)
-            yield f"<h3>{escape(name)}</h3><pre>{escape(_BREAK.join(lines))}</pre>answer<pre>{escape(answer)}</pre>"
+            yield f"<h3>{escape(name)}</h3><pre>{escape(_BREAK.join(lines))}</pre>Answer<pre>{escape(answer)}</pre>"
 
 
 def _features(document: Schema) -> Iterator[str]:

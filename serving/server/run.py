@@ -1,4 +1,4 @@
-"""A server process from its first log line to its last: listen, load, watch, drain."""
+"""The life of a server process: listen, load, watch, drain."""
 
 import asyncio
 import contextlib
@@ -20,18 +20,18 @@ from serving.server.connection import protocol_of
 from serving.server.hosting import ModelHost, Resolve, check_name
 from serving.server.limits import Limits
 from serving.server.logs import start_logging
-from serving.server.metrics import Metrics
+from serving.server.metrics import ServerMetrics
 
 TOKEN_VARIABLE = "MUXREC_SERVE_TOKEN"
 DRAIN_SECONDS = 2.0
 BACKLOG = 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
 KEEP_ALIVE_SECONDS = 75
-"""Longer than balancers keep a connection, which is 60 in most: who closes first must not be the one who is asked."""
+"""Longer than the 60 s of most balancers: if the server closed first, a request on its way would be lost."""
 MAX_CONNECTIONS = 900
-"""Connections that are open at a time, where the process may have twice as many files open."""
+"""Open connections; fewer if the process may open less than twice as many files."""
 MAX_FILES = 4096
-"""Open files that are asked for, where the machine allows more than by default."""
+"""Limit of open files to ask the system for."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,17 +49,17 @@ def serve(
     slow_seconds: float = SLOW_SECONDS,
     log_level: str = "info",
 ) -> None:
-    """Serve the bundle that `resolve` names, until SIGTERM or SIGINT.
+    """Serve the bundle that `resolve` finds, until SIGTERM or SIGINT.
 
-    It answers as soon as it listens and is ready when the model is loaded; a first model that is refused ends it, with
-    `InputError`. `watch_seconds` 0 looks for new versions only when it is asked to. After SIGTERM it goes on for
-    `drain_seconds`, not ready any more, and then ends what it has begun.
+    The server answers as soon as it listens, and is ready once the model is loaded; raises `InputError` if the first
+    model is refused. With `watch_seconds` 0 it looks for new versions only on request. After SIGTERM it reports not
+    ready, answers for `drain_seconds` more, finishes the requests in progress and exits.
     """
     check_name(name)
     start_logging(log_level)
     limits = limits or Limits()
     token = _token()
-    metrics = Metrics()
+    metrics = ServerMetrics()
     models = ModelHost(resolve, name, num_threads=num_threads, on_load=metrics.add_load)
     app = App(models, limits, metrics, token=token, slow_seconds=slow_seconds)
     listener = _listen(host, port)
@@ -73,31 +73,37 @@ def serve(
         log_config=None,
         server_header=False,
         proxy_headers=False,
-        # So many are accepted in one round of the event loop, and it takes some four until they have made room.
+        # The event loop accepts this many per round, and takes about four rounds to close others for them.
         backlog=min(BACKLOG, num_files // 16),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(limits.timeout_seconds) + 1,
     )
     server = _Server(config, app, drain_seconds)
-    keeper = _Keeper(models, server, watch_seconds)
-    place = listener.getsockname()
-    details = {"host": place[0], "port": place[1], "pid": os.getpid(), "model": name, "has_token": token is not None}
+    loader = _ModelLoader(models, server, watch_seconds)
+    address = listener.getsockname()
+    details = {
+        "host": address[0],
+        "port": address[1],
+        "pid": os.getpid(),
+        "model": name,
+        "has_token": token is not None,
+    }
     _log.info("listening", extra=details)
-    if token is None and not is_loopback(place):
+    if token is None and not is_loopback(address):
         _log.warning("open_to_the_network", extra={"remedy": f"set {TOKEN_VARIABLE}, or listen on 127.0.0.1"})
-    keeper.start()
+    loader.start()
     try:
         server.run(sockets=[listener])
     finally:
-        keeper.stop.set()
+        loader.stop.set()
         app.close()
-    if keeper.failure is not None:
-        raise keeper.failure
+    if loader.failure is not None:
+        raise loader.failure
     _log.info("stopped")
 
 
-class _Keeper(threading.Thread):
-    """Loads the first model, and then each new one; a daemon, so that a slow registry cannot hold up the end."""
+class _ModelLoader(threading.Thread):
+    """Loads the first model and each new one; a daemon, so that a slow registry cannot delay the exit."""
 
     def __init__(self, models: ModelHost, server: "_Server", watch_seconds: float) -> None:
         super().__init__(name="models", daemon=True)
@@ -106,8 +112,8 @@ class _Keeper(threading.Thread):
         self._models, self._server, self._watch_seconds = models, server, watch_seconds
 
     def run(self) -> None:
-        """Until `stop` is set."""
-        # All modules are loaded: the garbage collector, which stops every thread, need not look at them again.
+        """Load the first model, then watch until `stop` is set."""
+        # Garbage collection stops every thread: exclude the loaded modules from it.
         gc.collect()
         gc.freeze()
         try:
@@ -122,21 +128,21 @@ class _Keeper(threading.Thread):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that goes on for a while after SIGTERM, and whose process then ends with exit code 0."""
+    """uvicorn that answers for a while after SIGTERM, and then exits with code 0."""
 
     def __init__(self, config: uvicorn.Config, app: App, drain_seconds: float) -> None:
         super().__init__(config)
         self._app, self._drain_seconds = app, drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; more may wait for it than are accepted at once."""
+        """Listen, with a longer queue than the number accepted per round."""
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handlers on the event loop; uvicorn's own would end the process by the signal again afterwards."""
+        """Handle signals on the event loop; uvicorn's handlers would raise the signal again at the end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._drain, loop)
         loop.add_signal_handler(signal.SIGINT, self._end)
@@ -147,7 +153,7 @@ class _Server(uvicorn.Server):
             loop.remove_signal_handler(signal.SIGINT)
 
     def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Balancers and orchestrators need a moment to send their requests elsewhere; a second signal ends the wait."""
+        """Give balancers time to send requests elsewhere, then end; a second signal ends at once."""
         if self._app.is_draining:
             self._end()
             return
@@ -162,8 +168,7 @@ class _Server(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, for asyncio turns Nagle's algorithm off only where it reads "TCP"; with it, answers wait 40 ms for an
-    # acknowledgement.
+    # Explicitly TCP, or asyncio leaves Nagle's algorithm on, and answers wait 40 ms for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -179,14 +184,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _allowed_files() -> int:
-    """Files that this process may have open, once it has asked for more; a connection is one."""
+    """Raise the limit of open files, of which each connection is one; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return MAX_FILES if soft == resource.RLIM_INFINITY else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # a sandbox may forbid even that
+    except (OSError, ValueError):  # a sandbox may forbid it
         return soft
     return wanted
 

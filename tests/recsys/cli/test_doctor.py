@@ -1,10 +1,9 @@
-"""The doctor: sound here, and with a word and a command for everything that can be broken elsewhere."""
+"""The doctor: sound here, and with a finding and a command for everything that can be broken elsewhere."""
 
 import http.server
 import importlib.metadata
 import json
 import re
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,13 +16,13 @@ from rich.console import Console
 
 from features.hashing import hash_text
 from recsys.cli import doctor
-from recsys.cli.doctor import Check, Findings, diagnose, diagnosis_table, run_probe, store_check
+from recsys.cli.doctor import LOCAL_STORE, Diagnosis, Findings, diagnose, diagnosis_table, required, run_probe
+from recsys.tracking.store import connect
 
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 NAMES = [
     *("python", "scoring packages", "token hash", "onnxruntime", "training packages", "torch", "table kernels"),
-    *("torchrec", "versions", "onnx export", "mlflow", "tracking store", "server packages", "cores", "memory", "disk"),
-    *("bfloat16", "git commit"),
+    *("torchrec", "mlflow", "tracking store", "server packages", "machine"),
 ]
 
 
@@ -42,17 +41,15 @@ def interpreter(monkeypatch, tmp_path):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Let the doctor see the given distributions alone: name to (version, files)."""
+    """Let the doctor see the given distributions alone: name to version."""
 
-    def use(distributions: dict[str, tuple[str, list[str]]]) -> None:
-        def look_up(name: str) -> tuple[str, list[str]]:
-            if name not in distributions:
+    def use(versions: dict[str, str]) -> None:
+        def look_up(name: str) -> str:
+            if name not in versions:
                 raise importlib.metadata.PackageNotFoundError(name)
-            return distributions[name]
+            return versions[name]
 
-        paths = importlib.metadata.PackagePath
-        monkeypatch.setattr(importlib.metadata, "version", lambda name: look_up(name)[0])
-        monkeypatch.setattr(importlib.metadata, "files", lambda name: [paths(path) for path in look_up(name)[1]])
+        monkeypatch.setattr(importlib.metadata, "version", look_up)
 
     return use
 
@@ -72,7 +69,7 @@ def test_this_environment_is_sound():
     found = {check.name: check.found for check in checks}
     assert found["token hash"] == "0x06eed105b82285fa"
     assert found["table kernels"] == "a fused step on the CPU"
-    assert "belong together" in found["versions"]
+    assert "torchrec 1.8.0" in found["training packages"]
     assert time.perf_counter() - began < 60  # some 5 s; the margin is for a machine that does other things too
 
 
@@ -84,20 +81,19 @@ def test_importing_the_doctor_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_constants_agree_with_the_project():
+def test_the_packages_are_those_of_the_project():
     project = tomllib.loads(PYPROJECT.read_text())["project"]
     extras = project["optional-dependencies"]
 
     def names(requirements: list[str]) -> set[str]:
-        return {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements}
+        return {re.split(r"[^A-Za-z0-9_-]", line)[0] for line in requirements if not line.startswith("muxrec[")}
 
-    assert names(project["dependencies"]) == set(doctor.SCORING)
-    assert names(extras["server"]) == set(doctor.SERVER)
-    known = {*doctor.TRAINING, *doctor.EXPORT, "torchrec", "mlflow"}
-    assert names(extras["train-core"]) == known
-    pins = {*extras["train-gpu"], *extras["train-core"]}
-    assert {f"{name}=={version}" for name, version in doctor.ABI_BOUND.items()} <= pins
-    assert "fbgemm-gpu-cpu==" + doctor.ABI_BOUND["fbgemm-gpu"] in extras["train"]
+    assert set(required("")) == names(project["dependencies"])
+    assert set(required("server")) == names(extras["server"])
+    assert set(required("train")) == names(extras["train"]) | names(extras["train-core"])
+    pins = {f"{name}=={version}" for name, version in required("train-gpu").items() if version}
+    assert pins == {"torch==2.13.0", "fbgemm-gpu==1.8.0", "torchrec==1.8.0"}
+    assert pins <= {*extras["train-gpu"], *extras["train-core"]}
     assert hash_text(doctor.GOLDEN_TEXT) == doctor.GOLDEN_TOKEN
 
 
@@ -125,30 +121,28 @@ def test_kernels_that_do_not_load_are_missing_and_torch_is_not(monkeypatch):
     monkeypatch.setattr(doctor, "run_probe", lambda name: findings)
     checks = {check.name: check for check in diagnose()}
     assert checks["torch"].status == "ok"
-    assert checks["table kernels"] == Check(
-        name="table kernels", status="missing", found="OSError: fbgemm_gpu_tbe_utils.so", remedy=doctor.REINSTALL
+    assert checks["table kernels"] == Diagnosis(
+        "table kernels", "missing", "OSError: fbgemm_gpu_tbe_utils.so", doctor.REINSTALL
     )
 
 
-def test_a_check_that_fails_itself_is_a_note(monkeypatch, no_probes, tmp_path):
+def test_a_folder_that_is_gone_does_not_stop_the_doctor(monkeypatch, no_probes, tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    checks = {check.name: check for check in diagnose()}
-    assert checks["disk"].status == "note"
-    assert "cannot tell" in checks["disk"].found
+    assert diagnose()[-1].name == "machine"
 
 
 def test_another_hash_is_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "run_probe", lambda name: Findings({"token": "0x0000000000000001"}, None))
+    monkeypatch.setattr(doctor, "run_probe", lambda name: Findings({"token hash": "0x0000000000000001"}, None))
     check = next(check for check in diagnose() if check.name == "token hash")
     assert check.status == "missing"
     assert "other rows" in check.found
 
 
 def test_without_training_packages_the_environment_still_scores(installed, no_probes):
-    installed(dict.fromkeys(doctor.SCORING, ("1.0", [])))
+    installed({name: pin or "1.0" for name, pin in required("").items()})
     checks = {check.name: check for check in diagnose()}
     assert checks["scoring packages"].status == "ok"
     assert checks["training packages"].status == "note"
@@ -158,85 +152,90 @@ def test_without_training_packages_the_environment_still_scores(installed, no_pr
 
 
 def test_half_of_the_training_packages_is_missing(installed, no_probes):
-    installed({"torch": ("2.13.0+cpu", [])})
+    installed({"torch": "2.13.0+cpu"})
     checks = {check.name: check for check in diagnose()}
-    for name in ("scoring packages", "training packages", "torch", "versions", "onnx export", "mlflow"):
+    for name in ("scoring packages", "training packages", "torch", "table kernels", "mlflow", "tracking store"):
         assert checks[name].status == "missing", name
         assert checks[name].remedy, name
 
 
-KERNELS = ["fbgemm_gpu/__init__.py"]
-
-
 @pytest.mark.parametrize(
-    ("distributions", "status", "found"),
+    ("changes", "status", "found"),
     [
-        ({"fbgemm-gpu": ("1.8.0", []), "fbgemm-gpu-cpu": ("1.8.0", KERNELS)}, "ok", "belong together"),
-        ({"fbgemm-gpu": ("1.8.0", KERNELS)}, "ok", "belong together"),
-        ({"fbgemm-gpu": ("1.8.0", []), "fbgemm-gpu-cpu": ("1.9.0", KERNELS)}, "missing", "expected"),
-        ({"fbgemm-gpu": ("1.8.0", KERNELS), "fbgemm-gpu-cpu": ("1.8.0", KERNELS)}, "missing", "two builds"),
-        ({}, "missing", "fbgemm-gpu absent"),
+        ({}, "ok", "fbgemm-gpu-cpu 1.8.0"),
+        ({"fbgemm-gpu-cpu": None}, "ok", "fbgemm-gpu 1.8.0"),  # the build for CUDA
+        ({"fbgemm-gpu-cpu": "1.9.0"}, "missing", "fbgemm-gpu-cpu 1.9.0, expected 1.8.0"),
+        ({"torch": "2.12.0+cpu"}, "missing", "torch 2.12.0+cpu, expected 2.13.0"),
+        ({"fbgemm-gpu": None, "fbgemm-gpu-cpu": None}, "missing", "no fbgemm-gpu"),
     ],
 )
-def test_versions_belong_together(installed, no_probes, distributions, status, found):
-    installed({"torch": ("2.13.0+cpu", []), "torchrec": ("1.8.0", []), **distributions})
-    check = next(check for check in diagnose() if check.name == "versions")
+def test_versions_belong_together(installed, no_probes, changes, status, found):
+    versions = {name: pin or "1.8.0" for name, pin in required("train").items()} | {"torch": "2.13.0+cpu"} | changes
+    installed({name: version for name, version in versions.items() if version})
+    check = next(check for check in diagnose() if check.name == "training packages")
     assert check.status == status
     assert found in check.found
 
 
-def test_a_sqlite_store_is_tried_and_never_made(tmp_path):
+def store(monkeypatch: pytest.MonkeyPatch, uri: str) -> Diagnosis:
+    """The doctor's line of a tracking store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return doctor._tracking_store(run_probe("tracking"))
+
+
+@pytest.mark.slow
+def test_a_sqlite_store_is_tried_and_never_made(tmp_path, monkeypatch):
     path = tmp_path / "mlflow.db"
-    assert store_check(f"sqlite:///{path}").status == "ok"
+    assert store(monkeypatch, f"sqlite:///{path}").status == "ok"
     assert not path.exists()
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE runs (id)")
-    assert "writable" in store_check(f"sqlite:///{path}").found
-    connection.execute("BEGIN EXCLUSIVE")
-    assert store_check(f"sqlite:///{path}").status == "note"
-    connection.close()
+    connect(f"sqlite:///{path}")
+    assert store(monkeypatch, f"sqlite:///{path}").found == f"sqlite:///{path}, answers"
     path.write_text("no database at all, but a text of some length")
-    broken = store_check(f"sqlite:///{path}")
+    broken = store(monkeypatch, f"sqlite:///{path}")
     assert (broken.status, broken.remedy) == ("missing", f"mv '{path}' '{path}.broken'")
-    assert store_check(f"sqlite:///{tmp_path}/absent/mlflow.db").status == "missing"
-    assert store_check(f"sqlite:///{tmp_path}").status == "missing"
+    for uri in (f"sqlite:///{tmp_path}/absent/mlflow.db", f"sqlite:///{tmp_path}"):
+        assert store(monkeypatch, uri) == Diagnosis(
+            "tracking store", "missing", f"{uri} cannot be written", LOCAL_STORE
+        )
 
 
-@pytest.mark.parametrize(("code", "status"), [(200, "ok"), (401, "note"), (500, "note")])
-def test_a_tracking_server_is_asked(code, status):
-    class Health(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(code if self.path == "/health" else 404)
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [200, 401, 500])
+def test_a_tracking_server_is_asked(code, monkeypatch):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(code)
             self.end_headers()
+            self.wfile.write(b"{}" if code == 200 else b"You are not authenticated.")  # as MLflow's own server
 
         def log_message(self, *arguments: object) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        check = store_check(f"http://me:secret@127.0.0.1:{server.server_port}/")
+        check = store(monkeypatch, f"http://me:secret@127.0.0.1:{server.server_port}/")
         server.shutdown()
-    assert check.status == status
+    assert check.status == ("ok" if code == 200 else "missing")
     assert "secret" not in check.found
-    assert ("MLFLOW_TRACKING_USERNAME" in (check.remedy or "")) == (code == 401)
+    assert check.remedy == {200: None, 401: doctor.LOGIN, 500: LOCAL_STORE}[code]
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_used_has_a_remedy(monkeypatch):
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        port = server.server_port  # free again below, so that nobody answers
-    for uri in (f"http://127.0.0.1:{port}", "http://[", "file:///tmp/mlruns", "mlruns"):
-        check = store_check(uri)
-        assert (check.status, check.remedy) == ("missing", doctor.LOCAL_STORE), uri
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    for uri in ("mlruns", "databricks", "mysql://host/db"):
-        assert store_check(uri).status == "note", uri
+        port = server.server_port  # free again below, so that nothing answers
+    for uri in (f"http://127.0.0.1:{port}", "http://[", "mlruns"):
+        check = store(monkeypatch, uri)
+        assert (check.status, check.remedy) == ("missing", LOCAL_STORE), uri
+    check = store(monkeypatch, "postgresql://me:secret@127.0.0.1:1/db")
+    assert (check.status, "secret" in check.found) == ("missing", False)
 
 
 def test_the_table_shows_brackets_and_every_status():
     checks = [
-        Check(name="a", status="ok", found="x"),
-        Check(name="b", status="missing", found="no y", remedy="get [y]"),
+        Diagnosis("a", "ok", "x"),
+        Diagnosis("b", "missing", "no y", "get [y]"),
     ]
     console = Console(width=100)
     with console.capture() as capture:
@@ -248,7 +247,7 @@ def test_the_table_shows_brackets_and_every_status():
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("note", 0), ("missing", 1)])
 def test_the_command_fails_only_for_what_is_missing(monkeypatch, muxrec, status, code):
-    monkeypatch.setattr(doctor, "diagnose", lambda: [Check(name="a", status=status, found="x")])
+    monkeypatch.setattr(doctor, "diagnose", lambda: [Diagnosis("a", status, "x")])
     assert muxrec("doctor").code == code
     result = muxrec("doctor", "--json")
     assert result.code == code

@@ -22,7 +22,7 @@ import pytest
 import serving.batch.output
 from features.errors import InputError
 from serving.batch.output import locked
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.serving.conftest import Run, content, raw_frame, visible
 
 pytestmark = pytest.mark.slow
@@ -224,7 +224,7 @@ def test_a_worker_that_dies_is_told(start: Start, tmp_path: Path, monkeypatch: p
 def test_a_second_job_on_the_directory_is_refused(
     run: Run, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving.batch.output, "_PATIENCE", 0.2)
+    monkeypatch.setattr(serving.batch.output, "LOCK_TIMEOUT_SECONDS", 0.2)
     with locked(tmp_path / "out"):
         with pytest.raises(
             InputError, match=r"out: expected no other job at work on it; found one that holds its lock"
@@ -236,7 +236,7 @@ def test_a_second_job_on_the_directory_is_refused(
 def test_the_lock_is_free_when_its_holder_has_ended(tmp_path: Path) -> None:
     with locked(tmp_path / "out"):
         assert (tmp_path / "out" / ".lock").exists()
-        code = "import sys, pathlib\nfrom serving.batch import output\noutput._PATIENCE = 0.2\n"
+        code = "import sys, pathlib\nfrom serving.batch import output\noutput.LOCK_TIMEOUT_SECONDS = 0.2\n"
         code += "with output.locked(pathlib.Path(sys.argv[1])): pass"
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
         assert "expected no other job at work on it" in done.stderr
@@ -251,7 +251,7 @@ def test_many_jobs_that_begin_at_once_hold_the_lock_one_by_one(tmp_path: Path) -
 import os, sys, time
 from pathlib import Path
 import serving.batch.output
-serving.batch.output._PATIENCE = 30.0
+serving.batch.output.LOCK_TIMEOUT_SECONDS = 30.0
 out = Path(sys.argv[1])
 for _ in range(20):
     with serving.batch.output.locked(out):

@@ -11,7 +11,7 @@ import polars as pl
 from serving.server.app import App
 from serving.server.hosting import ModelHost
 from serving.server.limits import Limits
-from serving.server.metrics import Metrics
+from serving.server.metrics import ServerMetrics
 
 NAME = "clicks"
 JSON = {"Content-Type": "application/json"}
@@ -22,7 +22,7 @@ class Served:
     """An application and what stands behind it."""
 
     def __init__(self, path: Path | Callable[[], Path], *, limits: Limits | None = None, **settings: Any) -> None:
-        self.metrics = Metrics()
+        self.metrics = ServerMetrics()
         self.host = ModelHost(lambda current: path() if callable(path) else path, NAME, on_load=self.metrics.add_load)
         self.app = App(self.host, limits or Limits(), self.metrics, **settings)
 

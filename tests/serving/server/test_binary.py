@@ -10,7 +10,7 @@ import pytest
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.server.binary import HEADER
 from serving.server.limits import Limits
 from tests.serving.conftest import raw_frame
@@ -138,7 +138,7 @@ def test_the_client_with_its_defaults(serve: Any, versions: list[Bundle]) -> Non
         assert client.get_model_metadata(NAME)["name"] == NAME
         client.load_model(NAME)
         calls = {
-            r"\[415\] expected a plain body; found 'gzip'; do not pack it": lambda: client.infer(
+            r"\[415\] expected a plain body; found 'gzip'; do not compress it": lambda: client.infer(
                 NAME, inputs, request_compression_algorithm="gzip"
             ),
             r"\[415\] expected a plain body; found 'deflate'": lambda: client.infer(
@@ -195,8 +195,8 @@ WRONG: list[tuple[Any, bytes, str]] = [
     ([raw("FP32", [1], 4, "price")], struct.pack("<f", np.inf), "column 'price': expected finite numbers"),
     ([raw("BYTES", [2], 10, "price")], TWO, "column 'price': expected a number; found .*'a'.* in row 1"),
     ([raw("BYTES", [2], 10) | {"data": ["a", "b"]}], TWO, "'user': expected data; found both"),
-    ([raw("BYTES", [2], 10) | {"parameters": [1]}], TWO, "'user': expected parameters as an object; found a list"),
-    ([raw("BYTES", [-2], 10)], TWO, r"expected shape \[rows\] or \[rows, values\]; found \[-2\]"),
+    ([raw("BYTES", [2], 10) | {"parameters": [1]}], TWO, "'user', parameters: expected an object; found a list"),
+    ([raw("BYTES", [-2], 10)], TWO, r"shape: expected \[rows\] or \[rows, values\]; found -2"),
 ]
 
 
@@ -238,7 +238,7 @@ def test_limits_hold_for_bytes(client: Client) -> None:
         answer = client.post(INFER, content=text + bytes(count), headers={HEADER: str(len(text))})
         assert (answer.status_code, answer.json()["error"].partition(";")[0]) == (
             413,
-            "expected at most 50 rows a request",
+            "expected at most 50 rows per request",
         )
     answer = client.post(INFER, content=b"{}".ljust(20_001), headers={HEADER: "2"})
     assert answer.status_code == 413
@@ -278,7 +278,7 @@ def test_content_types_that_mean_what_is_meant_here(client: Client) -> None:
         ({"inputs": [saying(["str"])]}, "found a list"),
         ({"inputs": [saying("str", tensor("user", "INT8", [7]))]}, "expected content_type np or pd; found 'str'"),
         ({"inputs": [ONE], "parameters": {"content_type": "base64"}}, "'user': expected content_type .* 'base64'"),
-        ({"inputs": [ONE], "parameters": 7}, "request: expected parameters as an object; found a number"),
+        ({"inputs": [ONE], "parameters": 7}, "parameters: expected an object; found a number"),
         (
             {"inputs": [ONE], "parameters": {"binary_data_output": 1}},
             "expected binary_data_output true or false; found",

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from features.errors import InputError
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from serving.server.limits import Limits, RefusedError, Workers, read_body
 from tests.serving.server.app import FORMS, JSON, NAME, Served
@@ -118,7 +118,7 @@ def test_a_body_without_a_length_is_read_no_further_than_allowed(served: Served)
 def test_a_request_has_a_largest_number_of_rows(served: Served, path: str, body: Any) -> None:
     answer = served.client().post(path, json=body)
     assert answer.status_code == 413, answer.text
-    assert answer.json()["error"].startswith("expected at most 5 rows a request; found ")
+    assert answer.json()["error"].startswith("expected at most 5 rows per request; found ")
 
 
 def test_rows_that_need_no_data_take_no_memory(served: Served) -> None:
@@ -162,7 +162,7 @@ def test_csv_has_a_largest_number_of_columns(bundle: Bundle) -> None:
     for header in (b"user,b,c,d", b"\n\nuser,b,c,d", b'user,"b\n",c,d', b'user,"b,\n""\n",c,d', b'"user,b,c,d'):
         answer = served.client().post("/invocations", content=header + b"\n", headers=csv)
         assert answer.status_code == 413, header
-        assert answer.json()["error"].startswith("expected at most 3 columns; found 4; leave out those")
+        assert answer.json()["error"].startswith("expected at most 3 columns; found 4; leave out columns")
     for header in (b"user,b,c", b'user,"b\n",c', b'user,"b""\n",c'):
         answer = served.client().post("/invocations", content=header + b"\n7,,\n", headers=csv)
         assert answer.status_code == 200, answer.text
@@ -174,7 +174,7 @@ def test_a_list_has_a_largest_number_of_values(bundle: Bundle) -> None:
         assert served.client().post("/score", json={"rows": [{}, {path: rows[:3]}]}).status_code == 200
         answer = served.client().post("/score", json={"rows": [{}, {path: rows}]})
         assert answer.status_code == 400
-        assert f"column {path!r}: expected at most 3 values a list; found 4 in row 2" in answer.json()["error"]
+        assert f"column {path!r}: expected at most 3 values per list; found 4 in row 2" in answer.json()["error"]
 
 
 # --- time and company -------------------------------------------------------------------------------------------------
@@ -311,14 +311,14 @@ def test_a_panic_of_a_library_is_an_error_like_another(served: Served, monkeypat
 def test_places_are_counted_under_threads() -> None:
     limits = Limits(max_concurrent=4, num_workers=2)
     workers = Workers(limits)
-    taken = [workers.take_place() for _ in range(4)]
+    taken = [workers.acquire_slot() for _ in range(4)]
     with pytest.raises(RefusedError):
-        workers.take_place()
+        workers.acquire_slot()
     taken[0].release()
     taken[0].release()  # once is enough
-    workers.take_place()
+    workers.acquire_slot()
     with pytest.raises(RefusedError):
-        workers.take_place()
+        workers.acquire_slot()
     workers.close()
 
 

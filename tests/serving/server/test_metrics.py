@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.bundle.bundle import Bundle
-from serving.server import unlike
+from serving.bundle import Bundle
+from serving.server import coverage_window
 from serving.server.limits import Limits, Workers
 from serving.server.logs import JsonFormatter
-from serving.server.metrics import Histogram, Metrics, Request, Scored, Version
+from serving.server.metrics import AnsweredRequest, Histogram, ModelVersion, ScoredRequest, ServerMetrics
 from tests.serving.conftest import dense_graph, make_bundle
 from tests.serving.server.app import FORMS, JSON, NAME, Served
 
@@ -40,12 +40,14 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 def test_a_histogram_counts_as_a_loop_does() -> None:
     bounds, values = (0.1, 0.5, 1.0), np.random.default_rng(3).choice([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 2.0], 200)
-    histogram = Histogram(bounds)
-    histogram.add(values[:50])
-    histogram.add(values[50:])
+    histogram = Histogram("name", "text", ["model"], bounds)
+    histogram.observe(("a",), values[:50])
+    histogram.observe(("a",), values[50:])
+    buckets = [one.value for one in next(histogram.collect()).samples if one.name == "name_bucket"]
+    (total,) = [one.value for one in next(histogram.collect()).samples if one.name == "name_sum"]
     expected = [sum(one <= bound for one in values) for bound in (*bounds, float("inf"))]
-    assert [count for _, count in histogram.buckets()] == expected
-    assert histogram.total == pytest.approx(sum(values))
+    assert buckets == expected
+    assert total == pytest.approx(sum(values))
 
 
 def test_requests_failures_batches_and_scores(bundle: Bundle) -> None:
@@ -124,12 +126,12 @@ def test_names_from_requests_are_never_labels(bundle: Bundle) -> None:
 
 
 def test_series_of_a_version_end_when_it_is_no_longer_kept() -> None:
-    metrics = Metrics()
-    versions = [Version("clicks", name) for name in "abc"]
+    metrics = ServerMetrics()
+    versions = [ModelVersion("clicks", name) for name in "abc"]
     for version in versions:
-        metrics.add_request(Request(version, "score", 200, "", 0.01))
-        metrics.add_request(Request(version, "score", 400, "invalid", 0.01))
-        metrics.add_scored(Scored(version, np.array([0.5]), {}, {"read": 0.1}))
+        metrics.add_request(AnsweredRequest(version, "score", 200, "", 0.01))
+        metrics.add_request(AnsweredRequest(version, "score", 400, "invalid", 0.01))
+        metrics.add_scored(ScoredRequest(version, np.array([0.5]), {}, {"read": 0.1}))
     metrics.set_served({versions[2]: 2.0, versions[1]: 1.0}, is_ready=True)
     labels = {pair for _, pairs in samples(metrics.text()) for pair in pairs}
     assert {found for label, found in labels if label == "version"} == {"b", "c"}
@@ -196,7 +198,7 @@ def test_a_traceback_is_inside_its_line() -> None:
 def test_values_unlike_training_are_one_line_of_warning(
     tmp_path: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlike, "WINDOW", 30)
+    monkeypatch.setattr(coverage_window, "WINDOW", 30)
     untrained = np.zeros(211, dtype=np.bool_)
     served = Served(make_bundle(tmp_path / "bundle", trained_rows=untrained).path, limits=Limits(num_workers=1)).start()
 

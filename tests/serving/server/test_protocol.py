@@ -13,7 +13,7 @@ import pytest
 from mlflow.utils.proto_json_utils import dataframe_from_parsed_json, parse_tf_serving_input
 
 from features.registry import FeatureRegistry
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from serving.server.examples import example_rows
 from serving.server.limits import Limits
@@ -251,11 +251,15 @@ WRONG: list[tuple[str, Any, str]] = [
     ("/score", b"\xff", "expected JSON"),
     ("/score", b'{"rows": ' + b"[" * 300, "expected JSON; found recursion limit"),
     ("/score", [], "expected a JSON object; found a list"),
-    ("/score", {}, "expected the key `rows`, or `context` and `candidates`; found none; send "),
+    ("/score", {}, "expected the keys `rows`, or `context` and `candidates`; found none; send "),
     ("/score", {"rows": [], "more": 1}, "found 'rows', 'more'"),
-    ("/score", {"rows": {}}, "rows: expected a list of objects; found an object; put it in a list"),
+    ("/score", {"rows": {}}, "rows: expected a list; found an object; put it in a list"),
     ("/score", {"rows": [{}, 7]}, "rows: expected an object; found a number in row 2"),
-    ("/score", {"rows": [{"usr": 1}]}, "expected values of the model's features; found 'usr'; send some of age, "),
+    (
+        "/score",
+        {"rows": [{"usr": 1}]},
+        "expected a row with a feature of the model; found keys 'usr' in row 1; did you mean 'user'?",
+    ),
     ("/score", {"rows": [{}, {"price": "x"}]}, "column 'price': expected a number; found .*'x'.* in row 2"),
     ("/score", {"rows": [{"user": 0.5}]}, "column 'user': expected categories"),
     ("/score", {"rows": [{"user": {"a": 1}}]}, "column 'user': expected categories"),
@@ -264,16 +268,20 @@ WRONG: list[tuple[str, Any, str]] = [
     ("/score", '{"rows": [{"price": 1e999}]}', "column 'price': expected finite numbers"),
     ("/score", {"context": [], "candidates": []}, "context: expected an object; found a list"),
     ("/score", {"context": {"user": 1}, "candidates": [{"user": 2}]}, "'user'"),
-    (INFER, {}, "inputs: expected a list of tensors; found none"),
+    (INFER, {}, "expected `inputs`; found none"),
     (INFER, {"id": 7, "inputs": [ONE]}, "id: expected a text; found a number"),
-    (INFER, {"inputs": [{}]}, "inputs: expected tensors with a name"),
+    (INFER, {"inputs": [{}]}, "inputs: expected `name`; found none"),
     (INFER, {"inputs": [ONE, ONE]}, "inputs: expected each tensor once; found 'user' twice"),
     (INFER, {"inputs": [ONE | {"name": "usr"}]}, "found 'usr'; did you mean 'user'?"),
     (INFER, {"inputs": [ONE | {"shape": [2]}]}, r"input 'user': expected 2 values; found 1 for shape \[2\]"),
-    (INFER, {"inputs": [ONE | {"shape": [-1]}]}, r"expected shape \[rows\] or \[rows, values\]; found \[-1\]"),
-    (INFER, {"inputs": [ONE | {"shape": [1, 1, 1]}]}, "expected shape"),
+    (
+        INFER,
+        {"inputs": [ONE | {"shape": [-1]}]},
+        r"input 'user', shape: expected \[rows\] or \[rows, values\]; found -1; send the shape as whole",
+    ),
+    (INFER, {"inputs": [ONE | {"shape": [1, 1, 1]}]}, r"input 'user', shape: expected \[rows\] or .*; found 3 items"),
     (INFER, {"inputs": [ONE | {"shape": [1, 2], "data": ["a", "b"]}]}, r"expected shape \[rows\]; found \[1, 2\]"),
-    (INFER, {"inputs": [ONE | {"datatype": "STRING"}]}, "expected a datatype of BYTES, .*; found STRING"),
+    (INFER, {"inputs": [ONE | {"datatype": "STRING"}]}, "input 'user', datatype: expected 'BYTES', .*; found 'STRING'"),
     (INFER, {"inputs": [ONE | {"data": [1]}]}, "expected values of BYTES; found a number"),
     (INFER, {"inputs": [ONE | {"datatype": "INT8", "data": [300]}]}, "expected -128 to 127; found 300"),
     (INFER, {"inputs": [ONE | {"datatype": "INT8", "data": [True]}]}, "expected values of INT8; found a boolean"),
@@ -283,20 +291,24 @@ WRONG: list[tuple[str, Any, str]] = [
         r"expected data; found none; send `data` as JSON, or bin",
     ),
     (INFER, {"inputs": [ONE, tensor("item", "BYTES", ["a", "b"])]}, "same number of rows; found 1 in 'user', 2 in "),
-    (INFER, {"inputs": [ONE], "outputs": [{"name": "logit"}]}, "outputs: expected 'probability' alone"),
+    (INFER, {"inputs": [ONE], "outputs": [{"name": "logit"}]}, "outputs, name: expected 'probability'; found 'logit'"),
     (INFER, {"inputs": [tensor("words__values", "BYTES", ["a"])]}, "found 'words__values'"),
     (
         INFER,
         {"inputs": [tensor("words__values", "BYTES", ["a"]), tensor("words__offsets", "INT64", [0, 2])]},
         r"where each row's values begin, from 0 to 1; found \[0, 2\]",
     ),
-    ("/invocations", {}, "expected one of dataframe_split, dataframe_records, instances, inputs; found none"),
+    (
+        "/invocations",
+        {},
+        "expected the keys `dataframe_split`, or `dataframe_records`, or `instances`, or `inputs`; found none",
+    ),
     ("/invocations", {"instances": [], "inputs": []}, "found 'instances', 'inputs'"),
     ("/invocations", {"instances": [[1, 2]]}, "instances: expected an object; found a list in row 1"),
-    ("/invocations", {"dataframe_split": {"columns": ["user"]}}, "expected `columns` and `data`; found 'columns'"),
+    ("/invocations", {"dataframe_split": {"columns": ["user"]}}, "dataframe_split: expected `data`; found 'columns'"),
     ("/invocations", {"dataframe_split": {"columns": ["user"], "data": [[1], [1, 2]]}}, "found 2 in row 2"),
     ("/invocations", {"dataframe_split": {"columns": ["a", "a"], "data": []}}, "columns of different names"),
-    ("/invocations", {"inputs": {"user": 7}}, "expected a list of values a column; found a number for 'user'"),
+    ("/invocations", {"inputs": {"user": 7}}, "expected a list of values per column; found a number for 'user'"),
     ("/invocations", {"inputs": {"user": [7], "age": [1, 2]}}, "columns of equal length; found 1 and 2"),
 ]
 
@@ -316,7 +328,7 @@ def test_a_mistake_is_one_line(client: Client, path: str, body: Any, message: st
 CSV = [
     ("user,price\n1", "2"),
     ("user,price\n1,x\n", "expected a number; found 'x' in row 1"),
-    ("usr\n1\n", "expected values of the model's features; found 'usr'"),
+    ("usr\n1\n", "expected a column of a feature of the model; found 'usr'; send some of user, "),
     ("user,user\n1,2\n", "column names must be unique"),
     ('user\n"a\n', "quote"),
     ("", "expected rows; found an empty file"),

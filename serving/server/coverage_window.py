@@ -1,20 +1,20 @@
-"""Whether the values that are asked about are still like those of training; a line of warning when they are not.
+"""Warnings when the values in requests no longer resemble those of training.
 
-A client that begins to write `True` for `true` gets scores all the same, and wrong ones.
+A client that starts to write `True` for `true` still gets scores, and they are wrong.
 """
 
 import threading
 from collections.abc import Mapping
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage, coverage_warnings
 
 WINDOW = 100
-"""Rows to judge by; the candidates of one context count as one, since a new user is no change of the world."""
+"""Rows per judgement. The candidates of one context count as one row, or a single new user would cause a warning."""
 
 
-class Window:
-    """Adds up the coverage of requests to one version, and looks at it when there is enough."""
+class CoverageWindow:
+    """Adds up the coverage of requests to one version, and judges it every `WINDOW` rows."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
@@ -24,7 +24,7 @@ class Window:
         self._known: frozenset[str] = frozenset()
 
     def add(self, coverage: Mapping[str, Coverage], num_rows: int) -> list[str]:
-        """Lines of warning where this request ends a window; a feature that had one in the window before has none."""
+        """Warnings if this request completes a window, except for features that had one in the previous window."""
         with self._lock:
             self._total = add_coverage(self._total, coverage)
             self._num_rows += num_rows

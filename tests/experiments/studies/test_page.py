@@ -1,0 +1,144 @@
+"""The pages of the studies: means, spreads, Welch's t-test, figures, and the lines of results.csv."""
+
+import csv
+import math
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.studies.page import Result, comparisons, csv_lines, draw, study_page, welch, write_study
+from experiments.studies.table_kinds import Cell, Study
+from recsys.config import flatten
+
+SMALL = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512, "embedding.width": 4}
+CELLS = [
+    Cell("frappe", "mlp", "hashed", 0.5, "mlp", {**SMALL, "embedding.num_rows": 150}),
+    Cell("frappe", "mlp", "unified", 0.5, "mlp", {**SMALL, "embedding.num_rows": 300}, ("hashed",)),
+]
+
+
+def study_of(*cells: Cell) -> Study:
+    """A study with the given cells."""
+    return Study("A title", "A question?", ("frappe",), lambda data: list(cells))
+
+
+def record_of(cell: Cell, seed: int, auc: float) -> dict[str, Any]:
+    """Made-up figures of a run."""
+    return {
+        "settings": flatten(cell.experiment(seed).model_dump(mode="json")),
+        **{"test_auc": auc, "test_logloss": 0.5, "test_gauc": auc - 0.1, "test_ece": 0.01, "valid_auc": auc + 0.01},
+        **{"rows": 300, "width": 4, "probes": 4, "table_bytes": 4800, "network_parameters": 77},
+        **{"epochs": 3, "samples_per_s": 1234},
+    }
+
+
+def result_of(cell: Cell, *aucs: float) -> Result:
+    """A cell with one finished run for each AUC."""
+    return Result(cell, {seed: record_of(cell, seed, auc) for seed, auc in enumerate(aucs, 1)})
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Lines of a csv file by column."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_welch_on_numbers_done_by_hand():
+    # Means 2 and 5, variances 1 and 4, three values each: t = 3 / sqrt(5/3), 25/9 / (1/18 + 16/18) = 50/17 degrees of
+    # freedom. The p-value is the t density integrated numerically, twice the upper tail.
+    first, second = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    t, freedom = 3 / math.sqrt(5 / 3), 50 / 17
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    step = t / 20_000
+    inside = sum(
+        scale * (1 + ((number + 0.5) * step) ** 2 / freedom) ** (-(freedom + 1) / 2) * step for number in range(20_000)
+    )
+    assert welch(first, second) == pytest.approx(1 - 2 * inside, abs=1e-6)
+    assert welch(second, first) == welch(first, second)
+    assert welch([1.0, 1.0], [2.0, 2.0]) is None  # nothing varies
+    assert welch([1.0], second) is None
+
+
+def test_a_cell_is_compared_at_its_own_budget_where_there_is_one():
+    def cell(label: str, budget: float, *against: str) -> Cell:
+        return CELLS[0]._replace(label=label, budget=budget, against=against)
+
+    cells = [
+        result_of(cell("full", 1.0), 0.9, 0.9, 0.93),
+        result_of(cell("hashed", 1.0), 0.80, 0.82),
+        result_of(cell("hashed", 0.5), 0.70, 0.74),
+        result_of(cell("unified", 0.5, "hashed", "full"), 0.80, 0.84),
+        result_of(cell("hashed", 0.5)._replace(model="other"), 0.1, 0.1),
+        result_of(cell("unified", 0.1, "hashed")),  # no run yet
+    ]
+    found = [(one.reference.cell.name, one.difference, one.p) for one in comparisons(cells)]
+    assert [name for name, _, _ in found] == ["frappe mlp hashed@0.5", "frappe mlp full@1"]
+    assert found[0][1] == pytest.approx(0.10)
+    assert found[1][1] == pytest.approx(0.82 - 0.91)
+    assert found[0][2] == welch([0.80, 0.84], [0.70, 0.74])
+
+
+def test_the_page_holds_means_spreads_and_one_command_a_row(study_data):
+    full = result_of(CELLS[0], 0.71, 0.73)
+    page = study_page("tiny", study_of(*CELLS), [full, Result(CELLS[1], {})], {"frappe": study_data})
+    header, _, row = [line for line in page.splitlines() if line.startswith("|")][:3]
+    cells = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    spread = statistics.stdev([0.71, 0.73])
+    assert cells["test AUC"] == f"0.7200 ± {spread:.4f}"
+    assert cells["gAUC"] == f"0.6200 ± {spread:.4f}"
+    assert cells["ECE"] == "0.0100 ± 0.0000"
+    assert (cells["size"], cells["table"], cells["network"], cells["runs"]) == ("0.5x", "5 kB", "77", "2")
+    assert "Not run yet: frappe mlp unified@0.5." in page
+    assert "3,000 (label rate" in page
+    assert page.count("muxrec train mlp") == 1
+    assert "seed=1 --data work/frappe --out work/run" in page
+    assert str(study_data.directory) not in page
+
+
+def test_the_page_tells_settings_that_all_runs_of_a_panel_share(study_data):
+    both = [result_of(CELLS[0], 0.71, 0.73), result_of(CELLS[1], 0.72)]
+    page = study_page("tiny", study_of(*CELLS), both, {"frappe": study_data})
+    (line,) = [line for line in page.splitlines() if line.startswith("**Settings")]
+    assert "`model.hidden=[8]`" in line
+    assert "`embedding.width=4`" in line
+    assert "num_rows" not in line  # 150 and 300
+    assert "seed" not in line
+
+
+def test_metrics_that_no_run_has_are_no_columns(study_data):
+    result = result_of(CELLS[0], 0.71)
+    for record in result.records.values():
+        del record["test_gauc"]  # type: ignore[attr-defined]
+    page = study_page("tiny", study_of(*CELLS), [result], {"frappe": study_data})
+    assert "gAUC" not in page
+    assert "test_gauc" not in csv_lines("tiny", [result])[0]
+
+
+def test_lines_of_other_studies_stay_in_the_csv(study_data, tmp_path):
+    first, second = study_of(CELLS[0]), study_of(CELLS[1])
+    results_of = {"b": [result_of(CELLS[0], 0.71, 0.73)], "a": [result_of(CELLS[1], 0.75)]}
+    write_study(tmp_path, "b", first, results_of["b"], {"frappe": study_data})
+    write_study(tmp_path, "a", second, results_of["a"], {"frappe": study_data})
+    one_by_one = (tmp_path / "results.csv").read_bytes()
+    lines = read_csv(tmp_path / "results.csv")
+    assert [(line["study"], line["seed"], line["test_auc"]) for line in lines] == [
+        ("a", "1", "0.750000"),
+        ("b", "1", "0.710000"),
+        ("b", "2", "0.730000"),
+    ]
+    assert shlex.split(lines[1]["command"])[:4] == ["muxrec", "train", "mlp", "model.hidden=[8]"]
+    write_study(tmp_path, "b", first, results_of["b"], {"frappe": study_data})
+    assert (tmp_path / "results.csv").read_bytes() == one_by_one
+
+
+def test_a_figure_of_curves_and_dots_is_the_same_again(tmp_path):
+    line = [result_of(CELLS[0]._replace(budget=budget), 0.7 + budget / 10, 0.71) for budget in (1.0, 0.5, 0.1)]
+    level = CELLS[0]._replace(label="full", settings={"embedding.kind": "collisionless"}, budget=1.0)
+    point = CELLS[0]._replace(label="other", budget=1.0)
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name, [*line, result_of(level, 0.8), result_of(point, 0.75)])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    draw(tmp_path / "c.png", line)
+    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "a.png").read_bytes()
