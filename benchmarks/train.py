@@ -94,8 +94,8 @@ class Measured:
     """`steps` and `seconds` of each round."""
     end: dict[str, Any] = field(default_factory=dict)
     """`peak_mb` and `finish_seconds`."""
-    beside: dict[str, list[float]] = field(default_factory=dict)
-    """Contender in the same rounds to its seconds per step."""
+    references: dict[str, list[float]] = field(default_factory=dict)
+    """Contenders that ratios refer to, to their seconds per step in the same rounds."""
 
     @property
     def step_seconds(self) -> list[float]:
@@ -200,8 +200,8 @@ def measure_group(block: Block, group: Sequence[str], rounds: int) -> dict[str, 
         for worker in workers.values():
             worker.close()
     for method in group:
-        beside = {METHODS[method].floor, PEER}
-        results[method].beside = {name: results[name].step_seconds for name in group if name in beside}
+        names = {METHODS[method].floor, PEER}
+        results[method].references = {name: results[name].step_seconds for name in group if name in names}
     return results
 
 
@@ -218,8 +218,8 @@ def lines_of(block: Block, results: dict[str, Measured]) -> Iterator[list[str]]:
             title,
             f"{block.case.batch_size / seconds.median:,.0f}",
             Spread(*(1000 * value for value in seconds)).text(".1f"),
-            ratio(measured.beside.get(METHODS[method].floor, []), measured.step_seconds),
-            ratio(measured.beside.get(PEER, []), measured.step_seconds),
+            ratio(measured.references.get(METHODS[method].floor, []), measured.step_seconds),
+            ratio(measured.references.get(PEER, []), measured.step_seconds),
             f"{peak:,.0f}",
             f"{peak * MEGABYTE / block.state_bytes:.2f}" if METHODS[method].table_copies else "",
             f"{measured.end['finish_seconds']:.1f}" if method.startswith("muxrec") else "",

@@ -75,7 +75,9 @@ def tuned(evidence: PruningContext, num_steps: int) -> Iterator[None]:
     config = evidence.trainer.model_copy(update={"learning_rate": rate})
     own_rate = evidence.embedding.learning_rate
     table = AdamTable(
-        ranker.embedding.table.detach(), TUNING_SHARE * own_rate if own_rate else rate, evidence.embedding.l2
+        ranker.embedding.table.detach(),
+        learning_rate=TUNING_SHARE * own_rate if own_rate else rate,
+        weight_decay=evidence.embedding.l2,
     )
     gather_fn, ranker.embedding.gather_fn = ranker.embedding.gather_fn, table.gather
     try:

@@ -50,26 +50,15 @@ class TableOptimizer(Protocol):
         ...
 
 
-class AdamTable:
+class AdamTable(RowSparseAdam):
     """Row-sparse Adam over the rows that training gathers; the quality of dense Adam at O(batch) per step."""
 
-    def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
-        self.adam = RowSparseAdam(table, learning_rate=learning_rate, weight_decay=l2)
-        self._active_rows: RowState | None = None
+    _active_rows: RowState | None = None
 
     def gather(self, rows: Tensor) -> Tensor:
         """Up-to-date values [U, w] of distinct rows: a leaf, whose gradient the next `step` applies."""
-        self._active_rows = self.adam.gather_rows(rows)
+        self._active_rows = self.gather_rows(rows)
         return self._active_rows.w.requires_grad_()
-
-    @property
-    def learning_rate(self) -> float:
-        """Rate of the next steps; setting it first brings every row up to date at the old rate."""
-        return self.adam.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.adam.learning_rate = value
 
     def gradients(self) -> list[Tensor]:
         """The gradient of the gathered rows [U, w]; none where the batch had no token."""
@@ -80,28 +69,20 @@ class AdamTable:
         if self._active_rows is not None:
             # A batch whose lists are all empty reads no row; dense Adam would take a step all the same.
             w = self._active_rows.w
-            self.adam.step(self._active_rows, torch.zeros_like(w) if w.grad is None else w.grad)
+            self.step_rows(self._active_rows, torch.zeros_like(w) if w.grad is None else w.grad)
         self._active_rows = None
 
     def flush(self) -> None:
         """Apply the missed steps of all rows."""
-        self.adam.catch_up_all()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Moments and last steps."""
-        return self.adam.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore them."""
-        self.adam.load_state_dict(state)
+        self.catch_up_all()
 
 
 class DenseAdam:
     """torch's Adam with L2 over the whole table at every step, O(M): the reference for `AdamTable`."""
 
-    def __init__(self, table: Tensor, learning_rate: float, l2: float) -> None:
+    def __init__(self, table: Tensor, *, learning_rate: float, weight_decay: float) -> None:
         self.table = table.requires_grad_()
-        self.adam = torch.optim.Adam([self.table], lr=learning_rate, weight_decay=l2, fused=True)
+        self.adam = torch.optim.Adam([self.table], lr=learning_rate, weight_decay=weight_decay, fused=True)
         self._active_rows: ActiveRows | None = None
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -253,7 +234,7 @@ def _build(
     if config.optimizer != "rowwise_adagrad":
         embedding = UnifiedEmbedding(layout, config.init, vocabulary=vocabulary)
         kind = AdamTable if config.optimizer == "adam" else DenseAdam
-        optimizer = kind(embedding.table.detach(), rate, config.l2)
+        optimizer = kind(embedding.table.detach(), learning_rate=rate, weight_decay=config.l2)
         embedding.gather_fn = optimizer.gather
         return embedding, optimizer
     if layout.width % 4:

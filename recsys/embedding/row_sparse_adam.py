@@ -21,7 +21,7 @@ _CHUNK_ROWS = 1 << 16
 
 
 class RowState(NamedTuple):
-    """Weights and moments of some rows, copied from the table and up to date; `RowSparseAdam.step` writes them back."""
+    """Weights and moments of some rows, copied from the table and up to date; `step_rows` writes them back."""
 
     rows: Tensor
     """[U] int64."""
@@ -43,9 +43,9 @@ class RowSparseAdam:
     moved in the first 100 steps and 0.4% later (`tests/recsys/embedding/test_row_sparse_adam.py`). Longer gaps need a
     second beta near 0.999: strides outgrow a shorter memory.
 
-    Each step: `state = gather_rows(rows)`, compute with `state.w`, `step(state, grad)`. Other rows of the table lag
-    until `catch_up_all()`, which evaluation and export need first. `rows` must not repeat a row; that is not checked,
-    as the check costs as much as the step.
+    Each step: `state = gather_rows(rows)`, compute with `state.w`, `step_rows(state, grad)`. Other rows of the table
+    lag until `catch_up_all()`, which evaluation and export need first. `rows` must not repeat a row; that is not
+    checked, as the check costs as much as the step.
 
     Args:
         table: [M, w] float32 on any device, detached, updated in place.
@@ -60,7 +60,7 @@ class RowSparseAdam:
     >>> optimizer = RowSparseAdam(table, learning_rate=0.1, weight_decay=0.01)
     >>> for _ in range(2):
     ...     state = optimizer.gather_rows(torch.tensor([0]))
-    ...     optimizer.step(state, torch.tensor([[1.0]]))
+    ...     optimizer.step_rows(state, torch.tensor([[1.0]]))
     >>> [round(value, 2) for value in table.flatten().tolist()]  # row 1 lags
     [0.8, 0.5]
     >>> optimizer.catch_up_all()
@@ -122,7 +122,7 @@ class RowSparseAdam:
         return RowState(rows, w, m, v, self.num_steps)
 
     @torch.no_grad()
-    def step(self, state: RowState, grad: Tensor) -> None:
+    def step_rows(self, state: RowState, grad: Tensor) -> None:
         """Take one global step; the rows of `state` move by gradient and decay now, all others when they catch up.
 
         Args:

@@ -1,4 +1,4 @@
-"""What the tests of `recsys` share: an awkward table layout with its plain-loop reference, and a small training run."""
+"""Shared by the tests of `recsys`: an awkward table layout with its plain-loop reference, and a small training run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ LAYOUT = TableLayout.of(
 
 
 def looked_up(layout: TableLayout, table: Tensor, bags: Bags, vocabulary: Vocabulary | None = None) -> Tensor:
-    """What the embedding must return, by loops over examples, views, features, probes and tokens; differentiable."""
+    """Reference for the embedding: loops over examples, views, features, probes and tokens; differentiable."""
     num_examples = len(next(iter(bags.values())))
     examples = []
     for example in range(num_examples):
@@ -145,7 +145,7 @@ def training_of(
     on_epoch: Any = None,
     **trainer: Any,
 ) -> Training:
-    """A fresh process's start of a run in `directory`; 640 training rows are read in four windows."""
+    """A run in `directory` as a new process starts it; 640 training rows are read in four windows."""
     train, valid = Split(data, "train", window_bytes=14_000), Split(data, "valid")
     table = EmbeddingConfig.model_validate({"num_rows": 64, "l2": 0.01, "probes": 2, **(embedding or {})})
     config = TrainerConfig.model_validate({"epochs": 3, "batch_size": 64, "learning_rate": 0.01, **trainer})
@@ -166,7 +166,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float], metric: str = "auc") -> None:
-    """Let validation give these scores, one an epoch."""
+    """Let validation give these scores, one per epoch."""
     script: Iterator[float] = iter(scores)
     other = {"auc": "logloss", "logloss": "auc"}[metric]
     monkeypatch.setattr(trainer_module, "evaluate", lambda *_: {metric: next(script), other: 0.5})

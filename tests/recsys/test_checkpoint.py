@@ -1,4 +1,4 @@
-"""State files that are whole or not there; runs that were cut off anywhere end bit for bit as if they were not."""
+"""State files are whole or absent; a run that was interrupted anywhere ends bit for bit like one that was not."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -118,7 +118,7 @@ def test_names_of_optimizer_state():
     assert checkpoint.unprefixed("a", checkpoint.prefixed("a", tensors) | {"ab.0": torch.zeros(1)}) == tensors
 
 
-# Runs that are cut off
+# Interrupted runs
 
 Start = Callable[[], Training]
 
@@ -156,7 +156,7 @@ def failing(error: BaseException, times: Iterator[bool] | None = None, then: Any
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)
 def whole(request: pytest.FixtureRequest, planted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The table optimiser, and the directory of a run that was never cut off."""
+    """The table optimiser, and the directory of a run that was never interrupted."""
     directory = tmp_path_factory.mktemp("whole")
     state = start_in(planted, directory, request.param).fit()
     assert [record["global_step"] for record in state.history] == [13, 26, 39]
@@ -194,7 +194,7 @@ def test_cut_in_a_step(whole: tuple[str, Path], planted: Path, tmp_path: Path, i
 def test_cut_at_the_end_of_an_epoch(
     whole: tuple[str, Path], planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int
 ):
-    """The record of an epoch is handed on even where the run was cut off between saving it and that."""
+    """The record of an epoch is reported even if the run was interrupted after saving it."""
     optimizer, directory = whole
     records: list[Any] = []
     is_time = (k == number for k in itertools.count())

@@ -1,4 +1,4 @@
-"""Clipping by the global norm beside torch's own."""
+"""Clipping by the global norm, compared with torch's."""
 
 import math
 

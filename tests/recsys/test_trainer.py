@@ -134,7 +134,7 @@ def test_a_batch_of_one_row(planted: Path, tmp_path: Path):
 
 
 @every_optimizer
-def test_plateaus_cut_both_rates_and_two_in_a_row_end_the_run(
+def test_plateaus_reduce_both_rates_and_two_in_a_row_end_the_run(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ):
     scripted(monkeypatch, [0.6, 0.7, 0.69, 0.8, 0.8, 0.79, 0.99])
@@ -161,7 +161,7 @@ def test_plateaus_cut_both_rates_and_two_in_a_row_end_the_run(
 
 
 def test_the_last_weights_stay_where_they_are_asked_for(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As OptFS does, whose gates are hard in the last epoch alone: no strikes, no cut rate, and so on resuming."""
+    """As OptFS needs, whose gates are hard only in the last epoch: no bad epochs, one rate, also when resumed."""
     scripted(monkeypatch, [0.8, 0.7, 0.6, 0.5])
     ends: list[dict[str, Tensor]] = []
     training = training_of(
@@ -192,7 +192,7 @@ def test_patience_and_epochs_end_a_run(planted: Path, tmp_path: Path, monkeypatc
     assert len(training_of(planted, tmp_path / "b", epochs=3).fit().history) == 3
 
 
-def test_rates_are_cut_down_to_a_floor(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rates_are_reduced_to_a_floor(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scripted(monkeypatch, [0.7, *[0.6] * 4])
     training = training_of(
         planted, tmp_path, embedding={"learning_rate": 1e-7}, epochs=9, patience=4, learning_rate=5e-5
@@ -270,7 +270,7 @@ def test_a_seed_repeats_a_run_bit_for_bit(planted: Path, tmp_path: Path, optimiz
     runs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         training = training_of(planted, tmp_path / name, embedding={"optimizer": optimizer}, seed=seed, epochs=2)
-        torch.rand(7)  # whatever was drawn before does not matter
+        torch.rand(7)  # earlier draws do not matter
         runs.append((training.fit().history, weights_of(training)))
     assert runs[0][0] == runs[1][0] != runs[2][0]
     assert same(runs[0][1], runs[1][1])

@@ -58,7 +58,7 @@ class Twins:
         self.dense.grad = torch.zeros_like(self.dense)
         self.dense.grad[rows] = grad.double()
         self.adam.step()
-        self.sparse.step(state, grad)
+        self.sparse.step_rows(state, grad)
         return error
 
     def skip(self, num_steps):
@@ -67,7 +67,7 @@ class Twins:
         self.dense.grad = torch.zeros_like(self.dense)
         for _ in range(num_steps):
             self.adam.step()
-            self.sparse.step(self.sparse.gather_rows(nothing), no_grad)
+            self.sparse.step_rows(self.sparse.gather_rows(nothing), no_grad)
 
     def error(self):
         """|error| [M, w] with all rows up to date."""
@@ -181,7 +181,7 @@ def test_rows_never_read_shrink_to_zero():
 def test_a_gap_of_a_million_steps_is_finite_and_quick():
     table = torch.linspace(-1, 1, 4000).reshape(1000, 4)
     optimizer = RowSparseAdam(table, learning_rate=1e-3, weight_decay=1e-3)
-    optimizer.step(optimizer.gather_rows(torch.arange(1000)), torch.ones(1000, 4))
+    optimizer.step_rows(optimizer.gather_rows(torch.arange(1000)), torch.ones(1000, 4))
     optimizer.num_steps += 10**6
     began = time.process_time()
     optimizer.catch_up_all()
@@ -230,7 +230,7 @@ def test_state_round_trip_is_bit_equal(weight_decay):
 
     def run(optimizer, steps):
         for step in steps:
-            optimizer.step(optimizer.gather_rows(batches[step]), grads[step])
+            optimizer.step_rows(optimizer.gather_rows(batches[step]), grads[step])
 
     run(first.sparse, range(50))
     state = {name: tensor.clone() for name, tensor in first.sparse.state_dict().items()}
@@ -266,7 +266,7 @@ def test_only_gathered_rows_are_caught_up(gap):
     twins.skip(gap)
     state = twins.sparse.gather_rows(torch.tensor([2, 9]))
     assert (twins.table != twins.start).any(dim=1).nonzero().flatten().tolist() == [1, 2]  # nothing is written yet
-    twins.sparse.step(state, torch.zeros(2, 3))
+    twins.sparse.step_rows(state, torch.zeros(2, 3))
     assert (twins.table != twins.start).any(dim=1).nonzero().flatten().tolist() == [1, 2, 9]
     assert twins.sparse.last_step[[1, 2, 9]].tolist() == [1, 2 + gap, 2 + gap]
 
@@ -281,7 +281,7 @@ def test_order_of_rows_and_size_of_blocks_do_not_matter(weight_decay, monkeypatc
         for step in range(70):
             rows = torch.arange(40)[(torch.arange(40) * 7 + step) % (1 + torch.arange(40)) == 0]
             rows = rows.flip(0) if is_reversed else rows
-            twins.sparse.step(twins.sparse.gather_rows(rows), twins.start[rows])
+            twins.sparse.step_rows(twins.sparse.gather_rows(rows), twins.start[rows])
         twins.sparse.catch_up_all()
         tables.append(twins.table)
     for table in tables[1:]:
@@ -291,7 +291,7 @@ def test_order_of_rows_and_size_of_blocks_do_not_matter(weight_decay, monkeypatc
 def test_no_rows_at_all_is_a_step_too():
     optimizer = RowSparseAdam(torch.ones(2, 2), learning_rate=0.1)
     nothing = torch.tensor([], dtype=torch.int64)
-    optimizer.step(optimizer.gather_rows(nothing), torch.zeros(0, 2))
+    optimizer.step_rows(optimizer.gather_rows(nothing), torch.zeros(0, 2))
     assert optimizer.num_steps == 1
 
 
@@ -299,13 +299,13 @@ def test_values_too_small_to_matter_become_zero():
     """Denormals would make every later operation on the row a hundred times slower."""
     optimizer = RowSparseAdam(torch.full((1, 2), 1e-16), learning_rate=0.0)
     optimizer.m.fill_(1e-39)
-    optimizer.step(optimizer.gather_rows(torch.tensor([0])), torch.zeros(1, 2))
+    optimizer.step_rows(optimizer.gather_rows(torch.tensor([0])), torch.zeros(1, 2))
     assert optimizer.table.count_nonzero() == optimizer.m.count_nonzero() == 0
 
 
 def test_nor_does_catching_up_leave_such_values():
     optimizer = RowSparseAdam(torch.zeros(3, 4), learning_rate=1e-3)
-    optimizer.step(optimizer.gather_rows(torch.arange(3)), torch.ones(3, 4))
+    optimizer.step_rows(optimizer.gather_rows(torch.arange(3)), torch.ones(3, 4))
     optimizer.m.fill_(1e-31)
     optimizer.num_steps += 1
     optimizer.catch_up_all()
@@ -318,9 +318,9 @@ def test_nor_does_catching_up_leave_such_values():
 def test_step_refuses_rows_of_an_earlier_step():
     optimizer = RowSparseAdam(torch.ones(2, 1), learning_rate=0.1)
     first, second = (optimizer.gather_rows(torch.tensor([row])) for row in (0, 1))
-    optimizer.step(first, torch.ones(1, 1))
+    optimizer.step_rows(first, torch.ones(1, 1))
     with pytest.raises(AssertionError, match=r"rows of step 1; found rows of step 0; gather them again"):
-        optimizer.step(second, torch.ones(1, 1))
+        optimizer.step_rows(second, torch.ones(1, 1))
 
 
 @pytest.mark.parametrize(

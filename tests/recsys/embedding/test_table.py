@@ -145,7 +145,7 @@ def test_a_batch_without_any_token_is_zeros(is_training: bool):
         table_optimizer.step()
         # The step counts all the same: dense Adam would have moved every row.
         assert isinstance(table_optimizer, AdamTable)
-        assert table_optimizer.adam.num_steps == 1
+        assert table_optimizer.num_steps == 1
 
 
 def test_null_and_empty_lists_differ_as_the_encoding_says():
@@ -228,7 +228,7 @@ def test_without_collisions_it_is_one_table_a_feature():
     theta = torch.linspace(-1, 1, 6)
     random = np.random.default_rng(2)
     for _ in range(12):
-        # 24 examples read nearly every value, so that no row sleeps long enough for an approximate catch-up.
+        # 24 examples read nearly every value, so that no row lags long enough for an approximate catch-up.
         values = torch.from_numpy(random.integers(0, 8, (3, 24)))
         labels = torch.from_numpy(random.integers(0, 2, 24)).float()
         bags = {name: [[int(v)] for v in values[k]] for k, name in enumerate(names)}
@@ -243,7 +243,7 @@ def test_without_collisions_it_is_one_table_a_feature():
 
 
 def test_memory_is_the_tables_alone():
-    """C8: 4 M w bytes, whatever reads them."""
+    """C8: 4 M w bytes, for any features."""
     for registry in (REGISTRY, FeatureRegistry.of(features={"a": "categorical"})):
         names = tuple(feature.name for feature in registry.token_features)
         layout = TableLayout.of(registry, num_rows=1000, width=4, probes=2, views={"main": names})
@@ -277,8 +277,8 @@ def test_active_rows_are_distinct_and_hold_the_dense_gradient():
     (looked_up(LAYOUT, table, bags).tanh() @ weights).sum().backward()
     assert table.grad is not None
     torch.testing.assert_close(dense_gradient(embedding.table, active_rows), table.grad, rtol=1e-5, atol=1e-6)
-    untouched = torch.ones(LAYOUT.num_rows, dtype=torch.bool).index_fill(0, rows, False)
-    assert not table.grad[untouched].any()
+    unread = torch.ones(LAYOUT.num_rows, dtype=torch.bool).index_fill(0, rows, False)
+    assert not table.grad[unread].any()
 
 
 def test_evaluation_leaves_no_trace():
@@ -322,7 +322,7 @@ def test_row_gradient_is_the_closed_form(seed: int, single_layer: Callable[..., 
     assert (gradient @ outside.T).abs().max() < 1e-5
 
 
-def test_orthogonal_readers_do_not_hear_each_other(single_layer: Callable[..., Any]):
+def test_readers_with_orthogonal_weights_do_not_affect_each_other(single_layer: Callable[..., Any]):
     """C10: with orthogonal theta an inter-feature collision does not move feature a's part of the logit."""
     embedding, bags, theta = single_layer(7)
     records = recorded(embedding)
