@@ -19,7 +19,7 @@ from recsys.evaluation.metrics import auc
 from recsys.evaluation.paired_difference import ONE_SIDED_95, Difference
 from recsys.evaluation.predictions import Predictions
 from recsys.export import export_bundle
-from recsys.promotion.compare_models import Comparison, TestSet, compare_models, comparison_table, score_test
+from recsys.promotion.compare_models import ModelComparison, TestSet, compare_models, comparison_table, score_test
 from recsys.promotion.promote import Margins, promote
 from recsys.runs.evaluate import export_run
 from recsys.runs.parity import parity_of
@@ -236,7 +236,9 @@ def test_no_figure_of_a_comparison_is_cut_off_in_a_narrow_terminal():
     run_info = {"model": "final_mlp", "model_id": "0123456789abcdef", "run_id": "0123456789abcdef" * 2}
     test = {"name": "dataset test", "rows": 1000, "digest": "d" * 32}
     metrics = {name: (0.61803, 0.51413) for name in names}
-    comparison = Comparison(champion=run_info, challenger=run_info, test=test, metrics=metrics, differences=differences)
+    comparison = ModelComparison(
+        champion=run_info, challenger=run_info, test=test, metrics=metrics, differences=differences
+    )
     written = io.StringIO()
     Console(width=80, file=written).print(comparison_table(comparison))
     text = written.getvalue()
