@@ -46,7 +46,7 @@ class _Record:
     """Facts about one request, for the metrics and the log."""
 
     id: str
-    begun: float
+    begun: float = field(default_factory=time.perf_counter)
     version: ModelVersion = NO_MODEL
     endpoint: str = "unknown"
     status: int = 500
@@ -55,6 +55,12 @@ class _Record:
     num_rows: int | None = None
     stages: dict[str, float] = field(default_factory=dict)
     """Stage to seconds."""
+    stage_begun: float = field(default_factory=time.perf_counter)
+
+    def end_stage(self, name: str) -> None:
+        """Record the seconds of a stage; the next one starts."""
+        now = time.perf_counter()
+        self.stages[name], self.stage_begun = now - self.stage_begun, now
 
 
 class App:
@@ -115,7 +121,7 @@ class App:
             await self._router(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        record = _Record(id=request_id_of(headers.get("x-request-id")), begun=time.perf_counter())
+        record = _Record(id=request_id_of(headers.get("x-request-id")))
         scope["app"] = self  # then the router raises for an unknown path
         scope.setdefault("state", {})["record"] = record
 
@@ -178,34 +184,33 @@ class App:
                 async with asyncio.timeout(self._limits.timeout_seconds):
                     body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
                     is_read = True
-                    record.stages["read"] = time.perf_counter() - record.begun
+                    record.end_stage("read")
                     slot = self._workers.acquire_slot()  # now, so that slow clients hold none
-                    work = functools.partial(self._work, served, format, body, record, time.perf_counter())
+                    work = functools.partial(self._work, served, format, body, record)
                     reply = await slot.run(work)
         except TimeoutError:
             raise self._late(is_read) from None
         return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(
-        self, served: ServedModel, format: RequestFormat, body: bytes, record: _Record, submitted: float
+        self, served: ServedModel, format: RequestFormat, body: bytes, record: _Record
     ) -> tuple[Reply, Callable[[], None]]:
         """Runs in a worker's thread; returns the reply, and the counting to do once it is sent."""
-        clock = _Clock(record.stages, submitted)
-        clock.end("wait")
+        record.end_stage("wait")
         scorer = served.scorer
         try:
             request = format.read(body, scorer.registry, self._limits)
             record.num_rows = request.num_rows
-            clock.end("parse")
+            record.end_stage("parse")
             encoded = scorer.encode(*request.arguments, allow_missing=True)
             check_lists(encoded, self._limits)
-            clock.end("features")
+            record.end_stage("features")
             probabilities = scorer.score_encoded(encoded)
-            clock.end("network")
+            record.end_stage("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
         reply = format.reply(record.version, request._replace(id=request.id or record.id), probabilities)
-        clock.end("reply")
+        record.end_stage("reply")
 
         def count() -> None:
             try:
@@ -327,18 +332,6 @@ class App:
         # A copy: a worker may still add stages of a request that timed out.
         line["stages_ms"] = {stage: round(1e3 * one, 2) for stage, one in list(record.stages.items())}
         _log.log(level, "slow_request" if is_slow else "request", extra={k: v for k, v in line.items() if v})
-
-
-class _Clock:
-    """Records the seconds of each stage of a request."""
-
-    def __init__(self, stages: dict[str, float], begun: float) -> None:
-        self._stages, self._last = stages, begun
-
-    def end(self, stage: str) -> None:
-        """End a stage; the next one starts."""
-        now = time.perf_counter()
-        self._stages[stage], self._last = now - self._last, now
 
 
 def _json(document: object) -> Response:
