@@ -147,15 +147,15 @@ def test_settings_are_nested_or_dotted_and_of_any_plain_type():
     assert experiment.trainer.epochs == 3
     assert experiment.embedding.l2 == 0.5
     assert experiment.negative_rate == 1e-5
-    assert experiment.model_dump()["model"]["hidden"] == [8, 4]
+    assert experiment.model_dump(mode="json")["model"]["hidden"] == [8, 4]
     assert resolve_experiment("mlp", {}) == resolve_experiment("mlp", {"trainer": {}})
 
 
 def test_a_named_run_keeps_its_settings_and_may_change_its_model():
     assert resolve_experiment(frappe(), {}) == frappe()
     changed = resolve_experiment(frappe(), {"model": {"name": "dcn_v2", "hidden": [8]}, "seed": 2})
-    assert changed.model_name == "dcn_v2"
-    assert changed.model_dump()["model"]["hidden"] == [8]
+    assert changed.model_dump()["model"]["name"] == "dcn_v2"
+    assert changed.model_dump(mode="json")["model"]["hidden"] == [8]
     assert changed.embedding == frappe().embedding
 
 
