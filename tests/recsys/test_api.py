@@ -52,8 +52,8 @@ assert not {"torch", "mlflow", "pandas"} & set(sys.modules)
 def test_public_names_are_listed_and_others_refused():
     assert set(recsys.__all__) <= set(dir(recsys))
     assert recsys.Scorer is Scorer
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        recsys.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        recsys.fit  # noqa: B018
 
 
 def test_training_equals_the_command_bit_for_bit(run, dataset, tmp_path):
