@@ -1,10 +1,10 @@
-"""An epoch on data that do not fit into the memory that the process may have.
+"""An epoch on more data than the process may hold in memory.
 
     python -m benchmarks.larger_than_memory [--rows 2e7] [--limit-mb 2500] [--out work/benchmarks/larger_than_memory.md]
 
-Planted rows are written in pieces, prepared, and trained on, each in a process of its own that the system refuses
-private memory beyond the limit. The control is the same training with all rows in one window: where it does not run out
-of memory, the limit was none. Exit code 1 unless the training ends and the control does not.
+Planted rows are written in pieces, prepared, and trained on, each stage in a process whose private memory the system
+limits. The control is the same training with all rows in one window; it has to run out of memory, or the limit had no
+effect. Exit code 0 if the training ends and the control does not, else 1.
 """
 
 import json
@@ -32,16 +32,16 @@ STAGES = ("make", "prepare", "train", "control")
 PIECE_ROWS = 1_000_000
 WINDOW_MB = 512
 MAX_SECONDS = 3600
-"""Of a stage: a library that is refused memory may wait for ever instead of ending."""
+"""Time limit of a stage: a library that gets no memory may wait for ever instead of ending."""
 COLUMNS = RAW.num_features + 1
 """The features and the label; each value takes 8 bytes or less in memory."""
 HEADINGS = ("what", "rows/s", "seconds", "peak MB", "share of the limit")
 
 
 def limit_memory(limit_mb: int) -> None:
-    """Refuse this process more private memory than that.
+    """Limit the private memory of this process.
 
-    Linux counts addresses, so those that the imported libraries reserved and do not use are added.
+    Linux counts addresses, so those that imported libraries have reserved without using them are added to the limit.
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in status if line.endswith("kB")}
@@ -51,7 +51,7 @@ def limit_memory(limit_mb: int) -> None:
 
 
 def write_dataset(stage: str, folder: Path, rows: int, limit_mb: int) -> dict[str, float]:
-    """Raw files, or the dataset that is made of them."""
+    """Write the raw files, or the dataset made of them, in limited memory."""
     limit_memory(limit_mb)
     began = time.perf_counter()
     if stage == "make":
@@ -65,7 +65,7 @@ def write_dataset(stage: str, folder: Path, rows: int, limit_mb: int) -> dict[st
 
 
 def train(dataset: Path, window_bytes: int, limit_mb: int) -> dict[str, float]:
-    """An epoch of a small network over a small table; the seconds are those of the training alone."""
+    """Train a small network and table for an epoch, in limited memory; the seconds are those of training alone."""
     from recsys.dataset import Split
     from recsys.embedding.table import EmbeddingConfig
     from recsys.models import MODELS
@@ -84,17 +84,17 @@ def train(dataset: Path, window_bytes: int, limit_mb: int) -> dict[str, float]:
 
 
 def work(stage: str, folder: str, rows: int, limit_mb: int, window_mb: int) -> dict[str, float]:
-    """One stage under the limit, with its peak memory."""
+    """Run one stage in this process; returns its figures and its peak memory."""
     if stage in ("make", "prepare"):
-        facts = write_dataset(stage, Path(folder), rows, limit_mb)
+        figures = write_dataset(stage, Path(folder), rows, limit_mb)
     else:
         window_bytes = window_mb * MEGABYTE if stage == "train" else 1 << 60
-        facts = train(Path(folder, "dataset"), window_bytes, limit_mb)
-    return facts | {"peak_mb": common.peak_mb()}
+        figures = train(Path(folder, "dataset"), window_bytes, limit_mb)
+    return figures | {"peak_mb": common.peak_mb()}
 
 
 def measure(folder: Path, rows: int, limit_mb: int, window_mb: int) -> dict[str, dict[str, Any]]:
-    """Every stage in its turn, up to the first one that does not get to its end: that one has `ended`."""
+    """Run the stages in order, up to the first one that fails: its `ended` says why."""
     done: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         common.say(f"{stage}: {rows:,} rows")
@@ -107,35 +107,41 @@ def measure(folder: Path, rows: int, limit_mb: int, window_mb: int) -> dict[str,
     return done
 
 
-def line_of(stage: str, facts: dict[str, Any], limit_mb: int) -> list[str]:
-    """A line of the table."""
-    if "ended" in facts:
-        return [stage, facts["ended"], "", "", ""]
-    numbers = [f"{facts['rows'] / facts['seconds']:,.0f}", f"{facts['seconds']:,.0f}", f"{facts['peak_mb']:,.0f}"]
-    return [stage, *numbers, f"{facts['peak_mb'] / limit_mb:.0%}"]
+def line_of(stage: str, figures: dict[str, Any], limit_mb: int) -> list[str]:
+    """One row of the table."""
+    if "ended" in figures:
+        return [stage, figures["ended"], "", "", ""]
+    numbers = [
+        f"{figures['rows'] / figures['seconds']:,.0f}",
+        f"{figures['seconds']:,.0f}",
+        f"{figures['peak_mb']:,.0f}",
+    ]
+    return [stage, *numbers, f"{figures['peak_mb'] / limit_mb:.0%}"]
 
 
 def main(
     rows: Annotated[str, typer.Option("--rows", help="Planted rows, 27 columns each.")] = "2e7",
-    limit_mb: Annotated[int, typer.Option("--limit-mb", min=1, help="Private memory of a process.")] = 2500,
+    limit_mb: Annotated[
+        int, typer.Option("--limit-mb", min=1, help="Limit on the private memory of a process.")
+    ] = 2500,
     window_mb: Annotated[int, typer.Option("--window-mb", min=1, help="Window of the loader.")] = WINDOW_MB,
     out: common.OutOption = None,
 ) -> None:
-    """Train on more data than memory."""
+    """Train on more data than fit into memory."""
     num_rows = common.parse_sizes(rows)[0]
     data_mb = num_rows * COLUMNS * 8 / MEGABYTE
     if data_mb <= limit_mb:
         remedy = "raise --rows or lower --limit-mb"
         raise InputError(f"expected data above {limit_mb:,} MB", found=f"{data_mb:,.0f} MB", remedy=remedy)
     facts = common.machine()
-    # The limit counts addresses: polars' allocator keeps those of memory it gave back, Arrow's reserves a gigabyte.
+    # The limit counts addresses: polars' allocator keeps those of freed memory, and Arrow's reserves a gigabyte.
     os.environ |= {"_RJEM_MALLOC_CONF": "retain:false", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     with tempfile.TemporaryDirectory(prefix="muxrec-bench-") as folder:
         done = measure(Path(folder), num_rows, limit_mb, window_mb)
         on_disk = sum(path.stat().st_size for path in Path(folder, "dataset").rglob("*.parquet")) / MEGABYTE
     facts |= {
         "data": f"{num_rows:,} rows x {COLUMNS} columns x 8 B = {data_mb:,.0f} MB in memory, {on_disk:,.0f} MB on disk",
-        "limit": f"{limit_mb:,} MB of private memory a process (RLIMIT_DATA); windows of {window_mb} MB",
+        "limit": f"{limit_mb:,} MB of private memory per process (RLIMIT_DATA); windows of {window_mb} MB",
         "control": "the same training with all rows in one window, which has to run out of memory",
         "validation AUC": f"{done.get('train', {}).get('auc', float('nan')):.4f}",
     }

@@ -1,10 +1,10 @@
-"""What tracking costs: the same training command with and without MLflow, in turn.
+"""The cost of tracking: the same training command with and without MLflow, in turn.
 
     python -m benchmarks.tracking [--data DATASET] [--name final_mlp] [--set trainer.epochs=20] [--out tracking.md]
 
-Each round runs `muxrec train` twice in processes of their own, once with `--no-track`. The whole command counts, from
-the start of Python to its end, so imports and the end of the run are in it. Without --data a planted dataset is made in
-a temporary folder. The store is a SQLite file that a run before the rounds has made.
+Each round runs `muxrec train` twice in processes of their own, once with `--no-track`. The whole command is timed, with
+the start of Python, imports, and the end of the run. Without --data a planted dataset is written to a temporary folder.
+The store is a SQLite file that a warm-up run has created.
 """
 
 import json
@@ -34,9 +34,9 @@ class Run(NamedTuple):
     seconds: float
     cpu_seconds: float
     train_seconds: float
-    """Inside the steps of training, as the run's metrics have it."""
+    """Time in training steps, from the run's metrics."""
     tracking_seconds: float
-    """What the tracker itself counted; 0 without it."""
+    """Time that the tracker counted itself; 0 without tracking."""
 
 
 def train(name: str, data: Path, settings: list[str], folder: Path, number: int, track: bool) -> Run:
@@ -55,13 +55,13 @@ def train(name: str, data: Path, settings: list[str], folder: Path, number: int,
 
 
 def _children_seconds() -> float:
-    """Processor seconds of all child processes that have ended."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def table_of(runs: dict[str, list[Run]]) -> str:
-    """Seconds with and without tracking, and what it adds inside a round."""
+    """Seconds with and without tracking, and the difference within a round, as Markdown."""
     names = {"seconds": "whole command, s", "cpu_seconds": "processor, s", "train_seconds": "training steps, s"}
     rows: list[list[str]] = []
     for field, title in names.items():
@@ -72,7 +72,7 @@ def table_of(runs: dict[str, list[Run]]) -> str:
 
 
 def share_table(runs: dict[str, list[Run]]) -> str:
-    """What tracking adds to the whole command, as a share of the training time of the same round."""
+    """The cost of tracking as a share of the training time of the same round, as Markdown."""
     shares = [(on.seconds - off.seconds) / off.train_seconds for on, off in zip(runs[ON], runs[OFF], strict=True)]
     counted = [on.tracking_seconds / on.train_seconds for on in runs[ON]]
     rows = [
@@ -84,14 +84,14 @@ def share_table(runs: dict[str, list[Run]]) -> str:
 
 
 def main(
-    data: Annotated[Path | None, typer.Option(help="Dataset directory; else planted rows.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset directory; by default planted rows.")] = None,
     name: Annotated[str, typer.Option(help="Named run.")] = "final_mlp",
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY.SUB=VALUE, as for `muxrec train`.")] = None,
     rounds: RoundsOption = 5,
     quick: QuickOption = False,
     out: OutOption = None,
 ) -> None:
-    """Measure what tracking costs."""
+    """Measure the cost of tracking."""
     facts = machine()
     changes = list(settings or [])
     if quick:

@@ -1,4 +1,4 @@
-"""Contenders of the benchmarks do the same work, and each command fills its tables; no timing is judged."""
+"""Contenders of the benchmarks do the same work, and each command fills its tables; timings are not tested."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import Worker, in_turn, parse_sizes
 from benchmarks.contenders import METHODS, Case, DenseAdam, Muxrec, Source, SparseAdam
-from benchmarks.encoding import CONTENDERS, FLOOR, NAMES, work
+from benchmarks.prepare import CONTENDERS, FLOOR, NAMES, work
 from benchmarks.requests import CASES, requests
 from benchmarks.scorers import METHODS as SCORERS
 from benchmarks.scorers import Contender
@@ -27,7 +27,7 @@ MANY = 1 << 60
 
 
 def run(name: str, out: Path, *arguments: str) -> dict[str, list[list[str]]]:
-    """Run a benchmark with --quick; heading to the cells of its table, the line of headings left out."""
+    """Run a benchmark with --quick; returns heading to the cells of its table, without the line of headings."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(out), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_training_steps(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_ways_to_score_give_the_same_scores(tmp_path, case):
-    """Of the contenders without a server: what is timed against each other is the same answer."""
+    """Of the contenders without a server: all of them are timed on the same answer."""
     write_bundle_of(CASES[case], tmp_path / "bundle")
     answers = {}
     for method in ("rows", "context", "torch"):
@@ -72,10 +72,10 @@ def test_ways_to_score_give_the_same_scores(tmp_path, case):
     answers["floor"] = np.concatenate([1 / (1 + np.exp(-logits(inputs)[0])) for inputs in ready])
     for method, scores in answers.items():
         np.testing.assert_allclose(scores, answers["rows"], rtol=0, atol=1e-6, err_msg=method)
-    assert answers["rows"].std() > 1e-4, "all scores alike would say nothing"
+    assert answers["rows"].std() > 1e-4, "equal scores would test nothing"
 
 
-def test_requests_are_made_of_every_feature():
+def test_requests_have_every_feature():
     for case in CASES.values():
         for size in (1, 5):
             for request in requests(case, size, number=3):
@@ -199,7 +199,7 @@ def test_lists_of_the_command_line():
             parse_sizes(wrong)
 
 
-def test_everybody_is_first_once():
+def test_each_contender_is_first_once():
     orders = [in_turn(["a", "b", "c"], number) for number in range(3)]
     assert sorted(order[0] for order in orders) == ["a", "b", "c"]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
@@ -221,7 +221,7 @@ def test_a_vocabulary_counts_from_the_most_frequent_value(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name != FLOOR])
-def test_everybody_tells_the_same_values_apart(name, tmp_path):
+def test_all_contenders_distinguish_the_same_values(name, tmp_path):
     values = [f"v{number * number % 37}" for number in range(400)]
     raw = raw_file(tmp_path, values)
     done = work(name, str(raw), str(tmp_path / "out"))
@@ -235,7 +235,7 @@ def test_everybody_tells_the_same_values_apart(name, tmp_path):
 def test_a_worker_has_a_peak_of_its_own(tmp_path):
     raw = raw_file(tmp_path, ["a", "b"] * 50)
     ballast = b"x" * (600 << 20)
-    worker = Worker("benchmarks.encoding", {"method": FLOOR, "raw": str(raw), "out": str(tmp_path / "out")})
+    worker = Worker("benchmarks.prepare", {"method": FLOOR, "raw": str(raw), "out": str(tmp_path / "out")})
     try:
         assert worker.ask("run")["peak_mb"] < 400
     finally:
@@ -245,11 +245,11 @@ def test_a_worker_has_a_peak_of_its_own(tmp_path):
 
 def test_a_worker_that_ends_says_why(tmp_path):
     missing = {"method": FLOOR, "raw": str(tmp_path / "none.parquet"), "out": str(tmp_path / "out")}
-    worker = Worker("benchmarks.encoding", missing)
+    worker = Worker("benchmarks.prepare", missing)
     with pytest.raises(WorkerError, match=r"none\.parquet|No such file"):
         worker.ask("run")
     worker.close()
-    worker = Worker("benchmarks.encoding", missing)
+    worker = Worker("benchmarks.prepare", missing)
     worker._process.kill()
     with pytest.raises(WorkerError, match="signal 9"):
         worker.ask("run")
@@ -258,7 +258,7 @@ def test_a_worker_that_ends_says_why(tmp_path):
 
 @pytest.mark.slow
 def test_tracking_costs(tmp_path):
-    """One round without and with MLflow; what it adds is not judged here."""
+    """One round without and with MLflow; the cost itself is not tested."""
     tables = run("tracking", tmp_path / "tracking.md", "--name", "logistic_regression", "--rounds", "1")
     assert [line[0] for line in tables["Seconds"]] == ["whole command, s", "processor, s", "training steps, s"]
     assert float(tables["Share"][1][1].split()[0]) > 0, "the tracker counted something"

@@ -27,7 +27,7 @@ def test_stages_follow_one_another(tmp_path: Path):
     assert done["prepare"]["rows"] == NUM_ROWS
     # In windows or all at once, every training row is read once; 1% of the rows each are held out twice.
     assert 0.96 * NUM_ROWS < done["train"]["rows"] == done["control"]["rows"] < NUM_ROWS
-    assert all(facts["peak_mb"] > 0 and facts["seconds"] > 0 for facts in done.values())
+    assert all(figures["peak_mb"] > 0 and figures["seconds"] > 0 for figures in done.values())
 
 
 @pytest.mark.slow

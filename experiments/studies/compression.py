@@ -133,7 +133,7 @@ def frontier_cells(data: Mapping[str, StudyData], name: str) -> list[Cell]:
 COMPRESSION: dict[str, Study] = {
     f"frontier_{name}": Study(
         f"{name.capitalize()}: quality against bytes",
-        "What does each way to make the embedding table smaller cost at equal bytes on the disk?",
+        "How much quality does each way to make the embedding table smaller cost, at equal bytes on disk?",
         (name,),
         partial(frontier_cells, name=name),
         target,

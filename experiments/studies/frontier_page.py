@@ -34,18 +34,18 @@ COLORS = (
 # Lines can be told apart without colour: each has a marker of its own.
 STYLES = list(zip(COLORS, "os^DvPX<>*hp", ["-"] * 3 + ["--"] * 3 + [":"] * 3 + ["-."] * 3, strict=True))
 TEXTS = {
-    "chosen": "Mean test AUC ± standard deviation between seeds, and the type of rows that was best on validation at "
-    "that budget, of those that were tried; bold: the best of its column on validation, among those with most seeds. "
-    "`cannot`: no table, or no mask, of this method is as small.",
+    "chosen": "Mean test AUC ± standard deviation between seeds, with the type of rows that was best on validation at "
+    "that budget, of those tried; bold: the best of its column on validation, among those with the most seeds. "
+    "`cannot`: the method has no table, or no mask, as small as that.",
     "OptEmbed": "`OptEmbed` is the paper's procedure: supernet, search, training again from the first weights. `width "
-    "search` is its second stage alone, after plain training, from whose weights the result is tuned.",
-    "best": "Best at each budget by validation, with what it does on test, over the seeds that both sides have; p is "
-    "Welch's on the test AUCs, post hoc: of two methods that were chosen among many.",
+    "search` is its second stage alone, after plain training, whose weights are then fine-tuned.",
+    "best": "The best at each budget by validation, and its test AUC, over the seeds that both sides have. p is from "
+    "Welch's t-test on the test AUCs, post hoc: of two methods that were chosen among many.",
     "costs": "Bytes are those of the files: `embedding` is the table and, where there is one, the vocabulary; `bundle` "
-    "is all of it. `training` is the wall time of `muxrec prune`, beside another run, without runs that were cut off "
-    "and resumed; `base` that of the run that it started from. `scorer` is one thread on 4,096 made-up raw rows at a "
-    "time, encoding included. Where all rows fit, a method that removes rows does the same at every larger budget, and "
-    "one run stands for both.",
+    "is everything. `training` is the wall time of `muxrec prune` while another run shared the machine, without runs "
+    "that were interrupted and resumed; `base` is the training time of the run that it started from. `scorer` is one "
+    "thread on 4,096 made-up raw rows at a time, encoding included. Where all rows fit, a method that removes rows "
+    "gives the same result at every larger budget, so one run is shown for both.",
 }
 
 

@@ -37,8 +37,8 @@ COLUMNS = (
 SIZES = (
     f"Size is the table's weights in fp32, and in units of the collisionless table of the same model: a row of {WIDTH} "
     "floats for each value seen in train, and two more, for each feature of each view, those of gates included. The "
-    "values that a collisionless table has to keep beside its rows are not counted. `unified 4x4` reads 4 rows of 4 "
-    "floats for a value."
+    "list of values that a collisionless table needs as well is not counted. `unified 4x4` reads 4 rows of 4 floats "
+    "for a value."
 )
 
 

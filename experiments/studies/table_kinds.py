@@ -321,27 +321,27 @@ def _precision(_: Mapping[str, StudyData]) -> list[Cell]:
 
 TABLE_KINDS: dict[str, Study] = {
     "frappe_ladder": Study(
-        "Frappe: from a row a value to one shared table",
-        "What does each step from a collisionless table to a small unified one cost or bring, on the same data and "
+        "Frappe: from one row per value to one shared table",
+        "What does each step from a collisionless table to a small unified one cost or gain, on the same data and "
         "with the same networks?",
         ("frappe",),
         _frappe_ladder,
     ),
     "movielens_unified": Study(
-        "MovieLens-1M: one shared table, a table a feature, no collisions",
+        "MovieLens-1M: one shared table, one table per feature, no collisions",
         "At equal bytes, does one table for all features beat a hashed table for each, and how far is it from a table "
         "without collisions?",
         ("movielens",),
         _movielens_unified,
     ),
     "optimizers": Study(
-        "Frappe: optimisers of the table",
+        "Frappe: optimizers of the table",
         "Does the row-sparse Adam end where the dense one with dense L2 ends, and what does row-wise Adagrad give up?",
         ("frappe",),
         _optimizers,
     ),
     "precision": Study(
-        "bf16 beside fp32",
+        "bf16 against fp32",
         "Does training the network in bf16 change what is learned?",
         ("frappe", "movielens"),
         _precision,

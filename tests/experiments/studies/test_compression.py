@@ -114,8 +114,12 @@ def test_the_search_alone_and_the_papers_optembed_are_two_curves(study_data, sma
     search, paper = cells_like({"movielens": study_data}, "width search int8@0.1", "OptEmbed int8@0.1")
     assert search.compression is not None
     resolved = [Compression.model_validate(cell.compression) for cell in (search, paper)]
-    assert [(one.settings["supernet"], one.start) for one in resolved] == [(False, "finetune"), (True, "rewind")]
-    assert resolved[0].model_copy(update={"start": "rewind"}).settings | {"supernet": True} == resolved[1].settings
+    settings = [one.model_dump()["settings"] for one in resolved]
+    assert [(own["supernet"], one.start) for own, one in zip(settings, resolved, strict=True)] == [
+        (False, "finetune"),
+        (True, "rewind"),
+    ]
+    assert settings[0] | {"supernet": True} == settings[1]
     plain = {"method": "optembed", "target_bytes": search.compression["target_bytes"], "table_dtype": "int8"}
     assert resolved[0] == Compression.model_validate({**plain, "settings": {"rows_a_value": None}})
     assert paper.prune_arguments()[-3:] == [
