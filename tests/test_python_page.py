@@ -53,7 +53,7 @@ def test_the_readme_trains_from_python_within_its_first_40_lines(tmp_path):
     names = {"label": "click", "f00": "user", "f01": "film"}
     rows.rename(names).with_columns(price=pl.int_range(pl.len()) % 97 / 7).write_parquet(tmp_path / "clicks.parquet")
     run(code, tmp_path)
-    assert (tmp_path / "work" / "runs" / "first" / "metrics.json").is_file()
+    assert len([*tmp_path.glob("work/runs/final_mlp-*/metrics.json")]) == 1
 
 
 def test_the_page_names_the_checks_that_do_not_apply():

@@ -52,8 +52,8 @@ assert not {"torch", "mlflow", "pandas"} & set(sys.modules)
 def test_public_names_are_listed_and_others_refused():
     assert set(recsys.__all__) <= set(dir(recsys))
     assert recsys.Scorer is Scorer
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        recsys.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        recsys.fit  # noqa: B018
 
 
 def test_training_equals_the_command_bit_for_bit(run, dataset, tmp_path):
@@ -147,15 +147,15 @@ def test_settings_are_nested_or_dotted_and_of_any_plain_type():
     assert experiment.trainer.epochs == 3
     assert experiment.embedding.l2 == 0.5
     assert experiment.negative_rate == 1e-5
-    assert experiment.model_dump()["model"]["hidden"] == [8, 4]
+    assert experiment.model_dump(mode="json")["model"]["hidden"] == [8, 4]
     assert resolve_experiment("mlp", {}) == resolve_experiment("mlp", {"trainer": {}})
 
 
 def test_a_named_run_keeps_its_settings_and_may_change_its_model():
     assert resolve_experiment(frappe(), {}) == frappe()
     changed = resolve_experiment(frappe(), {"model": {"name": "dcn_v2", "hidden": [8]}, "seed": 2})
-    assert changed.model_name == "dcn_v2"
-    assert changed.model_dump()["model"]["hidden"] == [8]
+    assert changed.model_dump()["model"]["name"] == "dcn_v2"
+    assert changed.model_dump(mode="json")["model"]["hidden"] == [8]
     assert changed.embedding == frappe().embedding
 
 
