@@ -18,7 +18,7 @@ import polars as pl
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from features.spec import AnyFeature, CategoricalList, Numeric
-from serving.bundle.profile import MIN_ROWS, NUM_BUCKETS, FloatBins, TokenBins, bucket_of, range_of
+from serving.bundle.profile import MIN_ROWS, NUM_BUCKETS, Counts, FloatBins, TokenBins, bucket_of, range_of
 
 MAX_SHOWN = 5
 LEAST_SHARE = 0.005
@@ -32,8 +32,6 @@ CROWDED = 0.1
 """Share of the buckets in use from which a bucket that lost rows may have lost those of a value that is not there."""
 ALONE = 0.9
 """Share of a bucket's rows from which its most common value stands for it."""
-
-Floats = npt.NDArray[np.float64]
 
 
 class Moved(NamedTuple):
@@ -113,7 +111,7 @@ def _name(name: str, count: float, may_be_another: bool) -> str:
     return f"{name}, or another of its hash" if may_be_another else name
 
 
-def moved_floats(bins: FloatBins, labels: Sequence[str], counts: Floats) -> list[Moved]:
+def moved_floats(bins: FloatBins, labels: Sequence[str], counts: Counts) -> list[Moved]:
     """The bins [K] of a number that moved most."""
     total = max(float(counts.sum()), 1.0)
     found = [

@@ -56,7 +56,7 @@ from serving.bundle.table import (
     TableDtype,
     learn_coder,
     pack_bits,
-    served_rows,
+    quantized_rows,
     write_table,
 )
 from serving.bundle.table_plan import CODE_BITS
@@ -74,7 +74,7 @@ __all__ = [
     "installed_version",
     "learn_coder",
     "open_session",
-    "served_rows",
+    "quantized_rows",
     "write_bundle",
 ]
 

@@ -65,7 +65,7 @@ __all__ = [
     "TableDtype",
     "learn_coder",
     "pack_bits",
-    "served_rows",
+    "quantized_rows",
     "table_bytes",
     "write_table",
 ]
@@ -120,12 +120,12 @@ def learn_coder(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidth
     return _Source.of(table, dtype, row_widths).coder
 
 
-def served_rows(
+def quantized_rows(
     table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None, coder: Coder | None = None
 ) -> Floats:
     """Rows [M, w] as a reader of the written table will see them; raises `InputError` as `write_table` does.
 
-    >>> served_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
+    >>> quantized_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
     [[1.0, -0.5], [0.25, 0.0]]
     """
     source = _Source.of(table, dtype, row_widths, coder)
