@@ -1,7 +1,7 @@
 """Shared by the benchmarks: worker processes, medians with their spread, tables, the machine.
 
-Each contender lives in a process of its own, so that its peak memory is its own. The rounds of all contenders take
-turns: what disturbs the machine for a minute then disturbs all of them, and a ratio inside a round hardly moves.
+Each contender has a process of its own, and so a peak memory of its own. The rounds of all contenders take turns: a
+disturbance of the machine then affects all of them, and the ratios inside a round hardly change.
 """
 
 import json
@@ -31,7 +31,7 @@ RAW = Planted(num_features=26, num_distinct=100_000)
 """Rows that look like a click log's: 26 text columns, power law."""
 
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the tables here too, and all rounds to .json.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Tiny sizes that say nothing: does it run?")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Tiny sizes, only to check that it runs.")]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="How often each contender is timed.")]
 
 
@@ -122,7 +122,7 @@ def ratio(own: Iterable[float], other: Iterable[float]) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column stands left, the others right.
+    """A table; the first column is aligned left, the others right.
 
     >>> print(markdown(["what", "rows/s"], [["a", "10"]]))
     | what | rows/s |
@@ -162,7 +162,7 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on beside the code."""
+    """Facts of the machine that the figures depend on."""
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         model = next(line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name"))
@@ -176,7 +176,7 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "packages": ", ".join(filter(None, map(_installed, DISTRIBUTIONS))),
         "commit": commit.stdout.strip() or "unknown",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set: a thread a core"),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set: a thread per core"),
         "load before": f"{os.getloadavg()[0]:.2f}",
     }
 

@@ -26,7 +26,7 @@ from recsys.dataset import batch_of
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.models.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle.bundle import Bundle, Coder, PriorCorrection, TableDtype, learn_coder, served_rows, write_bundle
+from serving.bundle.bundle import Bundle, Coder, PriorCorrection, TableDtype, learn_coder, quantized_rows, write_bundle
 from serving.bundle.profile import DISTRIBUTIONS, Distributions
 
 
@@ -103,7 +103,7 @@ def quantized_copy(ranker: Ranker, table_dtype: TableDtype) -> QuantizedRanker:
     copied._modules = {**ranker._modules, "embedding": rounded}
     table, widths = embedding.table.detach().cpu().numpy(), _row_widths(embedding)
     coder = learn_coder(table, table_dtype, widths)
-    rounded.table.data.copy_(torch.from_numpy(served_rows(table, table_dtype, widths, coder)))
+    rounded.table.data.copy_(torch.from_numpy(quantized_rows(table, table_dtype, widths, coder)))
     rounded.gate = embedding.gate
     return QuantizedRanker(copied, coder)
 

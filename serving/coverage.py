@@ -1,7 +1,7 @@
-"""How the values of scored rows met what training saw, and a line of warning where they are far from it.
+"""Coverage: counts the missing and unseen values of scored rows, and warns where they are far from training's.
 
 A column that is written in another way than in training (`128.0` for `128`, `True` for `true`) has only unseen values:
-its rows score without an error, and wrong.
+its rows are scored without an error, but wrong.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from serving.bundle import Bundle
 from serving.bundle.profile import DISTRIBUTIONS, read_distributions
 
 FAR = 0.5
-"""Difference of two shares from which one is far from the other."""
+"""Least difference of two shares that are far from each other."""
 MIN_VALUES = 20
-"""Values that are enough to judge a share by."""
+"""Fewest values to judge a share by."""
 
 
 class Coverage(NamedTuple):
-    """How the values of a feature met what training saw; counts of several batches add up by `plus`."""
+    """Counts of a feature's missing and unseen values; those of several batches are added by `plus`."""
 
     num_examples: int
     missing: int
     """Examples without a value, as a dataset's `missing_rates` count them."""
     num_values: int
-    """Values looked up: one for an example that has one, or its list's elements but null; 0 for a float column."""
+    """Values looked up: one per present value, or per list element that is not null; 0 for a float column."""
     unseen: int
-    """Values that certainly no training example had, as one of their rows was never read: all such values in a
-    collisionless table, fewer where values share rows, none where the bundle does not say which rows were trained. In a
-    pruned table, values of which no row is left."""
+    """Values that certainly no training example had, since one of their rows was never read. These are all unseen
+    values of a collisionless table, fewer where values share rows, and none if the bundle does not say which rows were
+    trained. In a pruned table, values of which no row is left."""
 
     def plus(self, other: "Coverage") -> "Coverage":
         """The counts of both."""
@@ -45,7 +45,7 @@ class Coverage(NamedTuple):
 
 
 def add_coverage(total: Mapping[str, Coverage], more: Mapping[str, Coverage]) -> dict[str, Coverage]:
-    """Counts of both by feature.
+    """Sum of two counts by feature.
 
     >>> add_coverage({"a": Coverage(1, 0, 1, 1)}, {"a": Coverage(2, 1, 1, 0)})["a"].unseen_rate
     0.5
@@ -54,7 +54,7 @@ def add_coverage(total: Mapping[str, Coverage], more: Mapping[str, Coverage]) ->
 
 
 def training_unseen_rates(bundle: Bundle) -> dict[str, float]:
-    """Share of the validation rows' values that training had not seen, by feature, as far as the bundle tells."""
+    """Share of the validation rows' values that training had not seen, by feature, as far as the bundle says."""
     if DISTRIBUTIONS not in bundle.profile:
         return {}
     features = read_distributions(bundle.profile, str(bundle.path)).features
@@ -62,7 +62,7 @@ def training_unseen_rates(bundle: Bundle) -> dict[str, float]:
 
 
 def coverage_warnings(coverage: Mapping[str, Coverage], bundle: Bundle) -> list[str]:
-    """A line for each feature whose share of unseen or of missing values is far above training's."""
+    """One line per feature whose share of unseen or missing values is far above training's."""
     unseen, missing = training_unseen_rates(bundle), dict(bundle.profile.get("missing_rates", {}))
     lines: list[str] = []
     for name, one in coverage.items():

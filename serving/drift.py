@@ -1,4 +1,4 @@
-"""Drift: how far the rows and scores of today are from the training profile in the bundle.
+"""Drift: the distance of today's rows and scores from the training profile in the bundle.
 
 The population stability index of a feature is the sum over bins of (actual - expected) * ln(actual / expected); up to
 .1 is little, above .25 is much (Lewis 1994, "An Introduction to Credit Scoring"; Siddiqi 2006, "Credit Risk
@@ -29,7 +29,7 @@ from serving.scorer import CHUNK_ROWS, Coverage, Scorer
 
 MODERATE, MAJOR = 0.1, 0.25
 FLOOR = 1e-4
-"""Shares below this count as this: an empty bin would make the index infinite."""
+"""Smaller shares are raised to this: an empty bin would make the index infinite."""
 SCORE = "(score)"
 
 Shares = npt.NDArray[np.float64]
@@ -37,14 +37,14 @@ Shares = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """One feature, or the score: training beside today."""
+    """Drift of one feature or of the score between training and today."""
 
     name: str
     psi: float
     chance: float
-    """What the index stays below in 95 of 100 samples of this size without any drift."""
+    """Upper bound of the index in 95 of 100 samples of this size without drift."""
     unseen_psi: float
-    """The index of two bins, values that training had seen and those that it had not; 0 where nobody counted."""
+    """The index of two bins, seen and unseen values; 0 if they were not counted."""
     labels: list[str]
     expected: list[float]
     actual: list[float]
@@ -53,7 +53,7 @@ class Drift:
     unseen: tuple[float, float] | None
     """Rates on the validation rows and today."""
     moved: list[Moved]
-    """The values, or ranges, that moved most; none where nothing did beyond chance."""
+    """The values, or ranges, that moved most; empty if none moved beyond chance."""
 
     @property
     def worst(self) -> float:
@@ -75,11 +75,11 @@ class DriftReport:
     created_at: str
     """When the bundle was written; UTC, ISO 8601."""
     dataset: str | None
-    """What it was trained on, and its digest."""
+    """Dataset that it was trained on, and its digest."""
     inputs: list[str]
-    """As they were named."""
+    """As they were given."""
     files: int
-    """How many of them were read."""
+    """Number of input files."""
     rows: int
     training_rows: int | None
     score: Drift | None
@@ -111,7 +111,7 @@ def psi(expected: Shares, actual: Shares) -> float:
 
 
 def chance_psi(num_bins: int, num_expected: float, num_actual: float) -> float:
-    """What the index of K bins stays below in 95 of 100 pairs of samples of the same kind.
+    """Upper bound of the index of K bins in 95 of 100 pairs of samples from one distribution.
 
     The quantile of chi2 is that of Wilson and Hilferty (1931), right to 1 % from two degrees of freedom on.
 
@@ -131,7 +131,7 @@ def drift_of(
 ) -> DriftReport:
     """Compare the rows of files with the profile of a bundle. Memory does not grow with the files.
 
-    Raises `InputError` for a bundle without a profile, rows that cannot be scored, and where there are none.
+    Raises `InputError` for a bundle without a profile, for rows that cannot be scored, and if there are no rows.
     """
     bundle = scorer.bundle
     profile = read_distributions(bundle.profile, str(bundle.path))
@@ -223,7 +223,7 @@ class _Counter:
             if isinstance(bins, TokenBins):
                 moved = moved_tokens(bins, self._names[feature.name], float(counts[0]))
             else:
-                if isinstance(feature, Numeric):  # its bins are of what the network reads: people know the raw values
+                if isinstance(feature, Numeric):  # its bins are of transformed values, and people know the raw ones
                     labels = bins.model_copy(update={"edges": raw_edges(feature, bins.edges)}).labels
                 moved = moved_floats(bins, labels, counts)
             found.append(_drift(feature.name, bins, labels, counts, unseen, missing, moved))

@@ -1,4 +1,4 @@
-"""Drift for people: a table in the terminal, and one HTML page with pictures that needs no network."""
+"""Shows drift: a table in the terminal, and one HTML page with charts that needs no network."""
 
 import html
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ MOVED = (
     "names are those of the rows compared."
 )
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 820, 270, 64, 30, 84
-"""A picture, in pixels, and its margins."""
+"""Size and margins of a chart, in pixels."""
 _COLOURS = {"stable": "#2e7d32", "moderate": "#b26a00", "major": "#b3261e"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -89,7 +89,7 @@ def _text(is_text: bool = True) -> str:
 
 
 def _facts(report: DriftReport, written: datetime) -> dict[str, str]:
-    """What was compared with what, and when."""
+    """Facts above the table: the two sides of the comparison, and the dates."""
     facts = {
         "report written": f"{written.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "rows compared": f"{report.rows:,}, of {', '.join(report.inputs)} (files: {report.files})",
@@ -117,7 +117,7 @@ def _section(one: Drift, number: int) -> str:
 
 
 def _moved(one: Drift) -> str:
-    """The values that moved most, with their names where rows of today have them."""
+    """Table of the values that moved most."""
     rows = "".join(
         f"<tr><td{_text()}>{html.escape(shortened(value.value, 80))}</td><td>{_share(value)}</td>"
         f"<td>{100 * value.now:.1f} %</td></tr>"
@@ -128,7 +128,7 @@ def _moved(one: Drift) -> str:
 
 
 def _share(value: Moved) -> str:
-    """The share in training, or what it lay between."""
+    """The share in training, or its bounds."""
     low, high = f"{100 * value.low:.1f}", f"{100 * value.high:.1f}"
     return f"{low} %" if low == high else f"below {high} %" if value.low == 0 else f"{low} to {high} %"
 
@@ -138,7 +138,7 @@ def _expected_name(one: Drift) -> str:
 
 
 def _picture(one: Drift) -> str:
-    """Two bars a bin: its share in training and now."""
+    """Chart with two bars per bin: its share in training and now."""
     of_training, bins = _expected_name(one), zip(one.labels, one.expected, one.actual, strict=True)
     pairs = [(label, shares) for label, *shares in bins if label != "missing" or any(shares)]
     right, base = WIDTH - 10, HEIGHT - BOTTOM

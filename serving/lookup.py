@@ -1,4 +1,4 @@
-"""Lookup: tokens of examples to the rows of the table that the network reads, pooled where a feature is a list.
+"""Lookup: embeddings of encoded examples, pooled where a feature is a list.
 
 B examples, S slots of the layout, P slots of one feature, w row width, T tokens of a list feature in a batch.
 """
@@ -14,14 +14,14 @@ from features.addressing import Addressing, addressing_of, known
 from features.encode import EncodedBatch
 from features.hashing import Rows, Tokens
 from serving.bundle import Bundle
+from serving.bundle.quantize import Floats
 
-Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]
 Order = npt.NDArray[np.intp]
 
 
 class Lookup:
-    """Reads the slots of some features: `Lookup(bundle, {"user"}).read(encoded)`; holds no state between calls."""
+    """Gathers the slots of some features: `Lookup(bundle, {"user"}).read(encoded)`. It keeps no state between calls."""
 
     def __init__(self, bundle: Bundle, features: Collection[str]) -> None:
         layout, vocabulary = bundle.layout, bundle.vocabulary
@@ -44,7 +44,7 @@ class Lookup:
         self._has_others = any(slot.feature not in used for slot in layout.slots)
 
     def read(self, encoded: EncodedBatch, first: int, last: int, context: Floats | None = None) -> Floats:
-        """Embeddings [B, S, w] of examples `first` to `last`; the other slots are `context`'s [1, S, w]."""
+        """Embeddings [B, S, w] of examples `first` to `last`; slots of other features come from `context` [1, S, w]."""
         scalars = self._scalar_rows(encoded, first, last)
         if not self._lists and len(self._runs) == 1 and scalars.shape[1] == self._num_slots:
             return scalars
@@ -64,7 +64,7 @@ class Lookup:
         return out
 
     def _scalar_rows(self, encoded: EncodedBatch, first: int, last: int) -> Floats:
-        """What the slots of scalar features read: [B, S of scalars, w]."""
+        """Embeddings [B, S of scalars, w] of the slots of scalar features."""
         if not self._scalar_features:
             return np.zeros((last - first, 0, self._width), dtype=np.float32)
         columns = [encoded.tokens[name][first:last] for name in self._scalar_features]
@@ -73,7 +73,7 @@ class Lookup:
         return self._table.gather(rows.ravel()).reshape(*rows.shape, self._width)
 
     def num_untrained(self, feature: str, tokens: Tokens) -> int:
-        """How many of a feature's tokens [T] read a row that no training example read; in a pruned table, no other."""
+        """Number of a feature's tokens [T] with an untrained row; in a pruned table, of those without a trained one."""
         if feature not in self._addressing:
             return 0
         rows = self._addressing[feature].rows(tokens[:, None])
@@ -84,7 +84,7 @@ class Lookup:
         """The examples [B], longest list first, and in this order the sum or mean of each one's rows [B, P, w].
 
         `rows` are [T, P], `lengths` [B]; an empty list gives zeros. Step k adds the k-th value of every list that has
-        one. So each sum runs in the order of the list, as in training (`np.add.reduceat` sums in pairs, and gives an
+        one. So each sum is in the order of the list, as in training (`np.add.reduceat` sums in pairs, and gives an
         empty list its neighbour's row), and memory does not grow with T.
         """
         longest_first = np.argsort(-lengths, kind="stable")
@@ -100,10 +100,10 @@ class Lookup:
 
 
 class _Run(NamedTuple):
-    """Slots of a part that stand side by side among all slots, as those of neighbouring features do."""
+    """Consecutive slots, such as those of neighbouring features."""
 
     here: slice
-    """Among the part's slots."""
+    """Among the slots of this lookup."""
     there: slice
     """Among all slots."""
 
@@ -118,7 +118,7 @@ class _Bag(NamedTuple):
 
 
 def _runs(positions: list[int]) -> list[_Run]:
-    """Increasing positions as runs.
+    """Increasing positions, cut into runs of consecutive ones.
 
     >>> [(run.here.start, run.there.start, run.there.stop) for run in _runs([2, 3, 7])]
     [(0, 2, 4), (2, 7, 8)]

@@ -1,8 +1,8 @@
-"""Which values moved: shares of today beside what the training profile knows, with a name where rows of today have one.
+"""Finds the values that moved: today's shares beside those of the training profile, with names from today's rows.
 
-The profile knows a token's hash bucket, and of a bucket its bin alone; but bins are filled from the rarest bucket to
-the most common one, so the share that a bucket had lies between the means of its neighbours. A bucket is named by the
-value that most of its rows of today have; one that no row has cannot be named. Of a number, the ranges are known.
+The profile has only the bin of each hash bucket. But bins are filled from the rarest bucket to the most common one, so
+the share that a bucket had is between the means of the neighbouring bins. A bucket is named after its most common value
+in today's rows, and has no name without rows. Of a number, the ranges are known.
 
 N tokens, K bins.
 """
@@ -18,37 +18,35 @@ import polars as pl
 from features.encode import EncodedBatch
 from features.hashing import MISSING_TOKEN
 from features.spec import AnyFeature, CategoricalList, Numeric
-from serving.bundle.profile import MIN_ROWS, NUM_BUCKETS, FloatBins, TokenBins, bucket_of, range_of
+from serving.bundle.profile import MIN_ROWS, NUM_BUCKETS, Counts, FloatBins, TokenBins, bucket_of, range_of
 
 MAX_SHOWN = 5
 LEAST_SHARE = 0.005
-"""A move below this is none of interest."""
+"""Smaller moves are not shown."""
 SIGMAS = 4.0
-"""Nor is one of fewer standard deviations: of a thousand buckets, chance alone moves one so far in 16 reports."""
+"""Nor are moves of fewer standard deviations: chance moves one of 1,000 buckets so far in one of 16 reports."""
 SAMPLE = 2048
-"""Values of a chunk among which names are looked for: one of a share that matters is there."""
+"""Values of a chunk that are searched for names; enough to find all values with a share that matters."""
 NOT_HERE, NOT_NAMED = "(a value that no row has)", "(a value of few rows)"
 CROWDED = 0.1
-"""Share of the buckets in use from which a bucket that lost rows may have lost those of a value that is not there."""
+"""Share of used buckets above which a bucket that lost rows may have lost those of a value that is now absent."""
 ALONE = 0.9
-"""Share of a bucket's rows from which its most common value stands for it."""
-
-Floats = npt.NDArray[np.float64]
+"""Share of a bucket's rows above which its most common value names it alone."""
 
 
 class Moved(NamedTuple):
-    """A value, or a range, that is more or less common today."""
+    """A value, or a range, whose share differs today from that in training."""
 
     value: str
     now: float
     """Its share of today's values, the missing ones included."""
     low: float
     high: float
-    """Between these it was in training; they are equal where the profile knows it exactly."""
+    """`low` and `high` bound its share in training; they are equal if it is known exactly."""
 
 
 class BucketNames:
-    """Of each bucket of a token feature, the values of today [1024]: how many, and the most common one of a sample."""
+    """Today's values of a token feature by bucket [1024]: their number, and the most common one of a sample."""
 
     def __init__(self, feature: AnyFeature) -> None:
         self._feature = feature
@@ -58,7 +56,7 @@ class BucketNames:
         self._random = np.random.default_rng(0)
 
     def add(self, raw: pl.DataFrame, batch: EncodedBatch) -> None:
-        """Count a chunk of raw rows, which are encoded in the batch, and name what is common among some of them."""
+        """Count a chunk of raw rows and their encoded batch, and name the common values of a sample."""
         tokens = batch.tokens[self._feature.name]
         places = np.flatnonzero(tokens != np.uint64(MISSING_TOKEN))
         if not len(places):
@@ -69,7 +67,7 @@ class BucketNames:
         values, first, counts = np.unique(tokens[places], return_index=True, return_counts=True)
         buckets = bucket_of(values)
         in_bucket = np.bincount(buckets, weights=counts, minlength=NUM_BUCKETS)
-        order = np.lexsort((counts, buckets))  # the last one of each bucket is its most common value
+        order = np.lexsort((counts, buckets))  # the last of each bucket is its most common value
         most = order[np.flatnonzero(np.diff(buckets[order], append=-1))]
         better = most[counts[most] > self._most[buckets[most]]]
         named = zip(buckets[better], counts[better], self._values(raw, batch, places[first[better]]), strict=True)
@@ -105,7 +103,7 @@ def moved_tokens(bins: TokenBins, names: BucketNames, num_missing: float) -> lis
 
 
 def _name(name: str, count: float, may_be_another: bool) -> str:
-    """What to call a bucket; as in the profile, what goes back to few rows stays without a name."""
+    """Name of a bucket; as in the profile, values of few rows are not named."""
     if not count:
         return NOT_HERE
     if count < MIN_ROWS or not name:
@@ -113,7 +111,7 @@ def _name(name: str, count: float, may_be_another: bool) -> str:
     return f"{name}, or another of its hash" if may_be_another else name
 
 
-def moved_floats(bins: FloatBins, labels: Sequence[str], counts: Floats) -> list[Moved]:
+def moved_floats(bins: FloatBins, labels: Sequence[str], counts: Counts) -> list[Moved]:
     """The bins [K] of a number that moved most."""
     total = max(float(counts.sum()), 1.0)
     found = [
@@ -132,13 +130,13 @@ def _most_moved(found: Sequence[Moved], num_expected: float, num_actual: float) 
 
 
 def _deviation(one: Moved, noise: float, num_actual: float) -> float:
-    """Standard deviation of a share; a row more on either side, as of one row nothing can be told (Laplace)."""
+    """Standard deviation of a share, with one more row on either side (Laplace), as one row proves nothing."""
     shares = [(share * num_actual + 1) / (num_actual + 2) for share in (one.now, min(one.high, 1.0))]
     return math.sqrt(noise * max(share * (1 - share) for share in shares))
 
 
 def _move(one: Moved) -> float:
-    """How far the share of today is from those that training may have had."""
+    """Distance of today's share from the bounds of that in training."""
     return max(one.low - one.now, one.now - one.high, 0.0)
 
 
@@ -148,14 +146,14 @@ def _of_list(value: Any, offset: int, feature: CategoricalList) -> str:
 
 
 def _text(value: Any) -> str:
-    """A categorical value as its token reads it."""
+    """A categorical value as text, as it is hashed."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _range(feature: Numeric, value: float) -> str:
-    """The bucket of a number that became a token."""
+    """The range of a number that became a token."""
     bucket = int(feature.buckets(np.array([value]))[0])
     if feature.transform == "bucketize":
         assert feature.fitted is not None
@@ -166,7 +164,7 @@ def _range(feature: Numeric, value: float) -> str:
 
 
 def raw_edges(feature: Numeric, edges: Sequence[float]) -> tuple[float, ...]:
-    """Edges of a transformed number as the raw values that they were, in as few digits as tell them apart.
+    """Raw values of the edges of a transformed number, in as few digits as keep them distinct.
 
     >>> raw_edges(Numeric(name="price", transform="log1p"), (-0.6931, 0.0, 1.0986))
     (-0.9999, 0.0, 2.0)

@@ -1,4 +1,4 @@
-"""Rows as callers have them (mappings, pandas, Arrow, polars) to an encoded batch; pandas is never imported.
+"""Encodes rows in the forms that callers have: mappings, pandas, Arrow, polars. pandas is never imported.
 
 B rows.
 """
@@ -17,14 +17,14 @@ from features.registry import FeatureRegistry
 
 ACCEPTED = "a polars or pandas frame, an Arrow table, or a list of mappings from feature to value"
 
-Rows = pl.DataFrame | Sequence[Mapping[str, Any]]
-"""Rows that have a length and can be cut: a raw frame, or mappings where an absent key is a missing value."""
+RawRows = pl.DataFrame | Sequence[Mapping[str, Any]]
+"""Rows with a length and slices: a raw frame, or mappings where an absent key is a missing value."""
 
 
-def rows_of(rows: Any, registry: FeatureRegistry) -> Rows:
-    """The rows [B] in one of two forms; of a pandas frame, only the registry's columns.
+def rows_of(rows: Any, registry: FeatureRegistry) -> RawRows:
+    """Convert rows [B] to one of two forms; of a pandas frame, only the registry's columns.
 
-    Raises `InputError` for other types, and for a value of a pandas frame that cannot be the value of its feature.
+    Raises `InputError` for other types, and for values of a pandas frame that their feature cannot take.
     """
     if is_frame(rows):
         return frame_of(rows, registry.features)
@@ -37,7 +37,7 @@ def rows_of(rows: Any, registry: FeatureRegistry) -> Rows:
     raise InputError(f"expected {ACCEPTED}", found=type(rows).__name__, remedy=remedy)
 
 
-def encode_rows(rows: Rows, registry: FeatureRegistry, *, allow_missing: bool = False) -> EncodedBatch:
+def encode_rows(rows: RawRows, registry: FeatureRegistry, *, allow_missing: bool = False) -> EncodedBatch:
     """Encode what `rows_of` returned; raises `InputError` as `encode` and `encode_values` do.
 
     >>> registry = FeatureRegistry.of(features={"user": "categorical", "tags": "categorical_list"})
@@ -55,9 +55,9 @@ def encode_rows(rows: Rows, registry: FeatureRegistry, *, allow_missing: bool = 
 
 
 def check_keys(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Raise `InputError` for a row [B] that has keys and none of the features: it would count as all missing.
+    """Raise `InputError` for a row [B] that has keys, but none of a feature: all of it would be missing.
 
-    A row without any key is all missing, and other keys beside a feature's are not read.
+    A row without keys is all missing; keys of no feature are ignored if the row has one of a feature.
     """
     known = frozenset(names)
     if not known:

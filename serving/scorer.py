@@ -19,6 +19,7 @@ from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
 from features.spec import AnyFeature
 from serving.bundle.bundle import PROBABILITY, Bundle, open_session
+from serving.bundle.quantize import Floats
 from serving.coverage import Coverage
 from serving.lookup import Lookup
 from serving.rows import check_keys, encode_rows, rows_of
@@ -26,10 +27,9 @@ from serving.rows import check_keys, encode_rows, rows_of
 CHUNK_ROWS = 16_384
 """Rows that are encoded at once, so that memory does not grow with a frame."""
 BLOCK_ROWS = 512
-"""Rows that go through the network at once: its activations then stay in the processor's cache, and a row of a large
-batch takes half the time."""
+"""Rows that the network takes at once: its activations then stay in the processor's cache, which halves the time per
+row of a large batch."""
 
-Floats = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
 
 
@@ -49,31 +49,31 @@ class Encoded:
         return self.examples.num_examples
 
 
-class _Part(NamedTuple):
-    """Some of a bundle's features: how they are encoded, and how they are read."""
+class _FeatureSubset(NamedTuple):
+    """Some of a bundle's features, with what encodes them and gathers their rows."""
 
     registry: FeatureRegistry
     lookup: Lookup
     dense_positions: list[int]
-    """Where their float columns stand among all of them."""
+    """Positions of their float columns among all of them."""
 
     @staticmethod
-    def of(bundle: Bundle, names: frozenset[str]) -> "_Part":
+    def of(bundle: Bundle, names: frozenset[str]) -> "_FeatureSubset":
         features = tuple(feature for feature in bundle.registry.features if feature.name in names)
-        # A copy is not checked again: a part may be empty, which a registry may not.
+        # `model_copy` does not validate: a subset may be empty, which a registry may not.
         registry = bundle.registry.model_copy(update={"features": features})
         positions = [k for k, feature in enumerate(bundle.registry.dense_features) if feature.name in names]
-        return _Part(registry, Lookup(bundle, names), positions)
+        return _FeatureSubset(registry, Lookup(bundle, names), positions)
 
 
 class Scorer:
-    """Scores raw rows with a bundle; holds no state between calls, so threads may share one.
+    """Scores raw rows with a bundle; keeps no state between calls, so threads may share one.
 
         scorer = Scorer("runs/frappe/bundle")
         scorer.score([{"user": 7, "item": "a", "genres": ["x", "y"]}])  # array([0.31...])
         scorer.score({"user": 7}, [{"item": "a"}, {"item": "b"}])  # one user, two candidates
 
-    `num_threads`: threads of one call inside onnxruntime; None: one a core. Where several calls run at once, as in a
+    `num_threads`: threads of one call inside onnxruntime; None: one per core. If several calls run at once, as in a
     server, 1 is best. Raises `InputError` for a bad bundle.
     """
 
@@ -81,13 +81,13 @@ class Scorer:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._session = open_session(self.bundle.dense_onnx, num_threads=num_threads)
         self._names = frozenset(feature.name for feature in self.registry.features)
-        self._whole = _Part.of(self.bundle, self._names)
-        # Bounded, as what a context holds is the caller's choice; without `self`, so that it goes with its last user.
+        self._whole = _FeatureSubset.of(self.bundle, self._names)
+        # Bounded, as callers choose the features of a context; without `self`, so that no cycle keeps the bundle open.
         self._split = lru_cache(maxsize=64)(partial(_split, self.bundle, self._names))
 
     @property
     def registry(self) -> FeatureRegistry:
-        """What a raw example means."""
+        """Features of a raw example."""
         return self.bundle.registry
 
     def score(self, rows: object, candidates: object = None, *, allow_missing: bool = False) -> Probabilities:
@@ -97,8 +97,8 @@ class Scorer:
         value, where an absent key is a missing value. A frame without a feature's column raises `InputError`, or is
         all missing there with `allow_missing`; so does a value that its feature cannot take, and a NaN logit.
 
-        With `candidates`, which are such rows, the first argument is one mapping, of what they have in common. The
-        scores are those of the rows `{**context, **candidate}`; a feature may stand in one of the two alone.
+        With `candidates`, which are such rows, the first argument is the context: one mapping of the features that they
+        share. The scores are those of the rows `{**context, **candidate}`; no feature may be in both.
         """
         if candidates is not None:
             return self.score_encoded(self.encode(rows, candidates, allow_missing=allow_missing))
@@ -113,7 +113,7 @@ class Scorer:
         return np.concatenate(chunks)
 
     def encode(self, rows: object, candidates: object = None, *, allow_missing: bool = False) -> Encoded:
-        """What `score` does before it reads the table: checks of every value, tokens and floats; same arguments."""
+        """The first half of `score`: checks every value and makes tokens and floats; same arguments."""
         if candidates is None:
             whole = rows_of(rows, self.registry)
             return Encoded(examples=encode_rows(whole, self.registry, allow_missing=allow_missing))
@@ -129,13 +129,13 @@ class Scorer:
             raise InputError("a context and its candidates share no feature", found=repr(min(twice)), remedy=remedy)
         try:
             encoded = encode_rows([rows], context.registry)
-        except InputError as error:  # row 0 of the context is no row of the candidates
+        except InputError as error:  # its row 0 is that of the context, not of the candidates
             raise InputError(error.expected, found=error.found, remedy=error.remedy) from None
         examples = encode_rows(own, rest.registry, allow_missing=allow_missing)
         return Encoded(examples=examples, context=encoded, shared=shared)
 
     def score_encoded(self, encoded: Encoded) -> Probabilities:
-        """Probabilities [B] of what `encode` returned: rows of the table, network, prior correction."""
+        """Probabilities [B] of encoded rows: gathers the table's rows, runs the network and corrects the prior."""
         return self.probabilities(self.logits(encoded))
 
     def probabilities(self, logits: Floats) -> Probabilities:
@@ -169,10 +169,7 @@ class Scorer:
         return np.concatenate([np.zeros((0, self.bundle.layout.embedded_width), dtype=np.float32), *blocks])
 
     def coverage(self, encoded: Encoded) -> dict[str, Coverage]:
-        """By feature, how many examples have no value, and how many values training did not see.
-
-        It looks the rows up once more; what a context holds counts once for each example.
-        """
+        """Missing and unseen values by feature; looks the rows up again. A context counts once per example."""
         parts = [(encoded.examples, self._whole if encoded.context is None else self._split(encoded.shared)[1], 1)]
         if encoded.context is not None:
             parts.append((encoded.context, self._split(encoded.shared)[0], encoded.num_examples))
@@ -184,17 +181,17 @@ class Scorer:
         return {feature.name: counts[feature.name] for feature in self.registry.features}
 
     def verify(self) -> float:
-        """Score the golden rows again: the largest difference to the trainer's probability.
+        """Largest difference between the scores of the golden rows and the trainer's probabilities.
 
-        Rounding of a fp16 or int8 table is part of it. For fp32 only the network's own rounding is left, which is about
-        1e-6 where its inputs and logits are of ordinary size.
+        It includes the rounding of an fp16 or int8 table. For fp32 only the network's own rounding is left, about 1e-6
+        for inputs and logits of ordinary size.
         """
         golden = self.bundle.golden
         expected = golden[PROBABILITY].cast(pl.Float64).to_numpy()
         return float(np.abs(self.score(golden.drop(PROBABILITY)) - expected).max())
 
     def _blocks(self, encoded: Encoded) -> Iterator[tuple[int, Floats]]:
-        """The network's input [n, S * w], a block of examples at a time, with the number of its first one."""
+        """Position of the first example of each block, and the network's input [n, S * w] for the block."""
         part, shared = self._whole, None
         if encoded.context is not None:
             context, part = self._split(encoded.shared)
@@ -216,9 +213,9 @@ class Scorer:
         return dense
 
 
-def _split(bundle: Bundle, names: frozenset[str], shared: frozenset[str]) -> tuple[_Part, _Part]:
-    """The features of a context, and the others."""
-    return _Part.of(bundle, shared), _Part.of(bundle, names - shared)
+def _split(bundle: Bundle, names: frozenset[str], shared: frozenset[str]) -> tuple[_FeatureSubset, _FeatureSubset]:
+    """The features of a context, and the others, which are the candidates'."""
+    return _FeatureSubset.of(bundle, shared), _FeatureSubset.of(bundle, names - shared)
 
 
 def _coverage(batch: EncodedBatch, lookup: Lookup, feature: AnyFeature) -> Coverage:

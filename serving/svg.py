@@ -1,6 +1,6 @@
-"""Axes of the pictures in HTML pages: round ticks, a grid, and labels that do not cover each other.
+"""Axes of charts in HTML pages: round ticks, a grid, and labels that do not overlap.
 
-The pages are read where neither a script nor a network may be, so their pictures are plain text, without a package.
+The pages have to work without scripts and without a network, so charts are plain SVG text.
 """
 
 import math
@@ -9,24 +9,24 @@ from html import escape
 from typing import NamedTuple
 
 LETTER, LINE = 6.4, 13.0
-"""Pixels that a letter takes on average, and a line, in the pages' font of 11 pixels."""
+"""Average width of a letter and height of a line, in pixels, in the pages' font of 11 pixels."""
 LOG_STEPS = ((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 SIDES = (
     *(("start", 8, 4), ("end", -8, 4), ("middle", 0, -9), ("middle", 0, 17)),
     *(("start", 8, 15), ("start", 8, -7), ("end", -8, 15), ("end", -8, -7)),
 )
-"""Where a label may be: right of its point, left, above, below, and the corners; its anchor and the pixels to it."""
+"""Positions of a label: right of its point, left, above, below, and the corners; as anchor and offset in pixels."""
 
 
 class Tick(NamedTuple):
-    """A value on an axis, and what is written there."""
+    """A value on an axis, and its text."""
 
     value: float
     text: str
 
 
 class Scale:
-    """Values to pixels."""
+    """A linear map from values to pixels."""
 
     def __init__(self, low: float, high: float, start: float, stop: float) -> None:
         self.low, self.high = low, high
@@ -38,7 +38,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[Tick]:
-    """Round numbers between two: at most so many, at steps of 1, 2 or 5 times a power of ten.
+    """At most `most` round numbers in a range, at steps of 1, 2 or 5 times a power of ten.
 
     >>> [tick.text for tick in ticks(0.7414, 0.7776)]
     ['0.75', '0.76', '0.77']
@@ -53,7 +53,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[Tick]:
 
 
 def byte_ticks(low: float, high: float, most: int = 8) -> list[Tick]:
-    """Round numbers of bytes for a logarithmic axis: at most so many, as close as that allows.
+    """At most `most` round numbers of bytes for a logarithmic axis, as dense as possible.
 
     >>> [tick.text for tick in byte_ticks(9e3, 2.1e6)]
     ['10 kB', '20 kB', '50 kB', '100 kB', '200 kB', '500 kB', '1 MB', '2 MB']
@@ -82,7 +82,7 @@ def bytes_text(value: float) -> str:
 
 
 def text_at(x: float, y: float, text: str, side: str = "middle") -> str:
-    """A text that is escaped; `side` is its anchor."""
+    """An escaped text; `side` is its anchor."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{side}">{escape(text)}</text>'
 
 
@@ -109,7 +109,7 @@ def x_axis(scale: Scale, marks: Iterable[Tick], top: float, bottom: float) -> st
 
 
 def y_title(text: str, x: float, y: float) -> str:
-    """The title of the y axis, which is read from below."""
+    """The title of the y axis, rotated."""
     place = f'x="{x:.1f}" y="{y:.1f}" transform="rotate(-90 {x:.1f} {y:.1f})"'
     return f'<text {place} text-anchor="middle">{escape(text)}</text>'
 
@@ -137,7 +137,7 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def shortened(name: str, most: int = 32) -> str:
-    """A name of at most so many letters; names often differ at their ends, so the middle is left out.
+    """A name cut to at most `most` letters in its middle, since names often differ at their ends.
 
     >>> shortened("a film", 6), shortened("a longer film", 8)
     ('a film', 'a l…film')

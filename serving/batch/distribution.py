@@ -1,4 +1,4 @@
-"""Mean and quantiles of any number of scores, in memory that does not grow with them.
+"""Mean and quantiles of any number of scores, in constant memory.
 
 N scores.
 """
@@ -14,7 +14,7 @@ _BINS = 8_000
 
 
 class ScoreDistribution:
-    """A histogram of the log-odds, which tells small scores apart: a quantile is right to 1 part in 200 of the odds.
+    """A histogram of log-odds, fine enough for small scores: the odds of a quantile are right to 1 part in 200.
 
     >>> scores = ScoreDistribution()
     >>> scores.add(np.array([0.001, 0.002, 0.5]))
@@ -40,13 +40,13 @@ class ScoreDistribution:
 
     @property
     def mean(self) -> float | None:
-        """Mean score; None for no score."""
+        """Mean score; None if there are no scores."""
         num_scores = int(self._counts.sum())
-        # Exact, so that the order in which parts are finished does not show.
+        # Exact, so that it does not depend on the order in which parts are finished.
         return math.fsum(self._sums) / num_scores if num_scores else None
 
     def quantiles(self) -> dict[str, float]:
-        """`min`, `p01` ... `p99`, `max`; empty for no score."""
+        """`min`, `p01` ... `p99`, `max`; empty if there are no scores."""
         cumulative = np.cumsum(self._counts)
         if not cumulative[-1]:
             return {}

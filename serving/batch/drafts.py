@@ -1,6 +1,6 @@
-"""A part before it is shown: files under hidden names, flushed to the disk, and renamed in an order to rely on.
+"""Drafts of parts: files under hidden names, flushed to the disk and renamed in a fixed order.
 
-A name that begins with a dot is of a draft. Only `publish` makes anything visible, the scored part last.
+Names of drafts begin with a dot. Only `publish` makes files visible, the scored part last.
 """
 
 import uuid
@@ -18,7 +18,7 @@ _SPILL_ROWS = 65_536  # rejected rows that are kept in memory
 
 
 def rejected_path(out: Path, name: str) -> Path:
-    """Where the rejected rows of a part's input stand; a pattern that finds `part-*` does not find them.
+    """Path of the rejected rows of a part's input, which the pattern `part-*` does not match.
 
     >>> rejected_path(Path("out"), "day=1/part-a-0f.parquet").as_posix()
     'out/_rejected/day=1/rejected-a-0f.parquet'
@@ -28,9 +28,9 @@ def rejected_path(out: Path, name: str) -> Path:
 
 
 class Draft:
-    """The hidden files of one part: the scored rows and, where there are any, the rejected ones.
+    """The hidden files of one part: the scored rows and, if there are any, the rejected ones.
 
-    A context: what was not published when it ends is deleted.
+    As a context it deletes at its end what was not published.
     """
 
     def __init__(self, out: Path, name: str) -> None:
@@ -40,20 +40,20 @@ class Draft:
         self._spilled: list[Path] = []
         self._waiting: list[pl.DataFrame] = []
         self.scored = self._beside("scored")
-        """Where to write the scored rows."""
+        """Path to write the scored rows to."""
 
     def _beside(self, kind: str) -> Path:
         return self._target.parent / f"{self._prefix}.{kind}.tmp"
 
     def reject(self, rows: pl.DataFrame) -> None:
-        """Keep rejected rows; their number is not bounded, the memory for them is."""
+        """Keep rejected rows, any number of them in bounded memory."""
         if len(rows):
             self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= _SPILL_ROWS:
             self._spill()
 
     def publish(self, metadata: Mapping[str, str]) -> None:
-        """Show the part; rejected rows first, so that a part is never visible without them."""
+        """Make the part visible; rejected rows first, so that a part is never seen without them."""
         self._spill()
         if self._spilled:
             self._rejected_target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Draft:
             rejected.replace(self._rejected_target)
             flush(self._rejected_target.parent)
         else:
-            self._rejected_target.unlink(missing_ok=True)  # of the same input before it was mended
+            self._rejected_target.unlink(missing_ok=True)  # of the same input before it was repaired
         flush(self.scored)
         self.scored.replace(self._target)
         flush(self._target.parent)

@@ -1,4 +1,4 @@
-"""What a scoring job reads: each input file with its part in the output, and the columns to read."""
+"""Plan of a scoring job: each input file with its part in the output, and the columns to read."""
 
 import glob
 import hashlib
@@ -18,7 +18,7 @@ from features.registry import FeatureRegistry
 
 
 class Part(BaseModel):
-    """One input file, and the part that its rows become."""
+    """One input file, and the part of the output for its rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class Part(BaseModel):
     """Path of the part below the output directory, with the partition directories of the input before it."""
     file: Path
     columns: tuple[str, ...]
-    """Columns to read, from the file or its path; none for a file without rows or columns."""
+    """Columns to read from the file or its path; empty for a file without columns."""
     row_limit: int | None = None
     """Rows to score; None for all."""
 
@@ -34,10 +34,10 @@ class Part(BaseModel):
 def plan_parts(
     inputs: Sequence[str | Path], registry: FeatureRegistry, *, keep: Sequence[str], allow_missing: bool
 ) -> list[Part]:
-    """A part for each file that the inputs (files, directories, globs) name, in their order.
+    """One part per file of the inputs (files, directories, globs), in their order.
 
-    A part's name follows from its own input's path, so that a file that comes later changes no other name. Raises
-    `InputError` for an input that is not there, and for a file without a column that it should have.
+    The name of a part follows from the path of its own input, so files that arrive later change no other name. Raises
+    `InputError` for an input that does not exist, and for a file without a required column.
     """
     parts: dict[Path, Part] = {}
     for pattern in inputs:
@@ -54,7 +54,7 @@ def plan_parts(
 
 
 def limit_parts(parts: Sequence[Part], limit: int, csv: CsvFormat | None) -> list[Part]:
-    """The parts that hold the first `limit` rows, each with its share."""
+    """The parts with the first `limit` rows, each with its own row limit."""
     limited: list[Part] = []
     left = limit
     for part in parts:
@@ -66,7 +66,7 @@ def limit_parts(parts: Sequence[Part], limit: int, csv: CsvFormat | None) -> lis
 
 
 def _count_rows(part: Part, enough: int, csv: CsvFormat | None) -> int:
-    """Rows of an input; counting ends when there are enough."""
+    """Rows of an input; stops counting at `enough`."""
     count = 0
     for frame in read_chunks(part.file, part.columns[:1], csv=csv):
         count += len(frame)
@@ -76,7 +76,7 @@ def _count_rows(part: Part, enough: int, csv: CsvFormat | None) -> int:
 
 
 def _root_of(pattern: str | Path) -> Path:
-    """The directory below which the output mirrors partitions: what the user named without any wildcard."""
+    """The directory below which the output mirrors partitions: the given path up to its first wildcard."""
     path = Path(pattern)
     if path.is_dir():
         return path
@@ -86,7 +86,7 @@ def _root_of(pattern: str | Path) -> Path:
 
 
 def _check_name(file: Path) -> None:
-    """Raise `InputError` for a name that is no text: neither JSON nor parquet's metadata could hold it."""
+    """Raise `InputError` for a name that is not UTF-8, which neither JSON nor parquet's metadata can hold."""
     try:
         str(file).encode()
     except UnicodeEncodeError:
@@ -95,7 +95,7 @@ def _check_name(file: Path) -> None:
 
 
 def _file_name(file: Path) -> str:
-    """File name of an input's part, safe for every file system and reader; the digits tell equal names apart."""
+    """File name of an input's part, safe for all file systems and readers; the digits make equal names unique."""
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", file.name.removesuffix(suffix_of(file)))[:100]
     digits = hashlib.sha256(os.fsencode(file.absolute())).hexdigest()[:8]
     return f"part-{stem}-{digits}.parquet"
@@ -104,7 +104,7 @@ def _file_name(file: Path) -> str:
 def _columns_to_read(
     file: Path, registry: FeatureRegistry, keep: Sequence[str], *, allow_missing: bool
 ) -> tuple[str, ...]:
-    """Columns that features and `keep` need."""
+    """Columns that the features and `keep` need."""
     present = columns_of(file, registry.csv)
     if not present:
         return ()

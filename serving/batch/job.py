@@ -1,8 +1,6 @@
-"""Batch scoring: files to files, a part an input; what is visible is whole, and a second run goes on where one stopped.
+"""Batch scoring of files: one part per input, never visible in half, and a second run continues where one stopped.
 
-`serving.batch.output` has the layout of the directory. Nothing in it depends on the clock: a job that was cut off
-and taken
-up again ends in the same bytes.
+`serving.batch.output` has the layout of the directory. Its bytes do not depend on the time or on interruptions.
 """
 
 import json
@@ -36,12 +34,12 @@ ROW_GROUP_ROWS = 262_144
 MAX_THREADS = 8  # a chunk of wide embeddings takes 64 MB
 
 Engine = Callable[[Job, Sequence[Part]], Iterator[tuple[str, bool]]]
-"""Makes the parts of a job, wherever its files can be seen; tells each one's name, and whether it was there before."""
+"""Makes the parts of a job; yields the name of each, and whether an earlier run had made it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringReport:
-    """What a scoring job did."""
+    """Result of a scoring job."""
 
     path: Path
     """Output directory."""
@@ -51,28 +49,28 @@ class ScoringReport:
     rows: int
     """Rows that were scored."""
     rows_rejected: int
-    """Rows that could not be; they stand in `_rejected`."""
+    """Rows that could not be scored; they are in `_rejected`."""
     parts: int
     """Parts in the output."""
     skipped_parts: int
     """Parts that an earlier run had finished."""
     seconds: float
     rows_per_second: float
-    """Of the parts that were not skipped."""
+    """Without the skipped parts."""
     score_mean: float | None
-    """None for no rows."""
+    """None if there are no rows."""
     score_quantiles: dict[str, float]
-    """`min`, `p01` ... `max` of all scores, to 1 part in 200 of the odds; empty for no rows."""
+    """`min`, `p01` ... `max` of all scores, to 1 part in 200 of the odds; empty if there are no rows."""
     missing_rates: dict[str, float]
     """Share of the rows without a value, by feature."""
     training_missing_rates: dict[str, float]
-    """The same in the training data, as far as the bundle tells."""
+    """The same in the training data, as far as the bundle says."""
     unseen_rates: dict[str, float]
     """Share of the values that certainly no training example had, by feature (`serving.coverage.Coverage`)."""
     training_unseen_rates: dict[str, float]
-    """The same in the validation rows of the training, as far as the bundle tells."""
+    """The same in the validation rows of the training, as far as the bundle says."""
     warnings: list[str]
-    """A line for each feature whose values are far from training's (`serving.coverage`)."""
+    """One line per feature whose values are far from training's (`serving.coverage`)."""
 
 
 def score_files(
@@ -89,19 +87,19 @@ def score_files(
     engine: Engine | None = None,
     progress: bool = True,
 ) -> ScoringReport:
-    """Score the rows of files into a directory, one part an input file; a file's rows keep their order.
+    """Score the rows of files into a directory, with one part per input file and the rows in their order.
 
     `inputs`: files, directories or globs of parquet, delimited text or JSON lines. `keep`: columns to copy as they are.
     `limit`: input rows in all. `workers`: processes, or `engine` in their place. Neither changes a byte of the output,
     and memory does not grow with the files.
 
-    A row that cannot be scored is written to `_rejected` with the reason, and all others are scored; where more than
-    the share `max_rejected` is, the job ends without `_SUCCESS` and in an `InputError`.
+    A row that cannot be scored is written to `_rejected` with the reason, and all others are scored. If the share of
+    rejected rows is above `max_rejected`, the job raises `InputError` and writes no `_SUCCESS`.
 
-    Parts that an earlier run finished from the same bytes are skipped. Raises `InputError`, before anything is
-    written, for a column that is not there, and for a directory that another model or other settings scored (unless
-    `overwrite`, which deletes its parts first) or that another job is at work on; later, for a file that cannot be
-    read and for a full disk.
+    Parts that an earlier run finished from the same bytes are skipped. Raises `InputError`, before anything is written,
+    for an absent column, and for a directory that another job is writing to, or that was scored by another model or
+    with other settings (unless `overwrite`, which deletes its parts first); later, for a file that cannot be read and
+    for a full disk.
     """
     started = time.perf_counter()
     _check_request(keep, limit, max_rejected, workers)
@@ -203,7 +201,7 @@ def _score_here(job: Job, parts: Sequence[Part], bundle: Bundle, note: Note) -> 
 
 
 def _add_scores(part: Path, scores: ScoreDistribution) -> int:
-    """Count the scores of a part as any reader will see them, and how many there are."""
+    """Read the scores of a part back and count them; the number of rows."""
     num_rows = 0
     for frame in read_chunks(part, [SCORE]):
         column = frame[SCORE]
@@ -237,7 +235,7 @@ def _check_rejected(out: Path, entries: Mapping[str, PartEntry], max_rejected: f
     raise InputError(
         f"{out}: expected at most {max_rejected:.3%} rejected rows",
         found=f"{num_rejected:,} of {num_rows:,} ({share:.3%}), first {first.input}: {first.first_rejected}",
-        remedy="the others are scored: look at `_rejected`, then mend the input, or allow for them by `max_rejected`",
+        remedy="the others are scored: look at `_rejected`, then repair the input, or allow for them by `max_rejected`",
     )
 
 

@@ -1,10 +1,10 @@
-"""The directory that a scoring job fills: whose it is, who may write to it now, and what says that it is whole.
+"""The output directory of a scoring job: its lock, its marks, and the check that it belongs to this job.
 
 OUT/[key=value/...]part-<input name>-<digits>.parquet            scored rows
-OUT/_rejected/[key=value/...]rejected-<input name>-<digits>.parquet    the rows that could not be
-OUT/_manifest.json        model, settings, and how each part was made; there when all parts are
+OUT/_rejected/[key=value/...]rejected-<input name>-<digits>.parquet    the rows that could not be scored
+OUT/_manifest.json        model, settings, and how each part was made; present when all parts are
 OUT/_SUCCESS              empty; written last
-OUT/.*                    drafts, and the lock of the job at work
+OUT/.*                    drafts, and the lock of the running job
 """
 
 import json
@@ -28,10 +28,10 @@ LOCK_TIMEOUT_SECONDS = 10.0  # the processes of a job that was killed end by the
 
 @contextmanager
 def locked(out: Path) -> Iterator[int]:
-    """Make the directory and hold it for this job; hands out the lock's file descriptor.
+    """Make the directory and lock it for this job; gives the lock's file descriptor.
 
-    Processes that inherit the descriptor hold the lock, too: it is free when the last of them has ended, however it
-    ended. Raises `InputError` where another job holds it.
+    Processes that inherit the descriptor hold the lock too: it is free once the last of them has ended, however it
+    ended. Raises `InputError` if another job holds it.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -49,10 +49,10 @@ def locked(out: Path) -> Iterator[int]:
 
 
 def open_output(job: Job, planned: Sequence[str], *, overwrite: bool) -> None:
-    """Bring a locked directory into a state to go on from; `planned`: names of all parts that it may hold.
+    """Prepare a locked directory for the job to continue; `planned`: names of all parts that it may hold.
 
-    Raises `InputError`, with nothing changed, when the directory holds anything that such a job would not make.
-    `overwrite`: parts of any job are deleted, and what is not of a job is refused all the same.
+    Raises `InputError`, with nothing changed, if the directory holds files that such a job would not make. With
+    `overwrite`, parts of any job are deleted, but files of other programs are still refused.
     """
     drafts, parts, rejected = _contents(job.out, planned)
     if overwrite:
@@ -70,13 +70,13 @@ def open_output(job: Job, planned: Sequence[str], *, overwrite: bool) -> None:
 
 
 def drop_part(out: Path, name: str) -> None:
-    """Delete a part that the job has no rows for any more."""
+    """Delete a part that no longer has rows in the job."""
     for path in (out / SUCCESS, out / MANIFEST, out / name, rejected_path(out, name)):
         path.unlink(missing_ok=True)
 
 
 def write_manifest(job: Job, entries: Mapping[str, PartEntry]) -> None:
-    """The manifest of a job whose parts are all there."""
+    """Write the manifest of a job whose parts are complete."""
     config = {"config": json.loads(job.lineage["config"]), "run_id": job.lineage["run_id"] or None}
     document: dict[str, Any] = {"format_version": MANIFEST_VERSION, **job.lineage, **config}
     for total in ("rows_in", "rows_out", "rows_rejected"):
@@ -91,7 +91,7 @@ def write_manifest(job: Job, entries: Mapping[str, PartEntry]) -> None:
 
 
 def mark_success(out: Path) -> None:
-    """Say that the directory is whole; a mark that stands already is left as it is."""
+    """Mark the directory as complete; an existing mark is left as it is."""
     if not (out / SUCCESS).exists():
         write_text(out / SUCCESS, "")
 
@@ -99,7 +99,7 @@ def mark_success(out: Path) -> None:
 def _contents(out: Path, planned: Sequence[str]) -> tuple[list[Path], dict[str, dict[str, str]], list[Path]]:
     """Drafts, the lineage of each part by its name, and files of rejected rows; raises `InputError` for others' files.
 
-    A part that is planned and cannot be read has no lineage; it will be made again.
+    A planned part that cannot be read has no lineage; it is made again.
     """
     drafts: list[Path] = []
     parts: dict[str, dict[str, str]] = {}

@@ -1,7 +1,7 @@
-"""One input file to one scored part, which appears whole or not at all and says in its metadata how it was made.
+"""Scores one input file into one part, which appears whole or not at all, with its lineage in its metadata.
 
-Nothing in it depends on the clock, on the number of threads or processes, or on how often the job was cut off: the same
-input, bundle and settings end in the same bytes.
+The same input, bundle and settings give the same bytes, whatever the time, the number of threads and processes, and the
+number of interruptions.
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 class Job(BaseModel):
-    """What each process of a scoring job is told."""
+    """Settings of a scoring job, as each of its processes is given them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,15 +46,15 @@ class Job(BaseModel):
     keep: tuple[str, ...]
     allow_missing: bool
     lineage: dict[str, str]
-    """Model and settings, as every part's metadata hold them."""
+    """Model and settings, as in the metadata of every part."""
     num_threads: int
-    """Chunks that one process scores side by side."""
+    """Chunks that one process scores at the same time."""
     chunk_rows: int
     row_group_rows: int
 
 
 class PartEntry(BaseModel):
-    """How a part was made: in the part's own metadata, and in the manifest of the job."""
+    """Description of a part, in its own metadata and in the manifest of the job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,7 +68,7 @@ class PartEntry(BaseModel):
     first_rejected: str | None
     """Row and reason of the first one."""
     coverage: dict[str, dict[str, int]]
-    """`serving.scorer.Coverage` of each feature, over the rows that were scored."""
+    """`serving.coverage.Coverage` of each feature, over the rows that were scored."""
 
 
 def lineage_of(part: str | Path) -> dict[str, str]:
@@ -78,7 +78,7 @@ def lineage_of(part: str | Path) -> dict[str, str]:
 
 
 def entry_of(part: Path) -> PartEntry | None:
-    """How a part was made; None where there is no whole part."""
+    """Description of a part; None if there is no complete part."""
     try:
         return PartEntry.model_validate_json(lineage_of(part)["part"])
     except (OSError, pl.exceptions.PolarsError, ValueError, KeyError):
@@ -86,14 +86,14 @@ def entry_of(part: Path) -> PartEntry | None:
 
 
 class PartScorer:
-    """Makes parts, one after the other; every process of a job has one of its own.
+    """Makes parts, one after the other; each process of a job has its own.
 
-    Raises `InputError` for a bundle that is no longer the one that the job began with.
+    Raises `InputError` if the bundle is no longer the one that the job began with.
     """
 
     def __init__(self, job: Job, bundle: Bundle | None = None) -> None:
         self.job = job
-        # One thread a chunk, and chunks side by side: how a matrix product is shared between threads changes its bits.
+        # One thread per chunk, and several chunks at once: splitting a matrix product between threads changes its bits.
         self.scorer = Scorer(bundle or Bundle.open(job.bundle, verify=False), num_threads=1)
         expected, found = job.lineage["model_id"], self.scorer.bundle.model_id
         if found != expected:
@@ -101,7 +101,7 @@ class PartScorer:
             raise InputError(f"{job.bundle}: expected model {expected}", found=found, remedy=remedy)
 
     def ensure_part(self, part: Part, note: Note = lambda text: None) -> bool:
-        """Make a part unless it is there, made from the same bytes; True where it was.
+        """Make a part unless it has been made from the same bytes, which is True.
 
         Raises `InputError` for an input that cannot be read and an output that cannot be written.
         """
@@ -113,7 +113,7 @@ class PartScorer:
             if is_whole:
                 return True
         try:
-            for name in (SUCCESS, MANIFEST):  # before anything changes that they vouch for
+            for name in (SUCCESS, MANIFEST):  # before the files change that these describe
                 (self.job.out / name).unlink(missing_ok=True)
             with Draft(self.job.out, part.name) as draft:
                 metadata = self._write(part, digest, draft, note)
@@ -174,7 +174,7 @@ class PartScorer:
         return metadata
 
     def _read(self, part: Part) -> Iterator[tuple[int, pl.DataFrame]]:
-        """Frames of one size, each after the position of its first row; the last one may be shorter."""
+        """Frames of one size (the last may be shorter), each with the position of its first row."""
         first_row = 0
         chunks = read_chunks(part.file, part.columns, csv=self.scorer.registry.csv, chunk_rows=self.job.chunk_rows)
         for frame in chunks:
@@ -185,7 +185,7 @@ class PartScorer:
                 return
 
     def _score(self, part: Part, chunk: tuple[int, pl.DataFrame]) -> tuple[int, ScoredRows]:
-        """Rows of a chunk, and what became of them."""
+        """Number of rows in a chunk, and its scored and rejected rows."""
         first_row, raw = chunk
         try:
             return len(raw), score_rows(self.scorer, raw, allow_missing=self.job.allow_missing, first_row=first_row)
@@ -193,7 +193,7 @@ class PartScorer:
             raise error.located(str(part.file), first_row) from None
 
     def _kept(self, part: Part) -> list[str]:
-        """Columns to write: what the part's own path says is not repeated in it."""
+        """Kept columns to write: those in the part's own path are not repeated."""
         return [name for name in self.job.keep if name not in partitions_of(part.name.split("/")[:-1])]
 
     def _schema(self, part: Part) -> dict[str, pl.DataType]:
@@ -203,7 +203,7 @@ class PartScorer:
 
 
 def _state(file: Path) -> tuple[int, int] | None:
-    """What changes when a file is written to; None for no file."""
+    """Size and time of a file, which change when it is written to; None if there is no file."""
     try:
         found = file.stat()
     except OSError:
@@ -220,7 +220,7 @@ def _digest(file: Path) -> str:
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
-    """The function of each item, in their order; so many are at work at once, and no more are read ahead.
+    """Apply a function to items in parallel, with results in order; reads no more than `num_threads` items ahead.
 
     >>> list(in_order(str, range(5), 2))
     ['0', '1', '2', '3', '4']

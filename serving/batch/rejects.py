@@ -1,6 +1,6 @@
-"""Scoring what can be scored: a row with a value that cannot be is left out and told with its reason, and no other row.
+"""Scores the rows that can be scored, and rejects each of the others with its reason.
 
-B rows. The rules are those of the features and of the scorer, so a batch job refuses what a request is refused for.
+B rows. The rules are those of the features and the scorer, so a batch job rejects what a server rejects.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ ROW, REASON = "_row", "_reason"
 
 
 class ScoredRows(NamedTuple):
-    """What became of a raw frame [B]."""
+    """The scored and the rejected rows of a raw frame [B]."""
 
     good: pl.DataFrame
     """The rows that were scored."""
@@ -33,7 +33,7 @@ class ScoredRows(NamedTuple):
 def score_rows(scorer: Scorer, raw: pl.DataFrame, *, allow_missing: bool, first_row: int) -> ScoredRows:
     """Score the rows of a raw frame [B] that can be scored; `first_row`: position of the frame in its file.
 
-    Raises `InputError` where a column as a whole is not what its feature takes.
+    Raises `InputError` for a column that its feature cannot take as a whole.
     """
 
     def score(rows: pl.DataFrame) -> tuple[Probabilities, dict[str, Coverage]]:
@@ -64,10 +64,10 @@ def score_rows(scorer: Scorer, raw: pl.DataFrame, *, allow_missing: bool, first_
 
 
 def faults_of(num_rows: int, check: Callable[[int, int], Any]) -> dict[int, str]:
-    """Every row that `check(start, stop)` refuses, where a check raises `InputError` with the first such row alone.
+    """All rows that `check(start, stop)` refuses, where each check raises `InputError` for its first such row only.
 
-    After a fault the spans begin at one row and double, so that neither a single fault nor a frame full of them costs
-    much more than one check of each row. An `InputError` without a row is of the whole column, and is raised.
+    After a fault the spans start at one row and double, so neither one fault nor a frame full of them costs much more
+    than one check per row. An `InputError` without a row concerns the whole column, and is raised.
 
     >>> def check(start: int, stop: int) -> None:
     ...     for row in range(start, stop):
@@ -107,7 +107,7 @@ def faults_in_values(raw: pl.DataFrame, registry: FeatureRegistry) -> dict[int, 
 
 
 def rejected_rows(raw: pl.DataFrame, reasons: dict[int, str], first_row: int) -> pl.DataFrame:
-    """Rows of a raw frame by their position, with their row in the file, counted from 1, and the reason before them."""
+    """Rows of a raw frame by position, after their row in the file (from 1) and the reason."""
     rows: Sequence[int] = sorted(reasons)
     return (
         raw[rows]

@@ -1,11 +1,11 @@
-"""Bundle: a trained model as a directory that is scored without torch; the format, its writer and its verifier.
+"""Bundle: a trained model as a directory that is scored without torch. The format, its writer and its verifier.
 
-    manifest.json       what the model is: registry, table layout, prior correction, metrics, sha256 of the other files
+    manifest.json       the model: registry, table layout, prior correction, metrics, sha256 of the other files
     table.safetensors   the embedding rows (`serving.bundle.table`)
     dense.onnx          embedded [B, S * w] and, where the registry has float columns, dense [B, N] -> logit [B]
-    golden.parquet      made-up raw rows and the probability that the trainer gave them
-    profile.json        how the training data was distributed
-    vocabulary.safetensors  for a collisionless table alone: the values that own its rows (`serving.bundle.vocabulary`)
+    golden.parquet      made-up raw rows and the probabilities that the trainer gave them
+    profile.json        distributions of the training data
+    vocabulary.safetensors  only for a collisionless table: the values that own its rows (`serving.bundle.vocabulary`)
 
 B examples, M table rows, w row width, S slots, N float columns.
 """
@@ -56,7 +56,7 @@ from serving.bundle.table import (
     TableDtype,
     learn_coder,
     pack_bits,
-    served_rows,
+    quantized_rows,
     write_table,
 )
 from serving.bundle.table_plan import CODE_BITS
@@ -74,13 +74,13 @@ __all__ = [
     "installed_version",
     "learn_coder",
     "open_session",
-    "served_rows",
+    "quantized_rows",
     "write_bundle",
 ]
 
 PROBABILITY = "probability"
 MAX_GOLDEN_ROWS = 10_000
-MAX_ROUNDING = 1e-4  # a bundle that claims more is not believed
+MAX_ROUNDING = 1e-4  # the most that a bundle may claim
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,16 +98,16 @@ class Bundle:
     """Raw columns and `probability`."""
     profile: dict[str, Any] = field(repr=False)
     vocabulary: Vocabulary | None = field(repr=False, default=None)
-    """The values that own rows, for a collisionless table alone."""
+    """The values that own rows; only for a collisionless table."""
 
     @property
     def registry(self) -> FeatureRegistry:
-        """What a raw example of this model means."""
+        """Features of a raw example."""
         return self.manifest.registry
 
     @property
     def layout(self) -> TableLayout:
-        """Where an example's rows are, and where they stand in the network's input."""
+        """Slots of the table that an example reads, in the order of the network's input."""
         return self.manifest.layout
 
     @property
@@ -117,15 +117,15 @@ class Bundle:
 
     @property
     def golden_tolerance(self) -> float:
-        """Largest difference of two probabilities that rounding explains, on this processor or another one."""
-        # What float32 rounded away where the model was trained; another processor may round otherwise, not much worse.
+        """Largest difference of two probabilities that rounding explains, on any processor."""
+        # Rounding of float32 where the model was trained; other processors round differently, but not much worse.
         rounding = self.profile.get("float32_rounding")
         rounding = min(rounding, MAX_ROUNDING) if isinstance(rounding, float) and rounding >= 0 else 0.0
         return max(1e-6, 8 * rounding)
 
     @property
     def is_pruned(self) -> bool:
-        """Whether rows that training read were removed."""
+        """Whether trained rows were removed."""
         rows_kept = (self.manifest.compression or {}).get("rows_kept")
         return isinstance(rows_kept, int) and rows_kept < self.layout.num_rows
 
@@ -138,8 +138,8 @@ class Bundle:
     def open(path: str | Path, *, verify: bool = True) -> "Bundle":
         """Read and check a bundle directory.
 
-        `verify=False` leaves out the hashing, which reads all of the table; versions, sizes, shapes and types are
-        checked all the same. Raises `InputError` with what was expected, what was found and the remedy.
+        `verify=False` skips the hashing, which reads the whole table; versions, sizes, shapes and types are still
+        checked. Raises `InputError` with what was expected, what was found and the remedy.
         """
         path = Path(path)
         manifest = read_manifest(path)
@@ -185,7 +185,7 @@ def write_bundle(
     created_at: str | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a bundle that is there whole or not at all, and open it with every check.
+    """Write a bundle that appears whole or not at all, and open it with every check.
 
     `table` is [M, w]; `row_widths` [M] how many columns of each row are stored, where not all are; `trained_rows` flags
     [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the registry and `probability`; `vocabulary` is
@@ -232,7 +232,7 @@ def write_bundle(
             num_stored = StoredTable(temporary / TABLE, layout, table_dtype).num_stored
             settings |= {"num_stored": num_stored, "compression": compression}
         _write(temporary / MANIFEST, manifest_bytes(settings))
-        bundle = Bundle.open(temporary)  # the reader is the judge, before anybody else can see the directory
+        bundle = Bundle.open(temporary)  # checked by its reader before the directory becomes visible
         flush(temporary)
         replace_directory(temporary, out)
     return dataclasses.replace(bundle, path=out)
@@ -243,22 +243,22 @@ def _entry(path: Path) -> FileEntry:
 
 
 def open_session(dense_onnx: bytes, *, num_threads: int | None = None) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU; `num_threads` None: one a core. Raises `InputError` for a bad graph."""
+    """An onnxruntime session on the CPU; `num_threads` None: one per core. Raises `InputError` for a bad graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    # The arena keeps the memory of the largest batch ever seen, and idle threads spin on cores that others need; on a
-    # 400-400-400-1 network, going without both costs nothing measurable at 1, 200 and 16,384 rows.
+    # The arena keeps the memory of the largest batch so far, and idle threads spin on cores that others need. On a
+    # 400-400-400-1 network, turning both off costs nothing measurable at 1, 200 and 16,384 rows.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A graph may name other files as its weights. None can be below a device, so what runs is what was hashed.
+    # A graph may name other files as its weights. None can be below a device, so only hashed bytes are run.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 3  # errors reach the caller as exceptions
     try:
         return onnxruntime.InferenceSession(dense_onnx, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base of their own
+    except Exception as error:  # its exceptions have no common base class
         found = " ".join(str(error).split())[:160]
         raise InputError(f"{DENSE}: expected a graph that onnxruntime runs", found=found, remedy=REMEDY) from None
 
@@ -326,7 +326,7 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{out} exists", remedy="choose another directory, or overwrite it")
-    for name in (MANIFEST, TABLE):  # what is swapped out is deleted: never anything but a bundle
+    for name in (MANIFEST, TABLE):  # the old directory is deleted, so it must be a bundle
         if not (out / name).is_file():
             remedy = "choose another name, or delete it yourself"
             raise InputError(f"{out}: expected a bundle to overwrite", found=f"no {name}", remedy=remedy)

@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle says about itself, and the checks that it agrees with itself.
+"""manifest.json: the description of a bundle, and the checks that it is consistent.
 
 B examples. The other files are listed with their sha256; the manifest ends with a checksum of its own.
 """
@@ -30,7 +30,7 @@ from features.registry import FeatureRegistry, describe_validation_error
 from serving.bundle.table import TableDtype
 
 FORMAT_VERSION = 3
-"""The newest; a bundle that does without what is new is written as version 1, which older readers open."""
+"""The newest; a bundle is written in the lowest version that allows for what it uses, so that older readers open it."""
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
 DENSE = "dense.onnx"
@@ -41,11 +41,13 @@ MAX_JSON_BYTES = 2**26
 REMEDY = "the bundle is damaged or was edited: copy it again, or export it again"
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a bundle's JSON that allows for no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class PriorCorrection(_Strict):
+class PriorCorrection(Strict):
     """Undo the down-sampling of negatives: p -> p r / (1 - p + p r) (He et al. 2014, section 6.3, with w = r).
 
     >>> PriorCorrection(negative_rate=0.1).apply(np.array([0.5])).round(4).tolist()
@@ -61,15 +63,15 @@ class PriorCorrection(_Strict):
         return odds / (1.0 - probabilities + odds)
 
 
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """One file of a bundle."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class Manifest(_Strict):
-    """What manifest.json says; it is checked against the registry and the layout that it holds."""
+class Manifest(Strict):
+    """The content of manifest.json, checked against the registry and the layout in it."""
 
     format_version: int = Field(default=1, ge=1, le=FORMAT_VERSION)
     muxrec_version: str
@@ -92,7 +94,7 @@ class Manifest(_Strict):
     num_stored: int | None = Field(default=None, ge=0)
     """Rows of the table that any column is stored of; since version 2."""
     compression: dict[str, JsonValue] | None = None
-    """How the table was made smaller, and what that cost; since version 2, and none where it was not."""
+    """How the table was made smaller, and what that cost; None if it was not; since version 2."""
 
     @property
     def table_bytes(self) -> int:
@@ -101,7 +103,7 @@ class Manifest(_Strict):
 
     @property
     def model_id(self) -> str:
-        """16 hexadecimal digits that change with whatever a score depends on, and with nothing else: its lineage."""
+        """Lineage of a score: 16 hexadecimal digits that change with what it depends on, and nothing else."""
         parts = [self.files[name].sha256 for name in (TABLE, DENSE, GOLDEN, VOCABULARY) if name in self.files]
         parts += [self.registry_fingerprint, self.layout.model_dump_json(), self.table_dtype]
         parts += [self.prior_correction.model_dump_json() if self.prior_correction else ""]
@@ -109,7 +111,7 @@ class Manifest(_Strict):
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What came later is left out of an older form, whose readers refuse keys that they do not know."""
+        """Leave out later keys where they are unused: readers of an older format refuse unknown keys."""
         document = write(self)
         for name in ("num_stored", "compression"):
             if document[name] is None:
@@ -135,12 +137,12 @@ class Manifest(_Strict):
 
 
 def files_of(layout: TableLayout) -> tuple[str, ...]:
-    """Names of a bundle's files beside the manifest; a collisionless table needs to know which values own its rows."""
+    """Names of a bundle's files other than the manifest; only a collisionless table has a vocabulary."""
     return (TABLE, DENSE, GOLDEN, PROFILE, *([VOCABULARY] if layout.addressing.has_vocabulary else []))
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Manifest of a bundle directory; raises `InputError` when it is absent, newer, edited or contradicts itself."""
+    """Read the manifest of a bundle directory; raises `InputError` if it is absent, newer, edited or inconsistent."""
     if not path.is_dir():
         remedy = "name a directory that `muxrec export` wrote"
         raise InputError(f"{path}: expected a bundle directory", found="no such directory", remedy=remedy)
@@ -148,7 +150,7 @@ def read_manifest(path: Path) -> Manifest:
         remedy = "name a directory that `muxrec export` wrote, or export again"
         raise InputError(f"{path}: expected a bundle", found=f"no {MANIFEST}", remedy=remedy)
     document = read_json(path / MANIFEST)
-    # Before anything else: a newer manifest may have other keys, and an older one of them changed.
+    # First of all: a newer manifest may have other keys, or older keys with another meaning.
     version = document.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         is_newer = type(version) is int and version > FORMAT_VERSION
@@ -162,7 +164,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_bytes(settings: Mapping[str, Any]) -> bytes:
-    """Content of manifest.json for the fields of `Manifest`; raises `InputError` where they do not agree."""
+    """Content of manifest.json for the fields of `Manifest`; raises `InputError` if they are inconsistent."""
     document = _validated(dict(settings), MANIFEST).model_dump(mode="json")
     return to_json({**document, "checksum": _checksum(document)}, MANIFEST)
 
@@ -220,7 +222,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def to_json(document: Mapping[str, Any], name: str) -> bytes:
-    """Indented JSON of a mapping; raises `InputError`, which names the file, for what JSON cannot hold.
+    """Indented JSON of a mapping; raises `InputError` with the file's name for values that JSON cannot hold.
 
     >>> to_json({"rate": 0.5}, "profile.json")
     b'{\\n "rate": 0.5\\n}\\n'

@@ -1,10 +1,10 @@
-"""The training profile in a bundle: how features and scores were distributed, small, and without a value of anybody's.
+"""The training profile of a bundle: a small, private summary of how features and scores were distributed.
 
-A token is known by one of 1,024 hash buckets alone, and a bucket by how common it was: buckets of fewer than
-`MIN_ROWS` values are one bin, "rare or new", together with the empty ones; the others are dealt to ten bins of about
-equal weight, from the rarest to the most common. Floats stand in at most ten bins of equal frequency and `MIN_ROWS`
-values or more, whose edges are rounded. So the profile takes some 1.3 kB a feature, and no part of it goes back to
-fewer than `MIN_ROWS` values.
+A token is reduced to one of 1,024 hash buckets, and a bucket to how common it was: buckets with fewer than `MIN_ROWS`
+values, the empty ones included, are one bin, "rare or new"; the others are sorted into ten bins of about equal weight,
+from the rarest to the most common. Floats are in at most ten bins of equal frequency with at least `MIN_ROWS` values
+each, whose edges are rounded. So the profile takes about 1.3 kB per feature, and no part of it describes fewer than
+`MIN_ROWS` values.
 
 N rows or values, K bins.
 """
@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from features.encode import EncodedBatch
 from features.errors import InputError
 from features.hashing import MISSING_TOKEN, Tokens, hash_text, mix64
 from features.registry import FeatureRegistry, describe_validation_error
-from serving.bundle.manifest import PriorCorrection
+from serving.bundle.manifest import PriorCorrection, Strict
 
 DISTRIBUTIONS = "distributions"
 """Key of profile.json."""
@@ -29,29 +29,25 @@ NUM_BUCKETS = 1024
 NUM_BINS = 10
 MIN_ROWS = 10
 MAX_SAMPLE = 200_000
-"""Floats that are kept while quantiles are fitted."""
+"""Most floats that are kept to fit the quantiles."""
 _DIGITS = "0123456789a"
 _SALT = np.uint64(hash_text("muxrec training profile"))
 
-Floats = npt.NDArray[np.floating[Any]]
+Numbers = npt.NDArray[np.floating[Any]]
 Counts = npt.NDArray[np.float64]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FloatBins(_Strict):
+class FloatBins(Strict):
     """Bins of a number: below the first edge, between two, from the last one on."""
 
     edges: tuple[float, ...]
     shares: tuple[float, ...]
     """Of the missing values, then of each bin [1 + edges + 1]."""
     num_values: int = Field(ge=0)
-    """How many of equal weight would tell as much (Kish 1965): what they are where all weigh the same."""
+    """Effective sample size (Kish 1965): the number of values, where all have the same weight."""
 
-    def counts(self, values: Floats, num_missing: float = 0.0, weights: Counts | None = None) -> Counts:
-        """Missing values and values [N], of weight 1 by default, by bin; a missing one stands among the values as 0."""
+    def counts(self, values: Numbers, num_missing: float = 0.0, weights: Counts | None = None) -> Counts:
+        """Missing values and values [N] by bin, of weight 1 by default; a missing value is among the values as 0."""
         bins = np.searchsorted(np.array(self.edges), values, side="right")
         found = np.bincount(bins, weights=weights, minlength=len(self.edges) + 1).astype(np.float64)
         of_zero = int(np.searchsorted(np.array(self.edges), 0.0, side="right"))
@@ -60,19 +56,19 @@ class FloatBins(_Strict):
 
     @property
     def labels(self) -> list[str]:
-        """What the bins are, for people."""
+        """Names of the bins, for people."""
         return ["missing", *(range_of(self.edges, number) for number in range(len(self.edges) + 1))]
 
 
-class TokenBins(_Strict):
+class TokenBins(Strict):
     """Bins of a token by how common its bucket was in training."""
 
     bin_of_bucket: str = Field(pattern=f"^[0-9a]{{{NUM_BUCKETS}}}$")
-    """One digit a bucket: 0 rare or new, then from the rarest bin to the most common one."""
+    """One digit per bucket: 0 is rare or new, then come the bins from the rarest to the most common."""
     shares: tuple[float, ...]
     """Of the missing values, then of each bin [2 ... 12]."""
     num_values: int = Field(ge=0)
-    """How many of equal weight would tell as much (Kish 1965): what they are where all weigh the same."""
+    """Effective sample size (Kish 1965): the number of values, where all have the same weight."""
 
     def counts(self, tokens: Tokens) -> Counts:
         """Missing values and tokens [N] by bin."""
@@ -81,9 +77,10 @@ class TokenBins(_Strict):
         return np.concatenate([[missing], found])
 
     def bounds(self) -> tuple[Counts, Counts]:
-        """Between which shares each bucket [1024] was in training: bins are filled in order of these.
+        """Bounds of the share that each bucket [1024] had in training.
 
-        So a bucket is above the mean of the bin before its own, and below that of the next; a bin of one is known.
+        Bins are filled in order of the share, so that of a bucket is above the mean of the bin before, and below the
+        mean of the next; it is exact for a bin with one bucket.
         """
         bins, shares = self._bins(), np.array(self.shares[1:])
         sizes = np.bincount(bins, minlength=len(shares))
@@ -103,37 +100,37 @@ class TokenBins(_Strict):
 
     @property
     def labels(self) -> list[str]:
-        """What the bins are, for people."""
+        """Names of the bins, for people."""
         names = [f"common {k}" for k in range(1, len(self.shares) - 1)]
         if names:
             names[0], names[-1] = "least common", "most common"
         return ["missing", "rare or new", *names]
 
 
-class FeatureProfile(_Strict):
+class FeatureProfile(Strict):
     """One feature of the training rows."""
 
     floats: FloatBins | None = None
     tokens: TokenBins | None = None
     unseen: float | None = None
-    """Share of the validation rows' values that training had not seen; None where nobody counted."""
+    """Share of the validation rows' values that training had not seen; None where it was not counted."""
 
     @property
     def bins(self) -> FloatBins | TokenBins:
-        """The one of the two that is there."""
+        """The bins of the feature, of floats or of tokens."""
         found = self.tokens if self.floats is None else self.floats
         assert found is not None
         return found
 
 
-class Distributions(_Strict):
+class Distributions(Strict):
     """The features of the training rows, and the scores of the validation rows."""
 
     features: dict[str, FeatureProfile]
     score: FloatBins | None = None
 
     def corrected(self, correction: PriorCorrection | None) -> "Distributions":
-        """The same with the scores as a bundle with this prior correction gives them; ranks do not change by it."""
+        """The same with the scores of a bundle with this prior correction, which keeps their order."""
         if correction is None or self.score is None:
             return self
         edges = tuple(_rounded(correction.apply(np.array(self.score.edges))))
@@ -141,7 +138,7 @@ class Distributions(_Strict):
 
 
 def read_distributions(profile: Mapping[str, Any], where: str) -> Distributions:
-    """What a bundle's profile.json says; raises `InputError` for a bundle that was exported without it."""
+    """The distributions in profile.json; raises `InputError` for a bundle that was exported without them."""
     if DISTRIBUTIONS not in profile:
         remedy = "train again, and export that: only a run of this version keeps one"
         raise InputError(f"{where}: expected a training profile", found="a bundle without one", remedy=remedy)
@@ -172,7 +169,7 @@ class ProfileBuilder:
         self._seen = 0
 
     def add(self, batch: EncodedBatch, weights: Counts | None = None) -> None:
-        """Count some rows; `weights` [B] say for how many each stands, by default 1."""
+        """Count some rows; `weights` [B] say how many rows each counts for, by default 1."""
         weights = np.ones(batch.num_examples) if weights is None else weights
         for name, counts in self._tokens.items():
             lengths = batch.lengths.get(name)
@@ -194,7 +191,7 @@ class ProfileBuilder:
         return {feature.name: profiles[feature.name] for feature in self._registry.features}
 
 
-def float_bins(values: Floats, missing_rate: float = 0.0, weights: Counts | None = None) -> FloatBins:
+def float_bins(values: Numbers, missing_rate: float = 0.0, weights: Counts | None = None) -> FloatBins:
     """Bins of equal weight of values [N], fewer where many are equal or N is small; edges have four digits.
 
     `missing_rate` is the share of values [N] that are missing ones, and 0 therefore; `weights` [N] are 1 by default.
@@ -206,21 +203,21 @@ def float_bins(values: Floats, missing_rate: float = 0.0, weights: Counts | None
     total = float(weights.sum())
     edges: list[float] = []
     if len(values):
-        # So many that even of the heaviest rows there are MIN_ROWS in each.
+        # Few enough that each bin has MIN_ROWS, even of the heaviest rows.
         num_bins = max(1, min(NUM_BINS, int(total / weights.max()) // MIN_ROWS))
         order = np.argsort(values, kind="stable")
         places = np.searchsorted(np.cumsum(weights[order]), np.arange(1, num_bins) * total / num_bins, side="right")
         quantiles = values[order][np.minimum(places, len(values) - 1)]
         edges = sorted({edge for edge in _rounded(quantiles) if edge > values.min()})
     bins = FloatBins(edges=tuple(edges), shares=(), num_values=_num_equal(total, float((weights**2).sum())))
-    # Which zeros are missing values nobody knows here: they weigh what a zero weighs in the mean.
+    # Which of the zeros are missing values is not known here, so they get the mean weight of a zero.
     of_zeros = weights[values == 0]
     missing = missing_rate * len(values) * float(of_zeros.mean()) if len(of_zeros) else 0.0
     return bins.model_copy(update={"shares": _shares(bins.counts(values, missing, weights))})
 
 
 class _TokenCounts:
-    """Values of one token feature by bucket [1024]: how many, and what they weigh."""
+    """Number and weight of one token feature's values by bucket [1024]."""
 
     def __init__(self) -> None:
         self.number, self.weight = np.zeros(NUM_BUCKETS), np.zeros(NUM_BUCKETS)
@@ -235,7 +232,7 @@ class _TokenCounts:
         self.squares += float((weights**2).sum())
 
     def profile(self) -> FeatureProfile:
-        """The buckets dealt to bins; whether one is rare goes by the number of its values, whatever they weigh."""
+        """Sort the buckets into bins; a bucket is rare by the number of its values, not by their weight."""
         is_common = self.number >= MIN_ROWS
         bins = np.zeros(NUM_BUCKETS, dtype=np.int64)
         order = np.flatnonzero(is_common)[np.argsort(self.weight[is_common], kind="stable")]
@@ -255,7 +252,7 @@ def bucket_of(tokens: Tokens) -> npt.NDArray[np.int64]:
 
 
 def range_of(edges: Sequence[float], number: int) -> str:
-    """The bin of this number between edges, for people.
+    """Name of a bin between edges, by its number.
 
     >>> range_of((1.0, 2.5), 0), range_of((1.0, 2.5), 1), range_of((1.0, 2.5), 2), range_of((), 0)
     ('below 1', '1 to 2.5', 'from 2.5', 'any')
@@ -268,7 +265,7 @@ def range_of(edges: Sequence[float], number: int) -> str:
 
 
 def _by_bucket(tokens: Tokens, weights: Counts | None) -> tuple[Counts, float]:
-    """Tokens [N] that are no missing values by bucket [1024], and the missing values; of weights [N], or 1."""
+    """Present tokens [N] by bucket [1024], and the missing ones; counted by weights [N], by default 1."""
     is_present = tokens != np.uint64(MISSING_TOKEN)
     buckets = bucket_of(tokens[is_present])
     of_present = None if weights is None else weights[is_present]
@@ -277,7 +274,7 @@ def _by_bucket(tokens: Tokens, weights: Counts | None) -> tuple[Counts, float]:
 
 
 def _num_equal(total: float, squares: float) -> int:
-    """Number of equal weights that tell as much as those of this sum and this sum of squares.
+    """Effective sample size of weights with this sum and this sum of squares.
 
     >>> _num_equal(3.0, 3.0), _num_equal(1.0 + 10.0, 1.0 + 100.0)
     (3, 1)
@@ -290,5 +287,5 @@ def _shares(counts: Counts) -> tuple[float, ...]:
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
-    """Numbers to four digits: no exact value of anybody's."""
+    """Numbers to four digits, so that the profile holds no exact values."""
     return [float(f"{float(value):.4g}") for value in values if math.isfinite(value)]

@@ -1,8 +1,8 @@
 """Values in 8, 4, 2 or 1 bits: each byte of such a row is a number in a codebook that the table shares.
 
 An entry of the codebook holds the c values that a byte stands for: one for int8, two neighbours for int4, and so on. So
-a row costs its codes and nothing else, where a scale a row would double a row of four int4 values. ARCHITECTURE.md has
-the figures that decided it.
+a row costs only its codes; a scale per row would double the size of a row of four int4 values. ARCHITECTURE.md has the
+figures behind this choice.
 
 K rows, b columns, c values a byte, n groups of c values.
 """
@@ -21,10 +21,10 @@ Codes = npt.NDArray[np.uint8]
 VALUES_PER_BYTE: dict[TableDtype, int] = {"int8": 1, "int4": 2, "int2": 4, "int1": 8}
 """c of the types with one codebook."""
 ROTATED_BITS: dict[TableDtype, int] = {"opq4": 4, "opq3": 3, "opq2": 2, "opq1": 1}
-"""Bits a value of those with rotated rows (`serving.bundle.rotated`); types that are in neither store floats."""
+"""Bits per value of those with rotated rows (`serving.bundle.rotated`); types that are in neither store floats."""
 NUM_CODES = 256
 SAMPLE_GROUPS = 65_536
-"""Groups that a codebook is learned from, where a table has more; all of them gave .05 dB more on MovieLens-1M."""
+"""Most groups that a codebook is learned from; using all of them gave .05 dB more on MovieLens-1M."""
 
 _MAX_FP16 = float(np.finfo(np.float16).max)
 _ITERATIONS = 20  # as many again gave .02 dB
@@ -90,7 +90,7 @@ def learn_codebook(groups: Floats) -> npt.NDArray[np.float16]:
 def encode(values: Floats, codebook: npt.NDArray[Any]) -> Codes:
     """Codes [K, ceil(b / c)] of rows [K, b]: for each group the nearest entry, the first of equal ones."""
     groups = groups_of(values, codebook.shape[1])
-    # In float64 the distance of an entry to itself is the smallest without fail, however close another one is.
+    # In float64 the distance of an entry to itself is always the smallest, however close another entry is.
     codes = _nearest(groups.reshape(-1, codebook.shape[1]).astype(np.float64), codebook.astype(np.float64))
     return codes.astype(np.uint8).reshape(groups.shape[:2])
 
@@ -106,7 +106,7 @@ def decode(codes: Codes, codebook: Floats, width: int) -> Floats:
 
 
 class SharedCodebook:
-    """How rows are coded, and read, with one codebook."""
+    """Coder of rows with one codebook."""
 
     def __init__(self, codebook: npt.NDArray[np.float16]) -> None:
         self.codebook = codebook
@@ -122,7 +122,7 @@ class SharedCodebook:
         return decode(codes, self._values, width)
 
     def tensors(self) -> list[npt.NDArray[Any]]:
-        """What a file needs to hold, in its order."""
+        """Tensors that the file needs, in its order."""
         return [self.codebook]
 
 

@@ -1,6 +1,6 @@
-"""Rows in a few bytes whatever their width: rotated so that the columns fall in importance, then coded in groups.
+"""Rows of any width in a few bytes: rotated so that columns are sorted by importance, then coded in groups.
 
-One or two of the foremost columns get a byte, and so do many of the last ones together; each group has a codebook of
+One or two of the first columns share a byte, and so do many of the last ones; each group has a codebook of
 its own. A row is then the sum of G vectors, which is how it is read. This is "Optimized Product Quantization" (Ge et
 al., CVPR 2013) with groups of different size.
 
@@ -16,12 +16,12 @@ import numpy.typing as npt
 from features.errors import InputError
 from serving.bundle.quantize import NUM_CODES, Codes, Floats, encode, learn_codebook
 
-MAX_WIDTH = 128  # what is read from takes 1,024 G w bytes of memory
+MAX_WIDTH = 128  # the decoding tables take 1,024 G w bytes of memory
 Halves = npt.NDArray[np.float16]
 
 
 class RotatedCodebooks:
-    """How rows are coded, and read."""
+    """Coder of rotated rows."""
 
     def __init__(self, codebook: Halves, rotation: Halves, sizes: Sequence[int]) -> None:
         self.codebook = codebook
@@ -68,12 +68,12 @@ class RotatedCodebooks:
         return values
 
     def tensors(self) -> list[npt.NDArray[Any]]:
-        """What a file needs to hold, in its order."""
+        """Tensors that the file needs, in its order."""
         return [self.codebook, self.rotation, np.array(self.sizes, dtype=np.uint16)]
 
 
 def group_sizes(variances: npt.NDArray[np.float64], num_groups: int) -> list[int]:
-    """How many directions share each of the codes, for falling variances [w]: the least error that theory promises.
+    """Directions that share each code, for falling variances [w], at the least error that theory predicts.
 
     >>> group_sizes(np.array([1.0, 1.0, 1.0, 1.0]), 2)
     [2, 2]

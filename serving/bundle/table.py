@@ -1,11 +1,9 @@
-"""table.safetensors: how the embedding rows are stored, their writer, and a memory-mapped reader.
+"""table.safetensors: the format of the embedding rows, their writer, and a memory-mapped reader.
 
-A row may store a prefix of its columns only, or nothing; what is not stored reads as 0. So the columns are cut into
-blocks (`serving.bundle.table_plan`): the first holds the first columns of the rows that have any, the next one those
-that
-follow, of the rows among these that go on, and so forth. A row set (`serving.bundle.row_sets`) says which rows they
-are. A
-table that asks for none of this is one block of all columns.
+A row may store only a prefix of its columns, or nothing; columns that are not stored read as 0. So the columns are cut
+into blocks (`serving.bundle.table_plan`): the first block holds the first columns of all rows that store any, the next
+block the columns that follow, of those among these rows that are wider, and so on. A row set
+(`serving.bundle.row_sets`) says which rows a block holds. A table without prefixes is one block of all columns.
 
 M table rows, K rows of a block, b columns of a block, w row width, N rows asked for.
 """
@@ -65,7 +63,7 @@ __all__ = [
     "TableDtype",
     "learn_coder",
     "pack_bits",
-    "served_rows",
+    "quantized_rows",
     "table_bytes",
     "write_table",
 ]
@@ -85,8 +83,8 @@ def write_table(
 ) -> None:
     """Write rows [M, w] some at a time, so that a table near the size of memory needs no second copy.
 
-    `row_widths` [M]: columns of each row that are stored, the first ones, 0 to w. What is not stored reads as 0,
-    whatever the table holds there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
+    `row_widths` [M]: how many of the first columns of each row are stored, 0 to w. The others read as 0, whatever
+    the table holds there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
     [ceil(M / 8)]: bitmap of the rows that training read; without widths fp32 and fp16 files hold it as it is, other
     files only where it says more than which rows are stored. `coder` is what `learn_coder` gives for this table; None:
     learned here. Raises `InputError` for values that the type cannot hold.
@@ -120,12 +118,12 @@ def learn_coder(table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidth
     return _Source.of(table, dtype, row_widths).coder
 
 
-def served_rows(
+def quantized_rows(
     table: npt.NDArray[Any], dtype: TableDtype, row_widths: RowWidths | None = None, coder: Coder | None = None
 ) -> Floats:
     """Rows [M, w] as a reader of the written table will see them; raises `InputError` as `write_table` does.
 
-    >>> served_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
+    >>> quantized_rows(np.array([[1.0, -0.5], [0.25, 3.0]]), "fp16", np.array([2, 1])).tolist()
     [[1.0, -0.5], [0.25, 0.0]]
     """
     source = _Source.of(table, dtype, row_widths, coder)
@@ -137,14 +135,14 @@ def served_rows(
 
 
 class _Source(NamedTuple):
-    """A table, and all that is decided before it is written."""
+    """A table, with the decisions that are made before it is written."""
 
     table: npt.NDArray[Any]
     widths: npt.NDArray[np.integer]
     """Columns of each row that are stored [M]; 0 for a row of zeros."""
     plan: Plan
     coder: Coder | None
-    """For rows of codes."""
+    """Only for rows of codes."""
 
     @staticmethod
     def of(
@@ -162,9 +160,9 @@ class _Source(NamedTuple):
         return np.ones(self.plan.num_rows, dtype=np.bool_) if is_whole else self.widths > block.start
 
     def values(self, block: Block, only: Flags | None = None) -> Iterator[tuple[Rows, Floats]]:
-        """Some at a time, the rows [n] of a block (those flagged in `only` [M]) and their values [n, b].
+        """Chunks of the rows [n] of a block (those flagged in `only` [M]) and their values [n, b].
 
-        Zeros where a row has ended. Raises `InputError` for values that the type cannot hold.
+        Values are 0 beyond the width of a row. Raises `InputError` for values that the type cannot hold.
         """
         is_stored = self.is_stored(block) if only is None else self.is_stored(block) & only
         for start in range(0, self.plan.num_rows, _CHUNK_ROWS):
@@ -181,7 +179,7 @@ class _Source(NamedTuple):
         return values.astype(NUMPY_DTYPES[STORED_DTYPES[self.plan.dtype]], copy=False)
 
     def row_set(self, block: Block) -> Bitmap:
-        """Which of its candidates a block holds, as the file says it; nothing where it holds all."""
+        """Which of its candidates a block holds, as bytes of the file; empty if it holds all."""
         if block.num_rows == block.num_candidates:
             return np.zeros(0, dtype=np.uint8)
         flags = self.is_stored(block)
@@ -191,7 +189,7 @@ class _Source(NamedTuple):
         return encode_positions(flags) if self.plan.set_form(block)[0] else pack_bits(flags)
 
     def learned(self) -> Coder:
-        """How to code the stored values, learned from some of the rows where they are many."""
+        """The coder of the stored values, learned from a sample of the rows if there are many."""
         block = self.plan.blocks[0]
         if self.plan.dtype in ROTATED_BITS:
             rows = np.concatenate([values for _, values in self.values(block, self._sample(block.num_rows))])
@@ -200,14 +198,14 @@ class _Source(NamedTuple):
         num_groups = sum(block.num_rows * -(-(block.stop - block.start) // size) for block in self.plan.blocks)
         sample = np.concatenate(list(self._groups(size, self._sample(num_groups))))
         few = distinct(sample)
-        for groups in self._groups(size):  # a table that was rounded before: no entry of its codebook may be missed
+        for groups in self._groups(size):  # a table that was rounded before must keep all entries of its codebook
             if len(few) >= NUM_CODES:
                 break
             few = distinct(np.concatenate([few, groups]))
         return SharedCodebook(learn_codebook(few if len(few) < NUM_CODES else sample))
 
     def _sample(self, num_groups: int) -> Flags:
-        """Rows [M] whose share of all groups is about as many as are learned from."""
+        """Flags of sampled rows [M] that have about `SAMPLE_GROUPS` of all groups."""
         if num_groups <= SAMPLE_GROUPS:
             return np.ones(self.plan.num_rows, dtype=np.bool_)
         stored = np.flatnonzero(self.is_stored(self.plan.blocks[0]))
@@ -223,7 +221,7 @@ class _Source(NamedTuple):
 
 
 def _stored_widths(table: npt.NDArray[Any], row_widths: RowWidths | None) -> npt.NDArray[np.integer]:
-    """Columns of each row that are to be stored [M]: as given, but 0 where they hold zeros alone."""
+    """Columns of each row to store [M]: as given, but 0 for a row of zeros."""
     num_rows, width = table.shape
     if row_widths is None:
         return np.where(table.any(axis=1), width, 0)
@@ -239,7 +237,7 @@ def _stored_widths(table: npt.NDArray[Any], row_widths: RowWidths | None) -> npt
 
 
 def _as_floats(stored: npt.NDArray[Any], coder: Coder | None, width: int) -> Floats:
-    """Values [n, b] of what the file holds."""
+    """Values [n, b] from their stored form."""
     return stored.astype(np.float32, copy=False) if coder is None else coder.decode(stored, width)
 
 
@@ -255,14 +253,14 @@ class _StoredBlock(NamedTuple):
 
 
 class StoredTable:
-    """The rows of a bundle, read from the disk as they are asked for; raises `InputError` for a damaged file."""
+    """The rows of a bundle, read from the disk when they are needed; raises `InputError` for a damaged file."""
 
     def __init__(self, path: Path, layout: TableLayout, dtype: TableDtype) -> None:
         self.num_rows, self.width = layout.num_rows, layout.width
         tensors = map_tensors(path)
         found = ", ".join(sorted(tensors)) or "none"
         stored_dtype, partners = STORED_DTYPES[dtype], _partners(dtype)
-        if dtype == "int8" and "scale" in tensors:  # as format version 1 had it: integers, and a scale for each row
+        if dtype == "int8" and "scale" in tensors:  # format version 1: integers, and a scale per row
             stored_dtype, partners = "I8", {"scale"}
         expected = fault(path, f"tensors {', '.join(sorted({'rows'} | partners))} for {dtype}", found)
         if not {"rows"} | partners <= set(tensors):
@@ -307,8 +305,8 @@ class StoredTable:
     def is_trained(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether a training example read each of the rows [N].
 
-        Where the bundle has no bitmap of that, a row that is stored counts as read and one that is not, as not: it was
-        never read, or nothing is left of what it learned.
+        If the bundle has no bitmap of trained rows, a row counts as read if it is stored. One that is not was
+        never read, or all that it learned was pruned.
         """
         if self._trained_rows is not None:
             return (self._trained_rows[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 1
@@ -329,7 +327,7 @@ def _partners(dtype: TableDtype) -> set[str]:
 
 
 def _read_coder(path: Path, tensors: dict[str, npt.NDArray[Any]], dtype: TableDtype, width: int) -> Coder:
-    """How the rows of codes are read."""
+    """The coder of the rows of codes."""
     if dtype in VALUES_PER_BYTE:
         return SharedCodebook(take(path, tensors, "codebook", (NUM_CODES, VALUES_PER_BYTE[dtype]), "F16"))
     if width > MAX_WIDTH:

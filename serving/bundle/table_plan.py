@@ -1,4 +1,4 @@
-"""How a table is cut into blocks of columns: at the fewest bytes, which are known before anything is written.
+"""Plan of a table file: cuts the columns into blocks at the fewest bytes, which are known before writing.
 
 M table rows, w row width, K rows of a block.
 """
@@ -18,14 +18,14 @@ CODE_BITS: dict[TableDtype, int] = {
     **{dtype: 8 // size for dtype, size in VALUES_PER_BYTE.items()},
     **ROTATED_BITS,
 }
-"""Bits a value; of the types whose rows are codes of a byte each."""
+"""Bits per value of the types whose rows are codes of one byte each."""
 STORED_DTYPES: dict[TableDtype, str] = {"fp32": "F32", "fp16": "F16", **dict.fromkeys(CODE_BITS, "U8")}
 BITMAP, POSITIONS = "kept_rows", "kept_positions"
-_ENTRY_BYTES = 75  # of one more tensor, about: its name, shape and place in the header
+_ENTRY_BYTES = 75  # header bytes per tensor, about: its name, shape and offsets
 
 
 class Block(NamedTuple):
-    """Some columns of those rows which are wider than `start`, or of all M rows."""
+    """Some columns of the rows that are wider than `start`, or of all M rows."""
 
     start: int
     stop: int
@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a table file will hold."""
+    """Content of a table file."""
 
     num_rows: int
     """M."""
@@ -86,7 +86,7 @@ def numbered(name: str, number: int) -> str:
 
 
 def stored_columns(dtype: TableDtype, columns: int) -> int:
-    """Elements that the file has for so many columns of a row.
+    """Elements in the file for this number of columns of a row.
 
     >>> stored_columns("fp16", 5), stored_columns("int4", 5), stored_columns("opq3", 16)
     (5, 3, 6)

@@ -1,7 +1,7 @@
-"""Files of tensors in the safetensors form: how one starts, and memory-mapped views of what one holds.
+"""Files of tensors in the safetensors format: their headers, and memory-mapped views of their tensors.
 
-A header of JSON (name to type, shape and place), then the tensors. A file may come from anywhere: nothing in its header
-is believed before it has been checked, so a damaged one is an `InputError` and never a large allocation.
+A header of JSON (name to type, shape and offsets), then the tensors. Files are not trusted: the header is checked
+before it is used, so a damaged file raises an `InputError` and never causes a large allocation.
 """
 
 import json
@@ -23,15 +23,15 @@ NUMPY_DTYPES = {
     "U16": np.dtype("<u2"),
     "U64": np.dtype("<u8"),
 }
-MAX_HEADER_BYTES = 2**20  # 100 a tensor or so; a length from a damaged file must not become a large allocation
+MAX_HEADER_BYTES = 2**20  # about 100 per tensor; a length from a damaged file must not become a large allocation
 REMEDY = "the bundle is damaged: copy it again, or export it again"
 
 Shapes = dict[str, tuple[str, list[int]]]
-"""Name to (type, shape), in the order in which the tensors stand in the file."""
+"""Name to (type, shape), in the order of the tensors in the file."""
 
 
 def header(shapes: Shapes) -> bytes:
-    """How a file of these tensors starts."""
+    """Header of a file of these tensors."""
     entries: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in shapes.items():
@@ -53,7 +53,7 @@ def file_bytes(shapes: Shapes) -> int:
 
 
 def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Views of a file's tensors, which stay on the disk; raises `InputError` for a file that is not sound."""
+    """Views of a file's tensors, which stay on the disk; raises `InputError` for a damaged file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

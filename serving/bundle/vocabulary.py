@@ -1,4 +1,4 @@
-"""vocabulary.safetensors: the tokens that own rows of a collisionless table; a uint64 tensor a feature, increasing."""
+"""vocabulary.safetensors: tokens that own rows of a collisionless table, one increasing uint64 tensor per feature."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
 
 
 def read_vocabulary(path: Path, num_values: Mapping[str, int] | None = None) -> dict[str, Tokens]:
-    """The tokens in a file, which stay on the disk; raises `InputError` unless they are sound, and so many if given."""
+    """The tokens in a file, which stay on the disk; raises `InputError` if they are damaged or not `num_values`."""
     tensors = map_tensors(path)
     found = {name: len(tokens) for name, tokens in tensors.items()}
     if num_values is not None and found != dict(num_values):

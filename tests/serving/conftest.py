@@ -22,7 +22,7 @@ from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.batch.job import ScoringReport, score_files
-from serving.bundle.bundle import Bundle, PriorCorrection, served_rows, write_bundle
+from serving.bundle.bundle import Bundle, PriorCorrection, quantized_rows, write_bundle
 from serving.bundle.manifest import manifest_bytes
 from tests.rows import row
 from tests.serving.server.process import Server
@@ -155,7 +155,9 @@ def make_bundle(out: Path, **changes: Any) -> Bundle:
     """Write the bundle of this module, with some settings changed."""
     if "golden" not in changes:
         golden = raw_frame(20, seed=9).drop("row")
-        rows = served_rows(changes.get("table", table()), changes.get("table_dtype", "fp32"), changes.get("row_widths"))
+        rows = quantized_rows(
+            changes.get("table", table()), changes.get("table_dtype", "fp32"), changes.get("row_widths")
+        )
         layout, vocabulary = changes.get("layout", LAYOUT), changes.get("vocabulary")
         answers = reference(golden, rows, layout=layout, vocabulary=vocabulary)
         changes["golden"] = golden.with_columns(probability=pl.Series(answers))

@@ -18,7 +18,7 @@ from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving import scorer as scoring
-from serving.bundle.bundle import Bundle, served_rows
+from serving.bundle.bundle import Bundle, quantized_rows
 from serving.scorer import Scorer
 from tests.floats import floats
 from tests.serving.conftest import (
@@ -48,7 +48,7 @@ def scorer(bundle: Bundle) -> Scorer:
 def test_scores_are_those_of_plain_loops(tmp_path: Any, dtype: Any) -> None:
     scorer = Scorer(make_bundle(tmp_path / "bundle", table_dtype=dtype))
     raw = raw_frame(200, seed=1)
-    rows = served_rows(table(), dtype)
+    rows = quantized_rows(table(), dtype)
     assert np.abs(scorer.score(raw) - reference(raw, rows)).max() < 1e-6
     assert scorer.verify() < 1e-6
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from safetensors.numpy import load_file
 
 from features.errors import InputError
-from serving.bundle.bundle import Bundle, served_rows
+from serving.bundle.bundle import Bundle, quantized_rows
 from serving.bundle.table import pack_bits, table_bytes, write_table
 from serving.scorer import Scorer
 from tests.serving.bundle.plain_table import read_table
@@ -24,7 +24,7 @@ Fresh = Callable[..., Bundle]
 @given(case=cases())
 def test_what_is_read_is_what_was_written(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("table") / "table.safetensors"
-    stored, served = case.write(path), served_rows(case.table, case.dtype, case.row_widths)
+    stored, served = case.write(path), quantized_rows(case.table, case.dtype, case.row_widths)
     num_rows, width = case.table.shape
     every = np.random.default_rng(0).permutation(num_rows)
     assert np.array_equal(stored.gather(every), served[every])
@@ -68,9 +68,9 @@ def test_rounding_a_rounded_table_changes_nothing(dtype: Any, row_widths: list[i
     generator = np.random.default_rng(3)
     rows = generator.normal(0, 0.1, (1_600, 16)).astype(np.float32)
     widths = None if row_widths is None else generator.choice(row_widths, len(rows))
-    once = served_rows(rows, dtype, widths)
+    once = quantized_rows(rows, dtype, widths)
     assert not np.array_equal(once, rows)
-    assert np.array_equal(served_rows(once, dtype, widths), once)
+    assert np.array_equal(quantized_rows(once, dtype, widths), once)
 
 
 def test_a_plain_table_is_that_of_format_version_1(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_pruned_rows_take_no_space(tmp_path: Path, dtype: Any, row_bytes: int, s
     trained = pruned.any(axis=1)
     small = make_bundle(tmp_path / "small", table_dtype=dtype, table=pruned, trained_rows=pack_bits(trained))
     every = np.arange(LAYOUT.num_rows)[::-1]
-    assert np.array_equal(small.table.gather(every), served_rows(pruned, dtype)[::-1])
+    assert np.array_equal(small.table.gather(every), quantized_rows(pruned, dtype)[::-1])
     assert np.array_equal(small.table.is_trained(every), trained[::-1])
     assert small.table.num_stored == trained.sum()
     if share:
@@ -189,7 +189,7 @@ def test_a_table_larger_than_one_chunk(tmp_path: Path) -> None:
     rows[::3] = 0
     for dtype, row_widths in [("int8", None), ("fp16", np.arange(70_001) % 6)]:
         stored = Case(dtype, rows, row_widths, None).write(tmp_path / "table")
-        assert np.array_equal(stored.gather(np.arange(70_001)), served_rows(rows, dtype, row_widths))
+        assert np.array_equal(stored.gather(np.arange(70_001)), quantized_rows(rows, dtype, row_widths))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -198,20 +198,20 @@ def test_rows_that_are_no_numbers_are_refused(tmp_path: Path, value: float, dtyp
     rows = np.array([[0.0, 1.0], [value, 0.0]])
     with pytest.raises(InputError, match="table rows must be finite numbers"):
         write_table(tmp_path / "table", rows, dtype)
-    assert not served_rows(rows, dtype, np.array([2, 0]))[1].any(), "what is pruned may be anything"
+    assert not quantized_rows(rows, dtype, np.array([2, 0]))[1].any(), "what is pruned may be anything"
 
 
 def test_rotated_rows_are_whole_and_not_too_wide() -> None:
     with pytest.raises(InputError, match="opq2 rows are stored with all their columns; found rows of 1 of 2; use int4"):
-        served_rows(np.ones((3, 2)), "opq2", np.array([2, 1, 0]))
+        quantized_rows(np.ones((3, 2)), "opq2", np.array([2, 1, 0]))
     with pytest.raises(InputError, match="opq rows have up to 128 columns; found 129; use int4"):
-        served_rows(np.ones((3, 129)), "opq2")
+        quantized_rows(np.ones((3, 129)), "opq2")
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_values_that_are_too_large_are_refused(dtype: Any) -> None:
     with pytest.raises(InputError, match=f"{dtype} rows hold up to 65504; found 70000; use fp32"):
-        served_rows(np.array([[70_000.0]]), dtype)
+        quantized_rows(np.array([[70_000.0]]), dtype)
 
 
 def test_opening_maps_the_rows(fresh: Fresh) -> None:
