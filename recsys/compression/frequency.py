@@ -6,7 +6,7 @@ it stores. Dropped values read zeros.
 """
 
 from recsys.compression.base import PruningContext
-from recsys.compression.rows import keep_best_rows, read_counts
+from recsys.compression.rows import keep_best_rows, lookup_counts
 from recsys.compression.wide import WideTable
 from recsys.embedding.mask import Mask
 
@@ -14,6 +14,6 @@ from recsys.embedding.mask import Mask
 class Frequency(WideTable):
     """Keeps the rows that the most training examples read."""
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
+    def build_mask(self, context: PruningContext) -> Mask:
         """The most read rows that the budget admits."""
-        return keep_best_rows(read_counts(evidence), evidence)
+        return keep_best_rows(lookup_counts(context), context)

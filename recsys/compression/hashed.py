@@ -22,7 +22,7 @@ class Hashed(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """One probe into ranges of the features."""
         width = self.config.width
         num_rows = most_rows(self.budget, width)

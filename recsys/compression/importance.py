@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from recsys.compression.base import PruningContext
-from recsys.compression.rows import keep_best_cells, read_counts, row_caps
+from recsys.compression.rows import keep_best_cells, lookup_counts, row_caps
 from recsys.compression.wide import WideConfig, WideTable
 from recsys.embedding.mask import Mask
 
@@ -27,18 +27,18 @@ class Importance(WideTable):
         columns_a_step: int = Field(default=4, ge=1)
         """Widths are multiples of it: fewer different ones are cheaper to store."""
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
+    def build_mask(self, context: PruningContext) -> Mask:
         """The mask of the least squared error within the budget."""
-        slot_widths = Mask.full(evidence.layout).slot_widths
-        return least_error_mask(evidence.table, slot_widths, self.config.columns_a_step, evidence)
+        slot_widths = Mask.full(context.layout).slot_widths
+        return least_error_mask(context.table, slot_widths, self.config.columns_a_step, context)
 
 
-def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, evidence: PruningContext) -> Mask:
+def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, context: PruningContext) -> Mask:
     """Where slots [S] hand on so many columns: what is kept of a table [M, w] within the budget."""
-    caps, width = row_caps(evidence, slot_widths), table.shape[1]
+    caps, width = row_caps(context, slot_widths), table.shape[1]
     rows = caps.nonzero().flatten()
     widths = torch.arange(0, width + columns_a_step, columns_a_step).clamp(max=width)
     squares = table[rows].double().square() * (torch.arange(width) < caps[rows, None])
     below = torch.cat([torch.zeros(len(rows), 1, dtype=torch.float64), squares.cumsum(dim=1)], dim=1)  # [K, w + 1]
-    gains = below[:, widths] * read_counts(evidence, slot_widths)[rows, None]
-    return keep_best_cells(gains, widths, rows, slot_widths, evidence)
+    gains = below[:, widths] * lookup_counts(context, slot_widths)[rows, None]
+    return keep_best_cells(gains, widths, rows, slot_widths, context)

@@ -61,13 +61,13 @@ class OptFS(WideTable):
         epochs = self.config.epochs
         return trainer.model_copy(update={"epochs": epochs, "patience": epochs, "learning_rate_factor": 1.0})
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
+    def build_mask(self, context: PruningContext) -> Mask:
         """The rows whose gates ended most open."""
-        gate = evidence.ranker.embedding.gate
+        gate = context.ranker.embedding.gate
         assert isinstance(gate, RowGate)
         openness = gate.openness.detach().double()
         # Above 0 for every row, as a score of 0 would say that nothing is lost.
-        return keep_best_rows(openness - openness.min() + 1, evidence)
+        return keep_best_rows(openness - openness.min() + 1, context)
 
 
 class RowGate(Gate):

@@ -15,13 +15,13 @@ class Quantized(Compressor):
     keeps_every_row = True
     start = "as_is"
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
+    def build_mask(self, context: PruningContext) -> Mask:
         """Everything but rows of zeros; raises `InputError` where that is more than the budget."""
-        mask = Mask(stored_widths(evidence.table), Mask.full(evidence.layout).slot_widths)
-        size = evidence.num_bytes(mask)
-        if size > evidence.budget.num_bytes:
+        mask = Mask(stored_widths(context.table), Mask.full(context.layout).slot_widths)
+        size = context.num_bytes(mask)
+        if size > context.budget.num_bytes:
             remedy = "choose a smaller --table-dtype, or a method that removes rows"
-            raise evidence.budget.too_few(f"{size:,} with every row", remedy)
+            raise context.budget.too_few(f"{size:,} with every row", remedy)
         return mask
 
 

@@ -15,8 +15,8 @@ class Smaller(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """Another number of rows."""
-        num_rows = most_rows(self.budget, embedding.width, facts.num_reads(embedding.probes))
+        num_rows = most_rows(self.budget, embedding.width, stats.num_lookups(embedding.probes))
         kind = "unified" if embedding.kind in COUNTED else embedding.kind
         return embedding.model_copy(update={"kind": kind, "num_rows": num_rows})

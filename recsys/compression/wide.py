@@ -20,11 +20,11 @@ class WideConfig(Compressor.Config):
     which it reads one, or as many as the registry's `probes:` of its feature say; None: the run's own table."""
 
 
-def wide_table(embedding: EmbeddingConfig, facts: TrainingStats, rows_a_value: float | None) -> EmbeddingConfig:
+def wide_table(embedding: EmbeddingConfig, stats: TrainingStats, rows_a_value: float | None) -> EmbeddingConfig:
     """A unified table of single wide rows, `rows_a_value` for each value; the same table where that is None."""
     if rows_a_value is None:
         return embedding
-    num_rows = min(MAX_NUM_ROWS, max(1, round(rows_a_value * facts.num_entries)))
+    num_rows = min(MAX_NUM_ROWS, max(1, round(rows_a_value * stats.num_entries)))
     width = embedding.width * embedding.probes
     return embedding.model_copy(update={"kind": "unified", "num_rows": num_rows, "width": width, "probes": 1})
 
@@ -34,6 +34,6 @@ class WideTable(Compressor):
 
     Config: type[Compressor.Config] = WideConfig
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """One wide row a value among so many rows that hardly two values share one."""
-        return wide_table(embedding, facts, self.config.rows_a_value)
+        return wide_table(embedding, stats, self.config.rows_a_value)

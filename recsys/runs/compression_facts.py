@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recsys.compression.gate import reader_of_slots, readers_of
+from recsys.compression.supernet import pair_of_slots, view_feature_pairs
 from recsys.config import Experiment
 from recsys.embedding.mask import Mask
 from recsys.ranker import Ranker
@@ -29,7 +29,7 @@ def compression_facts(ranker: Ranker, experiment: Experiment, before: Mapping[st
     layout = ranker.embedding.layout
     mask = ranker.embedding.mask or Mask.full(layout)
     columns: dict[str, dict[str, int]] = {view: {} for view in layout.views}
-    for (view, feature), reader in zip(readers_of(layout), range(len(readers_of(layout))), strict=True):
-        columns[view][feature] = int(mask.slot_widths[reader_of_slots(layout) == reader].sum())
+    for (view, feature), reader in zip(view_feature_pairs(layout), range(len(view_feature_pairs(layout))), strict=True):
+        columns[view][feature] = int(mask.slot_widths[pair_of_slots(layout) == reader].sum())
     settings = experiment.compression.model_dump(mode="json")
     return {**settings, "columns_kept": columns, "rows_kept": mask.num_rows_kept, "before": dict(before)}

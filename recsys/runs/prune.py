@@ -193,7 +193,7 @@ class Stages(NamedTuple):
 
     def check_reachable(self, experiment: Experiment) -> None:
         """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
-        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.run_info.values.items()}
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.run_info.value_counts.items()}
         layout = layout_of(
             self.train.registry, experiment.model_name, experiment.network_config(), experiment.embedding, vocabulary
         )
@@ -237,10 +237,10 @@ class Stages(NamedTuple):
         (run.path / "supernet").mkdir(exist_ok=True)
         ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
         trained = time.perf_counter()
-        reads = self.run_info.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
+        reads = self.run_info.lookups(ranker.embedding.layout, ranker.embedding.vocabulary)
         evidence = PruningContext(
             ranker=ranker.eval(),
-            reads=reads,
+            lookups=reads,
             train=self.train,
             valid=valid,
             num_bytes=self._num_bytes(run, ranker, reads),

@@ -14,7 +14,7 @@ from serving.bundle.table import table_bytes
 WIDTH = 16
 
 
-def evidence_of(
+def context_of(
     slots: list[list[tuple[int, int]]], num_rows: int, num_bytes: int, dtype: Any = "fp32"
 ) -> PruningContext:
     """Of a table whose slots read these (row, count) pairs."""
