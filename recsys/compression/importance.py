@@ -1,11 +1,11 @@
-"""Importance: each row stores the prefix that is worth its bytes, by the squared error that the rest leaves behind.
+"""Importance: each row keeps the prefix that is worth its bytes, by the squared error of dropping the rest.
 
-M table rows, w row width, K rows that training reads, J widths that a row may have. A removed cell reads as 0. Over
-training, that changes the network's inputs by reads * value^2, summed over the cells that are gone. The mask makes this
-sum as small as the budget admits, as reverse water-filling does for the components of a signal.
+M table rows, w row width, K rows that training looks up, J widths that a row may have. A removed cell reads as 0. Over
+training, that changes the network's inputs by lookups * value^2, summed over the removed cells. The mask minimises this
+sum within the budget, as reverse water-filling does for the components of a signal.
 
-Two things count for more than they are worth: a value of a mean-pooled list, which is divided by its length before
-the network sees it, and, where slots of different widths share a row, columns that only some of them hand on.
+Two things are overestimated: values of a mean-pooled list, which are divided by its length before the network sees
+them, and, where slots of different widths share a row, columns that only some of them read.
 """
 
 import torch
@@ -19,10 +19,10 @@ from recsys.embedding.mask import Mask
 
 
 class Importance(WideTable):
-    """Reads times squares, cell by cell; no supernet, no search."""
+    """Lookups times squares, cell by cell; no supernet, no search."""
 
     class Config(WideConfig):
-        """The table, and how finely its rows are cut."""
+        """The table, and the granularity of row widths."""
 
         columns_a_step: int = Field(default=4, ge=1)
         """Widths are multiples of it: fewer different ones are cheaper to store."""
@@ -34,7 +34,7 @@ class Importance(WideTable):
 
 
 def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, context: PruningContext) -> Mask:
-    """Where slots [S] hand on so many columns: what is kept of a table [M, w] within the budget."""
+    """The mask of a table [M, w] with the least squared error within the budget, for given widths of the slots [S]."""
     caps, width = row_caps(context, slot_widths), table.shape[1]
     rows = caps.nonzero().flatten()
     widths = torch.arange(0, width + columns_a_step, columns_a_step).clamp(max=width)

@@ -1,4 +1,4 @@
-"""Magnitude pruning of whole rows: the baseline that every other method has to beat.
+"""Magnitude pruning of whole rows: the baseline of pruning methods.
 
 M table rows, w row width. Yin et al., "A Thorough Performance Benchmarking on Lightweight Embedding-based Recommender
 Systems", TOIS 2024, arXiv 2406.17335: prune by magnitude once, then train again under the mask.

@@ -26,7 +26,7 @@ class Quantized(Compressor):
 
 
 def stored_widths(table: Tensor) -> Tensor:
-    """Columns of each row [M] of a table [M, w] that a file holds where nothing is pruned: none of a row of zeros.
+    """Columns of each row [M] of an unpruned table [M, w] that a file stores: none of a row of zeros.
 
     >>> import torch
     >>> stored_widths(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()

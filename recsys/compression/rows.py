@@ -1,6 +1,6 @@
-"""Rows and columns by what each is worth, down to a byte budget: what most methods come down to.
+"""Selection of rows and columns by score within a byte budget, shared by most methods.
 
-M table rows, w row width, K rows that training reads, J widths that a row may have.
+M table rows, w row width, K rows that training looks up, J widths that a row may have.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from serving.bundle.table_plan import CODE_BITS, STORED_DTYPES
 from serving.bundle.tensors import NUMPY_DTYPES
 
 _ROW_BYTES = 1.0
-"""What the place of a kept row costs on the disk beside its columns, about."""
+"""Approximate bytes that the position of a kept row takes beside its columns."""
 _BISECTIONS = 50
 
 
 def lookup_counts(context: PruningContext, slot_widths: Tensor | None = None) -> Tensor:
-    """How often training reads each row [M], float64; of the slots [S] that hand on any column."""
+    """Lookups of each row [M] in training, float64; only of slots [S] that keep a column."""
     counts = torch.zeros(context.layout.num_rows, dtype=torch.float64)
     for position, slot in enumerate(context.lookups):
         if slot_widths is None or slot_widths[position] > 0:
@@ -29,7 +29,7 @@ def lookup_counts(context: PruningContext, slot_widths: Tensor | None = None) ->
 
 
 def row_caps(context: PruningContext, slot_widths: Tensor) -> Tensor:
-    """Columns of each row [M] that any slot hands on which reads it in training; 0 for rows that none reads."""
+    """Most columns [M] that a slot keeps of each row it looks up in training; 0 for rows without a lookup."""
     caps = torch.zeros(context.layout.num_rows, dtype=torch.int64)
     for slot, width in zip(context.lookups, slot_widths.tolist(), strict=True):
         caps[slot.rows] = caps[slot.rows].clamp(min=width)
@@ -37,10 +37,10 @@ def row_caps(context: PruningContext, slot_widths: Tensor) -> Tensor:
 
 
 def keep_best_rows(scores: Tensor, context: PruningContext) -> Mask:
-    """Everything but the rows of the lowest scores [M]: as many rows as the budget admits.
+    """As many rows of the highest scores [M] as the budget admits.
 
-    Rows that training never reads, and those of score 0 or less, go in any case: nothing is lost with them. Raises
-    `InputError` where not even an empty table fits.
+    Rows without a lookup in training and rows of score 0 or less are always dropped. Raises `InputError` where not even
+    an empty table fits.
     """
     slot_widths = Mask.full(context.layout).slot_widths
     widths = row_caps(context, slot_widths)
@@ -63,11 +63,12 @@ def keep_best_rows(scores: Tensor, context: PruningContext) -> Mask:
 
 
 def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Tensor, context: PruningContext) -> Mask:
-    """A width a row, so that the gains add up to the most that the budget admits.
+    """One width per row, maximising the sum of gains within the budget (Lagrangian relaxation).
 
-    `gains` [K, J] is what row `rows[k]` is worth at each of `widths` [J], which increase from 0. Each row takes the
-    width of the largest gain - price * bytes; the price is then the lowest one at which the file fits. Rotated rows
-    are stored whole or not at all, so that the first width and the last one are all that they may have.
+    `gains` [K, J] is the worth of row `rows[k]` at each of `widths` [J], which increase from 0. Each row takes the
+    width of the largest gain - price * bytes, at the lowest price for which the file fits. Rotated rows
+    are stored whole or
+    not at all: they have only the first and last width.
     """
     dtype = context.budget.dtype
     if dtype in ROTATED_BITS:
@@ -87,7 +88,7 @@ def keep_best_cells(gains: Tensor, widths: Tensor, rows: Tensor, slot_widths: Te
 
 
 def _lowest_price(gains: Tensor, fits: Callable[[float], bool]) -> float:
-    """The lowest price that fits, about; where a byte costs more than any row is worth, nothing is kept."""
+    """About the lowest price that fits; at the upper bound a byte costs more than any row is worth."""
     high = float(gains.max()) * 8 + 1.0
     low = high * 1e-15
     for _ in range(_BISECTIONS):

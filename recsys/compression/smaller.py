@@ -1,4 +1,4 @@
-"""A smaller table and no pruning: what every method that prunes has to beat at equal bytes.
+"""A smaller table without pruning: the baseline of all pruning methods at equal bytes.
 
 Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023,
 arXiv 2305.12102: the multiplexed table degrades gracefully as it shrinks.

@@ -66,7 +66,7 @@ class CollisionReport(BaseModel):
     features: list[FeatureCollisions]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat record a feature, for tables."""
+        """One flat record per feature, for tables."""
         return [feature.model_dump() for feature in self.features]
 
 
@@ -128,7 +128,7 @@ def _feature(
 ) -> FeatureCollisions:
     (_, num_rows), num_probes = layout.ranges["main", name], layout.views["main"][name]
     main = rows[:num_probes]  # [probes, n_f]: the slots of `main` come first
-    others = 0 if layout.kind in COUNTED else int(usage.sum()) - rows.size  # then nobody else reads one's own range
+    others = 0 if layout.kind in COUNTED else int(usage.sum()) - rows.size  # then each feature has ranges of its own
     slots = [layout.slots[position] for position in layout.positions_of(name)[:num_probes]]
     is_hashed = layout.kind != "collisionless"
     is_shared_within = np.array([_multiplicity(probe, scratch) > 1 for probe in main])
@@ -158,9 +158,9 @@ def _share(flags: npt.NDArray[np.bool_]) -> float:
 
 
 def _multiplicity(rows: Counts, scratch: Counts) -> Counts:
-    """How often each entry's row stands among all entries; of the shape of `rows`.
+    """Number of entries that read each entry's row; of the shape of `rows`.
 
-    `scratch` [M] is all zeros, before and after: counts made anew for each feature and probe would cost M each.
+    `scratch` [M] is all zeros before and after: allocating counts for each feature and probe would cost M each.
     """
     np.add.at(scratch, rows.ravel(), 1)
     found = scratch[rows]
