@@ -235,7 +235,7 @@ def train_missing(runs: Sequence[StudyRun], processes: Processes, workers: int) 
     store = processes.store
     unique = list({store.path(run): run for run in reversed(runs)}.values())[::-1]
     missing = [run for run in unique if store.record(run) is None]
-    say(f"{len(unique)} runs, {len(unique) - len(missing)} of them done before")
+    typer.echo(f"{len(unique)} runs, {len(unique) - len(missing)} of them done before", err=True)
     failures: list[str] = []
     pool = ThreadPoolExecutor(workers)
     futures = {pool.submit(processes.train, run): run for run in missing}
@@ -248,7 +248,7 @@ def train_missing(runs: Sequence[StudyRun], processes: Processes, workers: int) 
             except (RunError, InputError, OSError) as error:
                 failures.append(f"{run.name}: {error}")
                 outcome = f"FAILED: {error}"
-            say(f"{number}/{len(missing)} {run.name}: {outcome}")
+            typer.echo(f"{number}/{len(missing)} {run.name}: {outcome}", err=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not waiting: the processes of an interrupted call end first
         processes.stop()
@@ -290,12 +290,6 @@ def results_of(study: Study, data: Mapping[str, StudyData], store: RunStore, see
         records = {run.seed: store.record(run) for run in runs}
         results.append(Result(cell, {seed: record for seed, record in records.items() if record is not None}))
     return results
-
-
-def say(line: str) -> None:
-    """Write a line of progress to standard error."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _chosen(names: Sequence[str], given: Collection[str]) -> dict[str, Study]:
@@ -348,7 +342,7 @@ def studies(
             write = write_study if one.target is None else write_frontier
             write(out, name, one, results_of(one, own, store, seeds), own)
     for line in failures:
-        say(f"failed: {line}")
+        typer.echo(f"failed: {line}", err=True)
     raise typer.Exit(1 if failures else 0)
 
 
