@@ -1,4 +1,4 @@
-"""Made-up requests for `benchmarks.serve`, in the form of two data sets' rows; torch is not imported.
+"""Synthetic requests for `benchmarks.serve`, shaped like the rows of two data sets; torch is not imported.
 
 B rows of a request.
 """
@@ -17,17 +17,17 @@ GENRES = ("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "
 
 
 class Case(NamedTuple):
-    """A model, and which of its features a context holds."""
+    """A model, and the features that go into a context."""
 
     run: str
-    """Named run that has the model's settings."""
+    """Named run with the model's settings."""
     features: Mapping[str, Any]
     shared: tuple[str, ...]
-    """Of the user and the situation; the others are the candidate's."""
+    """Features of the user and the situation; the others are the candidate's."""
 
     @property
     def registry(self) -> FeatureRegistry:
-        """Nothing in it is fitted."""
+        """Registry of the features, not fitted."""
         return FeatureRegistry.of(features=self.features)
 
 
@@ -54,7 +54,7 @@ CASES = {
 
 
 class Request(NamedTuple):
-    """One request in its two forms, which score the same."""
+    """One request as rows and as candidates of a context, which score the same."""
 
     rows: list[dict[str, Any]]
     """[B]."""
@@ -64,7 +64,7 @@ class Request(NamedTuple):
 
 
 def requests(case: Case, size: int, number: int = 16, seed: int = 1) -> list[Request]:
-    """So many requests of `size` rows, all different, as a JSON parser makes them; values by a power law."""
+    """`number` different requests of `size` rows, as a JSON parser makes them; values follow a power law."""
     rng = np.random.default_rng(seed)
     features = case.registry.features
     made: list[Request] = []

@@ -1,8 +1,8 @@
-"""What `benchmarks.serve` holds against each other: ways to score the same requests, each in a process of its own.
+"""The contenders of `benchmarks.serve`: ways to score the same requests, each in its own process.
 
     python -m benchmarks.scorers '{"method": "rows", "case": "frappe", "bundle": "folder"}'
 
-It is asked by lines: "requests SIZE", "load SIZE" or "batch ROWS". Times are seconds; B rows of a request.
+It answers lines of "requests SIZE", "load SIZE" or "batch ROWS". Times are in seconds; B rows of a request.
 """
 
 import json
@@ -28,13 +28,13 @@ from serving.bundle.bundle import open_session
 from serving.scorer import Scorer
 
 FEW_ROWS = 512
-"""Rows at which the floor goes through many; more at once take longer a row."""
+"""Rows per block of the floor's batch; larger blocks take longer per row."""
 
 Score = Callable[[Any], Any]
 
 
 class Contender(BaseModel):
-    """One way to score, and how long it is timed."""
+    """One way to score, and for how long to time it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,18 +44,18 @@ class Contender(BaseModel):
     """Key into CASES."""
     bundle: str
     model: str = ""
-    """The bundle as MLflow holds it."""
+    """The bundle as an MLflow model."""
     url: str = ""
-    """Of the server, for the two that ask one."""
+    """The server's, for the two methods that use one."""
     num_threads: int = 1
-    """Inside onnxruntime and torch; 0: one a core."""
+    """Threads of onnxruntime and torch; 0: one per core."""
     seconds: float = 1.0
-    """Of a round."""
+    """Length of a round."""
     min_requests: int = 20
     _kept: dict[int, tuple[Score, list[Any]]] = PrivateAttr(default_factory=dict)
 
     def requests(self, size: int) -> dict[str, Any]:
-        """Median and 99th percentile of one request after the other, and of the stages where there are any."""
+        """Median and 99th percentile of sequential requests, and medians of the stages if there are any."""
         score, ready = self._ready(size)
         for request in ready:
             score(request)
@@ -69,7 +69,7 @@ class Contender(BaseModel):
         return answer | (self._stages(ready) if self.method in ("rows", "context") else {})
 
     def load(self, size: int) -> dict[str, Any]:
-        """Requests a second that one caller a core gets through, and latencies when half of that arrive at random."""
+        """Requests per second with one caller per core, and latencies at half of that rate with random arrivals."""
         score, ready = self._ready(size)
         num_callers = len(os.sched_getaffinity(0))
         saturation = _closed_loop(score, ready, num_callers, self.seconds)
@@ -78,7 +78,7 @@ class Contender(BaseModel):
         return {"saturation": saturation, "number": len(latencies), **quantiles}
 
     def batch(self, num_rows: int) -> dict[str, Any]:
-        """Rows a second of a frame, or of a file."""
+        """Rows per second of a frame, or of a file."""
         request = requests(CASES[self.case], num_rows, number=1)[0]
         frame, scorer = pl.DataFrame(request.rows), Scorer(self.bundle, num_threads=self.num_threads or None)
         if self.method == "file":
@@ -100,14 +100,14 @@ class Contender(BaseModel):
         return {"rate": num_rows / (time.perf_counter() - start)}
 
     def _ready(self, size: int) -> tuple[Score, list[Any]]:
-        """How one request of this size is scored, and the requests: whatever comes before the clock starts."""
+        """The function that scores a request, and requests of this size; prepared before the timing."""
         if size not in self._kept:
             made = requests(CASES[self.case], size)
             self._kept[size] = METHODS[self.method].build(self, made)
         return self._kept[size]
 
     def _stages(self, ready: Sequence[Request]) -> dict[str, float]:
-        """Medians of the stages of `score`: features, reading the table, all the rest of it."""
+        """Medians of the stages of `score`: features, table lookup, and the rest."""
         scorer = Scorer(self.bundle, num_threads=self.num_threads or None)
         stages: list[tuple[float, ...]] = []
         for number in range(max(self.min_requests, 100)):
@@ -126,11 +126,11 @@ class Contender(BaseModel):
 
 
 class Method(NamedTuple):
-    """What is scored how."""
+    """A way to score."""
 
     title: str
     build: Callable[[Contender, list[Request]], tuple[Score, list[Any]]]
-    """From the requests to (what scores one, the requests as it takes them)."""
+    """From the requests to (a function that scores one, the requests in the form that it takes)."""
 
 
 def _floor(contender: Contender, made: list[Request]) -> tuple[Score, list[Any]]:
@@ -151,8 +151,8 @@ def _context(contender: Contender, made: list[Request]) -> tuple[Score, list[Any
 
 
 def _torch(contender: Contender, made: list[Request]) -> tuple[Score, list[Any]]:
-    """Eager torch behind the same encoding."""
-    import torch  # here, as none of the others loads it
+    """Eager torch after the same encoding."""
+    import torch  # here, since no other method loads it
 
     from benchmarks.untrained import ranker_of
     from features.encode import encode_values
@@ -173,7 +173,7 @@ def _torch(contender: Contender, made: list[Request]) -> tuple[Score, list[Any]]
 
 
 def _pyfunc(contender: Contender, made: list[Request]) -> tuple[Score, list[Any]]:
-    """The bundle behind MLflow's predict, in this process, from the frame that MLflow's server would make."""
+    """The bundle under MLflow's `predict`, in this process, from the frame that MLflow's server would make."""
     import mlflow.pyfunc
     import pandas as pd
 
@@ -187,16 +187,16 @@ def _http(path: str, body: Callable[[Request], dict[str, Any]]) -> Any:
         connection = HTTPConnection(address.hostname or "", address.port, timeout=60)
         headers = {"Content-Type": "application/json"}
 
-        def asked(ready: bytes) -> HTTPResponse:
+        def ask(ready: bytes) -> HTTPResponse:
             connection.request("POST", path, ready, headers)
             return connection.getresponse()
 
         def score(ready: bytes) -> bytes:
             try:
-                response = asked(ready)
-            except ConnectionError:  # a server ends what has been idle, as between two rounds
+                response = ask(ready)
+            except ConnectionError:  # the server closes idle connections, as between two rounds
                 connection.close()
-                response = asked(ready)
+                response = ask(ready)
             content = response.read()
             assert response.status == 200, content[:300]
             return content
@@ -224,7 +224,7 @@ METHODS = {
 
 
 def _closed_loop(score: Score, ready: Sequence[Any], num_callers: int, seconds: float) -> float:
-    """Requests a second of callers that each send the next one when they have an answer."""
+    """Requests per second of callers that each send the next request after an answer (closed loop)."""
     counts = [0] * num_callers
     end = time.perf_counter() + seconds
 
@@ -239,7 +239,7 @@ def _closed_loop(score: Score, ready: Sequence[Any], num_callers: int, seconds: 
 
 
 def _open_loop(score: Score, ready: Sequence[Any], num_callers: int, rate: float, seconds: float) -> list[float]:
-    """Latencies, waiting included, of requests that arrive at random moments whether or not others are done."""
+    """Latencies, waiting included, of requests that arrive at random, whether or not others are done (open loop)."""
     gaps = np.random.default_rng(1).exponential(1 / rate, max(20, int(rate * seconds)))
     arrivals = (time.perf_counter() + 0.05 + np.cumsum(gaps)).tolist()
     latencies = [0.0] * len(arrivals)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.serve [--sizes 1,100,1000] [--out work/benchmarks/serve.md]
 
-The floor is onnxruntime on inputs that are ready. Contenders are processes of their own (`benchmarks.scorers`) with one
-thread each, and take turns; a time is the median over rounds of a round's median, a ratio the median of the ratios
-inside the rounds.
+The floor is onnxruntime on prepared inputs. Contenders are separate processes (`benchmarks.scorers`) with one thread
+each, and take turns. A time is the median over rounds of a round's median, a ratio the median of the ratios within
+rounds.
 """
 
 import json
@@ -49,7 +49,7 @@ from data.common import run
 from features.errors import InputError
 
 ALLOWANCE = 0.3e-3
-"""Seconds on top of 1.5 times the floor that a request may take."""
+"""Seconds that a request may take beyond 1.5 times the floor."""
 REQUEST_METHODS = ("floor", "rows", "context", "torch", "pyfunc", "serve", "mlflow")
 BATCH_METHODS = ("floor", "rows", "file")
 LOADED = "context"
@@ -70,9 +70,9 @@ mlflow.pyfunc.save_model({model!r}, python_model={loader!r}, artifacts=artifacts
 """
 
 Rounds = dict[str, list[dict[str, Any]]]
-"""Contender to the answers of its rounds."""
+"""Contender to its answers, one per round."""
 
-# What a new process needs until it has scored, and holds then. Everything stands in the timed part.
+# Code of a new process up to its first score. All of it is in the timed part.
 STARTS = {
     "Scorer": """
 from serving.scorer import Scorer
@@ -113,7 +113,7 @@ print(json.dumps({{"seconds": seconds, "table_mb": table / 1024, "rest_mb": (res
 
 
 def main(
-    sizes: Annotated[str, typer.Option("--sizes", help="Candidates of a request.")] = "1,100,1000",
+    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of candidates per request.")] = "1,100,1000",
     rows: Annotated[str, typer.Option("--rows", help="Rows of the batch.")] = "131072",
     case: Annotated[list[str] | None, typer.Option("--case", help=f"Of {', '.join(CASES)}; all by default.")] = None,
     rounds: RoundsOption = 5,
@@ -121,7 +121,7 @@ def main(
     out: OutOption = None,
 ) -> None:
     """Measure requests, load, batches, starts and memory."""
-    facts = machine() | {"threads": "one for requests; for batches one a core"}
+    facts = machine() | {"threads": "one for requests; for batches one per core"}
     numbers, num_rows = ([1, 20], 600) if quick else (parse_sizes(sizes), parse_sizes(rows)[0])
     sections: list[tuple[str, str]] = []
     document: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def main(
 def _measure(
     case: str, folder: Path, sizes: list[int], num_rows: int, num_rounds: int, quick: bool
 ) -> dict[str, Rounds]:
-    """All rounds of a case by question."""
+    """All rounds of a case, by question."""
     say(f"{case}: making the model")
     shared: dict[str, Any] = {"case": case, **_write_models(case, folder)}
     shared |= {"seconds": 0.05, "min_requests": 5} if quick else {}
@@ -177,7 +177,7 @@ def _turns(workers: Mapping[str, Worker], question: str, num_rounds: int, case: 
 
 
 def _write_models(case: str, folder: Path) -> dict[str, str]:
-    """The bundle, and what MLflow loads; made in a process of their own, as that takes much memory."""
+    """Write the bundle and the MLflow model, in a separate process, as that takes much memory."""
     paths = {"bundle": str(folder / "bundle"), "model": str(folder / "model")}
     code = MAKE.format(case=case, loader=str(ROOT / "recsys" / "tracking" / "bundle_pyfunc.py"), **paths)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -202,13 +202,13 @@ def _starts(settings: Mapping[str, str], num_rounds: int) -> Rounds:
 
 @contextmanager
 def _server(method: str, settings: Mapping[str, str]) -> Iterator[str]:
-    """A server on a free port of this machine alone; its URL, once it answers."""
+    """Start a server on a free local port; yields its URL once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, *(part.format(port=port, **settings) for part in SERVERS[method])]
     with tempfile.TemporaryFile() as log:
-        # A group of its own, as MLflow starts further processes.
+        # In its own process group, as MLflow starts further processes.
         path = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}  # uvicorn's
         process = subprocess.Popen(
             command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True, env={**os.environ, **path}
@@ -230,7 +230,7 @@ def _server(method: str, settings: Mapping[str, str]) -> Iterator[str]:
 
 
 def _request_table(rounds: Rounds) -> str:
-    """Milliseconds of each contender, beside the floor and the target, and where they go."""
+    """Milliseconds of each contender and of its stages, relative to the floor and the target."""
     lines: list[list[str]] = []
     for method, answers in rounds.items():
         p50 = [one["p50"] for one in answers]
@@ -288,14 +288,14 @@ def _start_table(rounds: Rounds) -> str:
 
 
 def _install_table() -> str:
-    """Packages that scoring needs and their files' size, as installed here."""
+    """Packages that scoring needs, with the size of their installed files."""
     sizes = dict(sorted(_base_install().items(), key=lambda item: -item[1]))
     total = [f"{len(sizes)} packages", f"{sum(sizes.values()) / MEGABYTE:,.0f}"]
     return markdown(["package", "MB"], [total, *([name, f"{size / MEGABYTE:,.1f}"] for name, size in sizes.items())])
 
 
 def _base_install() -> dict[str, int]:
-    """Distribution to bytes: this project's base requirements and theirs, without what Python compiles."""
+    """Distribution to bytes: this project's base requirements and theirs, without compiled Python files."""
     sizes: dict[str, int] = {}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     waiting = [Requirement(line) for line in project["dependencies"]]

@@ -1,4 +1,4 @@
-"""The models of `benchmarks.serve` as they are before training: random weights take as long as trained ones."""
+"""Untrained models for `benchmarks.serve`: random weights take as long as trained ones."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from recsys.ranker import Ranker, build_ranker
 
 
 def ranker_of(case: Case) -> Ranker:
-    """The ranker of a case's run; the same in every process."""
+    """The untrained ranker of a case's run; the same in every process."""
     experiment = RUNS[case.run]()
     name, table = experiment.model.name, experiment.embedding
     return build_ranker(case.registry, name, experiment.model, table, seed=1, learning_rate=1e-3)[0].eval()

@@ -77,17 +77,22 @@ def encode_frame(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing:
     >>> encode_frame(pl.DataFrame({"user": [7], "other": ["x"]}), registry).schema
     Schema([('user', UInt64)])
     """
-    names = frozenset(raw.columns)
+    return encode_parsed(parse_frame(raw, registry), registry, allow_missing=allow_missing)
+
+
+def encode_parsed(parsed: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool = False) -> pl.DataFrame:
+    """`encode_frame` of a frame that `parse_frame` returned."""
+    names = frozenset(parsed.columns)
     columns: list[pl.Series] = []
     expressions: list[pl.Expr] = []
     for feature in registry.features:
         if feature.name in names:
-            column = feature.parse(raw[feature.name])
+            column = parsed[feature.name]
             feature.check(column)
         elif allow_missing:
-            column = pl.repeat(None, raw.height, dtype=pl.Null, eager=True).alias(feature.name)
+            column = pl.repeat(None, parsed.height, dtype=pl.Null, eager=True).alias(feature.name)
         else:
-            raise missing_column(feature.name, raw.columns)
+            raise missing_column(feature.name, parsed.columns)
         columns.append(feature.normalize(column))
         expressions.append(_encoding(feature, columns[-1].dtype))  # pyright: ignore[reportArgumentType]  # frozen models hash
     return pl.DataFrame(columns).select(expressions)
@@ -107,7 +112,7 @@ def encode(raw: pl.DataFrame, registry: FeatureRegistry, *, allow_missing: bool 
     [2, 0]
     """
     parsed = parse_frame(raw, registry)
-    encoded = EncodedBatch.from_frame(encode_frame(parsed, registry, allow_missing=allow_missing), registry)
+    encoded = EncodedBatch.from_frame(encode_parsed(parsed, registry, allow_missing=allow_missing), registry)
     dense = [feature.name for feature in registry.dense_features]
     num_missing = {name: count_missing(parsed[name]) if name in parsed.columns else raw.height for name in dense}
     return replace(encoded, num_missing=num_missing)

@@ -55,8 +55,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def take_lock(path: Path, *, patience: float = math.inf) -> int | None:
-    """Take a lock file and return its open descriptor; None if another process holds it for `patience` seconds.
+def take_lock(path: Path, *, timeout_seconds: float = math.inf) -> int | None:
+    """Take a lock file and return its open descriptor; None if another process holds it for `timeout_seconds`.
 
     The lock is free when the last process that has the descriptor closes it or ends. The holder may delete the file.
     """
@@ -64,7 +64,7 @@ def take_lock(path: Path, *, patience: float = math.inf) -> int | None:
         import fcntl
     except ImportError:  # Windows has no such locks
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    last = time.monotonic() + patience
+    last = time.monotonic() + timeout_seconds
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -5,7 +5,7 @@ view reads the table with its own salts: `main` feeds the network, FinalMLP's ga
 """
 
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -84,20 +84,19 @@ class TableLayout(BaseModel):
         num_rows = addressing.table_rows(num_rows, counts_of_readers(slots, counts))
         check_num_rows(num_rows)
         addressing.check(kind, num_rows, slots, counts, set(features))
-        settings: dict[str, Any] = {
-            "num_rows": num_rows,
-            "width": width,
-            "seed": registry.seed,
-            "views": slots,
-            "keys": {name: feature.stable_key for name, feature in features.items()},
-            "pooling": {
+        return TableLayout(
+            num_rows=num_rows,
+            width=width,
+            seed=registry.seed,
+            views=slots,
+            keys={name: feature.stable_key for name, feature in features.items()},
+            pooling={
                 name: getattr(feature, "pooling", "mean") for name, feature in features.items() if feature.is_list
             },
-            "kind": kind,
-            "num_values": counts,
-            "block": block if addressing.has_blocks else 1,
-        }
-        return TableLayout(**settings)
+            kind=kind,
+            num_values=counts,
+            block=block if addressing.has_blocks else 1,
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -129,17 +128,12 @@ class TableLayout(BaseModel):
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All S slots in output order."""
-        return tuple(
-            self.addressing.slot(
-                view, feature, probe, self.ranges[view, feature], partial(self._salt, feature, view), self.block
-            )
-            for view, probes in self.views.items()
-            for feature, num_probes in probes.items()
-            for probe in range(num_probes)
-        )
-
-    def _salt(self, feature: str, view: str, number: int) -> int:
-        return salt(self.seed, self.keys[feature], view, number)
+        slots: list[Slot] = []
+        for (view, feature), rows in self.ranges.items():
+            for probe in range(self.views[view][feature]):
+                number, *numbers = self.addressing.lookup(probe, *rows, self.block)
+                slots.append(Slot(view, feature, probe, salt(self.seed, self.keys[feature], view, number), *numbers))
+        return tuple(slots)
 
     @cached_property
     def view_widths(self) -> dict[str, dict[str, int]]:

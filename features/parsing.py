@@ -44,15 +44,10 @@ def parse_numbers(column: pl.Series, decimal: Decimal | None = None) -> pl.Serie
     numbers = numbers.scatter(left.arg_true(), others)
     if decimal is None:
         numbers = numbers.set(text.str.contains(MAY_BE_TWO).fill_null(False), None)
-    wrong = numbers.is_null() & text.is_not_null()
-    if wrong.any():
-        row = wrong.arg_max()
-        assert row is not None
+    for row in (numbers.is_null() & text.is_not_null()).arg_true().head(1):
         remedy = "declare it `categorical`, or correct the value"
         if decimal != "," and re.fullmatch(r"[+-]?\d+,\d+", text[row]):
-            remedy = (
-                'set `decimal: ","` where a comma is the decimal point, `decimal: "."` where it separates thousands'
-            )
+            remedy = 'set `decimal: ","` if a comma is the decimal mark, `decimal: "."` if it separates thousands'
         found = repr(text[row][:40])
         raise InputError(f"column {column.name!r}: expected a number", found=found, remedy=remedy, row=row)
     return numbers
@@ -93,10 +88,7 @@ def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
     if value_type == "integer" and column.str.contains(_PLAIN_INTEGER).all():
         return column
     texts = column.to_frame().select(text_of_value(pl.col(column.name), value_type).alias(column.name)).to_series()
-    wrong = texts.is_null() & ~_is_blank(column)
-    if wrong.any():
-        row = wrong.arg_max()
-        assert row is not None
+    for row in (texts.is_null() & ~_is_blank(column)).arg_true().head(1):
         expected = "an integer that its form holds exactly" if value_type == "integer" else "true or false"
         remedy = "correct the value, or leave out `value_type:`"
         found = repr(column[row][:40])

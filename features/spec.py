@@ -1,10 +1,10 @@
 """Feature types: the columns that each accepts, and their encoding as tokens or floats.
 
 There are two encoded forms: a bag of 64-bit tokens (one for a scalar, any number for a list) and a float32 column. A
-new type is a class here and one line in `FEATURE_TYPES` and in `AnyFeature`.
+new type is a class here and a name in `AnyFeature`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -374,9 +374,7 @@ def _describe(column: pl.Series) -> str:
     return _type(column) + (f", such as {str(first[0])[:40]!r}" if first else "")
 
 
-FEATURE_TYPES: dict[str, type[FeatureSpec]] = {
-    "categorical": Categorical,
-    "categorical_list": CategoricalList,
-    "numeric": Numeric,
-}
 AnyFeature = Annotated[Categorical | CategoricalList | Numeric, Field(discriminator="type")]
+FEATURE_TYPES: dict[str, type[FeatureSpec]] = {
+    kind.model_fields["type"].default: kind for kind in get_args(get_args(AnyFeature)[0])
+}

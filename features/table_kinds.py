@@ -5,7 +5,7 @@ readers of a table are its (view, feature) pairs, in output order. A new kind is
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -41,7 +41,7 @@ class Slot(NamedTuple):
 
 
 class _Constants(NamedTuple):
-    """The numbers of S slots as arrays [S] of numpy or torch, in the order of `Slot`."""
+    """Numbers of S slots as arrays [S] of numpy or torch."""
 
     salts: Any
     first_rows: Any
@@ -50,21 +50,22 @@ class _Constants(NamedTuple):
     divisors: Any
     offsets: Any
     vocabularies: Sequence[Any]
-    """Sorted tokens [n_f] of each slot's feature; empty where no vocabulary is given."""
+    """Sorted tokens [n_f] of each slot's feature, if the kind needs them. A feature without values has the missing
+    token instead, as an empty array could not be indexed."""
 
     @staticmethod
     def of(slots: Sequence[Slot], vocabulary: Vocabulary, device: Any, xp: Any) -> "_Constants":
-        """Arrays on a device; of torch, all are int64."""
+        """Arrays on a device; those of torch are int64."""
         bits = np.array([slot[3:] for slot in slots], dtype=np.uint64).reshape(-1, 6).T.copy().view(np.int64)
         salts, first_rows, num_rows, num_ids, divisors, offsets = (xp.asarray(row, device=device) for row in bits)
         if xp is np:
             salts, num_ids = salts.view(np.uint64), num_ids.view(np.uint64)
-        features = [slot.feature for slot in slots if vocabulary]
-        ordered = {
-            name: xp.asarray(_searchable(vocabulary[name], is_signed=xp is not np), device=device)
-            for name in dict.fromkeys(features)
-        }
-        vocabularies = [ordered[name] for name in features]
+        ordered: dict[str, Any] = {}
+        for name in dict.fromkeys(slot.feature for slot in slots if vocabulary):
+            tokens = vocabulary[name] if len(vocabulary[name]) else np.array([MISSING_TOKEN], dtype=np.uint64)
+            # With the sign bit flipped, int64 has the order of uint64.
+            ordered[name] = xp.asarray(tokens if xp is np else (tokens ^ _SIGN).view(np.int64), device=device)
+        vocabularies = [ordered[slot.feature] for slot in slots if ordered]
         return _Constants(salts, first_rows, num_rows, num_ids, divisors, offsets, vocabularies)
 
 
@@ -118,11 +119,9 @@ class Addressing:
         return [(0, num_rows)] * len(counts)
 
     @classmethod
-    def slot(
-        cls, view: str, feature: str, probe: int, rows: tuple[int, int], salt: Callable[[int], int], block: int
-    ) -> Slot:
-        """The slot of one probe; `rows` is the first row and the number of rows of its reader."""
-        return Slot(view, feature, probe, salt(probe), *rows, rows[1])
+    def lookup(cls, probe: int, first_row: int, num_rows: int, block: int) -> tuple[int, ...]:
+        """Number of a probe in its salt, then the fields of `Slot` from `first_row` on; the range is its reader's."""
+        return probe, first_row, num_rows, num_rows, 1, 0
 
     @classmethod
     def check(cls, kind: str, num_rows: int, views: Views, counts: Mapping[str, int], features: set[str]) -> None:
@@ -169,11 +168,9 @@ class Robe(Addressing):
     has_blocks = True
 
     @classmethod
-    def slot(
-        cls, view: str, feature: str, probe: int, rows: tuple[int, int], salt: Callable[[int], int], block: int
-    ) -> Slot:
+    def lookup(cls, probe: int, first_row: int, num_rows: int, block: int) -> tuple[int, ...]:
         number, offset = divmod(probe, block)
-        return Slot(view, feature, probe, salt(number), *rows, rows[1], offset=offset)
+        return number, first_row, num_rows, num_rows, 1, offset
 
     def rows(self, tokens: Any, xp: Any = np) -> Any:
         constants = self._on(tokens, xp)
@@ -216,12 +213,9 @@ class QuotientRemainder(Hashed):
         return [2 * half for half in split_rows(num_rows // 2, [math.isqrt(count << 20) for count in counts])]
 
     @classmethod
-    def slot(
-        cls, view: str, feature: str, probe: int, rows: tuple[int, int], salt: Callable[[int], int], block: int
-    ) -> Slot:
-        half = rows[1] // 2
-        num_ids, divisor = min(half * half, MAX_NUM_ROWS), half if probe else 1
-        return Slot(view, feature, probe, salt(0), rows[0] + probe * half, half, num_ids, divisor)
+    def lookup(cls, probe: int, first_row: int, num_rows: int, block: int) -> tuple[int, ...]:
+        half = num_rows // 2
+        return 0, first_row + probe * half, half, min(half * half, MAX_NUM_ROWS), half if probe else 1, 0
 
     def rows(self, tokens: Any, xp: Any = np) -> Any:
         constants = self._on(tokens, xp)
@@ -250,7 +244,7 @@ class Collisionless(Hashed):
     def rows(self, tokens: Any, xp: Any = np) -> Any:
         constants = self._on(tokens, xp)
         columns = xp.broadcast_to(tokens, (len(tokens), len(self._slots))).T
-        keys = columns if xp is np else columns ^ -(2**63)  # without its sign bit, int64 has the order of uint64
+        keys = columns if xp is np else columns ^ -(2**63)
         offsets = xp.ones_like(columns, dtype=xp.int64)
         for k, ordered in enumerate(constants.vocabularies):
             after = xp.searchsorted(ordered, keys[k], side="right")  # index -1, the last token, where it is 0
@@ -297,12 +291,3 @@ def split_rows(num_rows: int, counts: Sequence[int]) -> list[int]:
     for part in by_remainder[: num_rows - sum(sizes)]:
         sizes[part] += 1
     return sizes
-
-
-def _searchable(ordered: Tokens, *, is_signed: bool) -> Any:
-    """Sorted tokens [n] to search in, as a copy with the bits of int64 in the same order if `is_signed`.
-
-    For no tokens, the missing one alone: no search finds it, and no array is empty.
-    """
-    ordered = ordered if len(ordered) else np.array([MISSING_TOKEN], dtype=np.uint64)
-    return (ordered ^ _SIGN).view(np.int64) if is_signed else ordered

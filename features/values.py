@@ -48,16 +48,10 @@ def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
     """
     if isinstance(feature, Numeric):
         return pl.Series(feature.name, numbers_of(feature, values), nan_to_null=True)
-    converted: Sequence[Any]
     if isinstance(feature, CategoricalList):
-        converted, dtype = [None if one == [None] else one for one in lists_of(feature, values)], pl.List(pl.String())
-    else:
-        converted, dtype = texts_of(feature, values), pl.String()
-    try:
-        return pl.Series(feature.name, converted, dtype=dtype)
-    except UnicodeEncodeError:
-        check_unicode(feature, converted)
-        raise
+        lists = [None if one == [None] else one for one in lists_of(feature, values)]
+        return _series(feature, lists, pl.List(pl.String()))
+    return _series(feature, texts_of(feature, values))
 
 
 def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
@@ -68,7 +62,7 @@ def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
     texts = _texts_as_given(feature, [_whole(value) for value in values])
     if all(text is None or _IS_CANONICAL[value_type](text) for text in texts):
         return texts
-    return parse_values(_text_series(feature, texts), value_type).to_list()
+    return parse_values(_series(feature, texts), value_type).to_list()
 
 
 def _whole(value: Any) -> Any:
@@ -76,9 +70,10 @@ def _whole(value: Any) -> Any:
     return str(value) if isinstance(value, decimal.Decimal) else value
 
 
-def _text_series(feature: FeatureSpec, texts: Sequence[Text]) -> pl.Series:
+def _series(feature: FeatureSpec, texts: Sequence[Any], dtype: pl.DataType | None = None) -> pl.Series:
+    """Series of texts, or of another type, with an `InputError` for texts that are not valid Unicode."""
     try:
-        return pl.Series(feature.name, texts, dtype=pl.String)
+        return pl.Series(feature.name, texts, dtype=dtype or pl.String())
     except UnicodeEncodeError:
         check_unicode(feature, texts)
         raise
@@ -117,7 +112,7 @@ def numbers_of(feature: Numeric, values: Sequence[Any]) -> Float64s:
 def _texts_as_numbers(feature: Numeric, values: Sequence[Any]) -> Sequence[Any]:
     """Values [N] with the texts among them parsed as in a column of texts."""
     texts = [value if isinstance(value, str) else None for value in values]
-    numbers = parse_numbers(_text_series(feature, texts), feature.decimal).to_list()
+    numbers = parse_numbers(_series(feature, texts), feature.decimal).to_list()
     return [number if isinstance(value, str) else value for value, number in zip(values, numbers, strict=True)]
 
 

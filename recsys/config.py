@@ -1,4 +1,4 @@
-"""Experiment: everything that a run is made of, resolved, validated, and writable as YAML."""
+"""Experiment: all settings of a run, validated, with every default filled in, readable and writable as YAML."""
 
 import difflib
 import json
@@ -40,13 +40,13 @@ class Compression(BaseModel):
     method: str
     """One of COMPRESSORS."""
     target_bytes: int = Field(ge=1)
-    """Most bytes of the bundle's embedding files, table and vocabulary."""
+    """Budget for the bundle's embedding files: table and vocabulary."""
     table_dtype: TableDtype = "int4"
-    """Of the stored rows; also what the run is judged by."""
+    """Of the stored rows; the run is evaluated with it."""
     start: InitFrom
-    """Weights that the last training begins with; the method's own choice where not given."""
+    """Initial weights of the last training; the method's own choice by default."""
     learning_rate_share: float = Field(default=0.1, gt=0)
-    """Of the run's learning rates, what `finetune` begins with."""
+    """Initial learning rates of `finetune`, as a share of the run's."""
     settings: SerializeAsAny[Compressor.Config]
     """The method's own."""
 
@@ -66,17 +66,17 @@ class Compression(BaseModel):
         start = kind.start
         if (kind.replaces_table or kind.has_one_start) and values.get("start", start) != start:
             found, remedy = f"compression.start={values['start']}", "leave compression.start out"
-            raise InputError(f"{method} begins its last training in one way alone", found=found, remedy=remedy)
+            raise InputError(f"{method} begins its last training in only one way", found=found, remedy=remedy)
         return {"start": start, **values, "settings": settings}
 
     @property
     def is_tuned(self) -> bool:
-        """Whether the last training begins with weights that have learned already."""
+        """True where the last training begins with trained weights."""
         return self.start == "finetune" and not self.compressor().replaces_table
 
     @property
     def rate_factor(self) -> float:
-        """What the last training multiplies the run's learning rates by."""
+        """Learning rates of the last training over the run's."""
         return self.learning_rate_share if self.is_tuned else 1.0
 
     def compressor(self) -> Compressor:
@@ -103,7 +103,7 @@ else:
 
 
 class Experiment(BaseModel):
-    """One combination of model, embedding and training; a named run is a function that returns one.
+    """One combination of model, embedding and training; named runs are functions that return one.
 
     >>> Experiment.model_validate({"name": "small", "model": {"name": "mlp", "hidden": [8]}}).model
     mlp(name='mlp', hidden=(8,), dropout=0.2, batch_norm=True)
@@ -112,17 +112,17 @@ class Experiment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """Name of the run; also the MLflow run's."""
+    """Name of the run, and of its MLflow run."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Of the initial weights, the order of the examples and the dropout."""
     model: ModelSettings
     """The network: `name`, one of MODELS, and that model's own settings."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """The one table."""
+    """The table."""
     trainer: TrainerConfig = TrainerConfig()
-    """The loop."""
+    """The training loop."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
-    """Share of the negatives that the data kept; below 1 the bundle gives probabilities at their original share."""
+    """Share of the negatives that the data kept; the bundle corrects its probabilities to the original share."""
     compression: Compression | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of a run that `muxrec prune` made of another; not written for the others."""
 
@@ -140,22 +140,25 @@ class Experiment(BaseModel):
         return document
 
     def to_yaml(self) -> str:
-        """Every setting, resolved; `read_experiment` reads it back to an equal experiment."""
+        """Every setting; `read_experiment` reads it back to an equal experiment."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def read_experiment(path: Path) -> Experiment:
     """Read an experiment file; raises `InputError` that names the file and the key."""
+    return validated(read_yaml(path, "an experiment file"), str(path))
+
+
+def read_yaml(path: Path, expected: str) -> Any:
+    """A YAML file as plain values; raises `InputError` that says what kind of file was expected."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         check_readable(path)
-        raise InputError(
-            f"{path}: expected an experiment file", found=getattr(error, "strerror", None) or str(error)
-        ) from None
+        found = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: expected {expected}", found=found) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
-    return validated(document, str(path))
 
 
 def validated(document: Any, where: str) -> Experiment:
@@ -213,7 +216,7 @@ def variant(parent: Experiment, name: str, **sections: Mapping[str, Any]) -> Exp
 
 
 def unknown_key(key: str, known: Sequence[str]) -> InputError:
-    """The error that names the closest known key."""
+    """An error that names the closest known key."""
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return InputError("unknown setting", found=repr(key), remedy=f"did you mean {close[0]!r}?" if close else None)
 
@@ -231,7 +234,7 @@ def _describe(error: ValidationError) -> str:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots.
+    """Nested mappings as a flat one, with keys joined by dots.
 
     >>> flatten({"a": {"b": 1}, "c": [1, 2]})
     {'a.b': 1, 'c': [1, 2]}
@@ -246,15 +249,15 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 SHALLOW = {
-    # One weight a value, and as many floats as the other models' tables.
+    # One weight per value, and as many floats as the other models' tables.
     "logistic_regression": {"num_rows": 131_072, "width": 1, "probes": 1},
     "fm": {},
 }
-"""Models whose logit is a sum of what the table holds, and the shape of their table."""
+"""Models whose logit is a sum of the table's weights, and their table's shape."""
 
 
 def default_run(model: str) -> Experiment:
-    """General settings of a model, for any dataset directory.
+    """A model's default run, for any dataset directory.
 
     >>> default_run("final_mlp").model.name
     'final_mlp'

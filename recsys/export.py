@@ -1,4 +1,4 @@
-"""Trained ranker to bundle: batch norm folded, the network as ONNX, the table's rows, golden rows, the profile.
+"""Exports a trained ranker as a bundle: the network as ONNX with batch norm folded, table rows, golden rows, profile.
 
 B examples, M table rows, w row width, W embedding columns, N float columns.
 """
@@ -31,11 +31,11 @@ from serving.bundle.profile import DISTRIBUTIONS, Distributions
 
 
 class QuantizedRanker(NamedTuple):
-    """A ranker as it will be served, and how its rows are coded."""
+    """A ranker with its table rounded to the stored type, as it will be served, and the coder of its rows."""
 
     ranker: Ranker
     coder: Coder | None
-    """For table types that store codes."""
+    """None for table types that store no codes."""
 
 
 def export_bundle(
@@ -55,12 +55,12 @@ def export_bundle(
     compression: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write what `serving` needs to reproduce the ranker's probabilities on raw rows, and read it back checked.
+    """Write the bundle with which `serving` reproduces the ranker's probabilities on raw rows; returns it, verified.
 
-    Of a masked table only the kept cells are written. `quantized` is what `quantized_copy` gives for this ranker and
-    type; None: made here. `trained_rows` [M] flags the rows that a training example read;
-    `negative_rate` is the share of the negatives that the training data kept. `compression` goes into the manifest as
-    it is. Raises `InputError` when `out` is taken or cannot be written, and for an impossible rate.
+    Only the kept cells of a masked table are written. `quantized` is the `quantized_copy` of this ranker and type, made
+    here if not given. `trained_rows` [M] flags the rows that a training example read; `negative_rate` is the share of
+    the negatives that the training data kept; `compression` is copied to the manifest. Raises `InputError` if `out`
+    exists or cannot be written, and for an impossible rate.
     """
     correction = correction_of(negative_rate)
     golden = golden_frame(registry)
@@ -94,11 +94,11 @@ def export_bundle(
 
 
 def quantized_copy(ranker: Ranker, table_dtype: TableDtype) -> QuantizedRanker:
-    """The ranker as it will be served, its table rounded to the stored type: golden rows and figures hold for that."""
+    """The ranker with its table rounded to the stored type, from which golden rows and metrics are computed."""
     if table_dtype == "fp32":
         return QuantizedRanker(ranker, None)
     embedding = ranker.embedding
-    copied = copy.copy(ranker)  # the network is shared; only the table becomes another
+    copied = copy.copy(ranker)  # shares the network; only the table differs
     rounded = UnifiedEmbedding(embedding.layout, vocabulary=embedding.vocabulary)
     copied._modules = {**ranker._modules, "embedding": rounded}
     table, widths = embedding.table.detach().cpu().numpy(), _row_widths(embedding)
@@ -113,7 +113,7 @@ def _row_widths(embedding: UnifiedEmbedding) -> npt.NDArray[np.int64] | None:
 
 
 def _kept_columns(embedding: UnifiedEmbedding) -> torch.Tensor | None:
-    """1 or 0 for each column [W] where some slot hands on less than its rows may hold; else None."""
+    """1 or 0 for each column [W]; None if every slot reads whole rows."""
     mask = embedding.mask
     if mask is None or bool((mask.slot_widths == embedding.layout.width).all()):
         return None
@@ -121,7 +121,7 @@ def _kept_columns(embedding: UnifiedEmbedding) -> torch.Tensor | None:
 
 
 def correction_of(negative_rate: float) -> PriorCorrection | None:
-    """What undoes the down-sampling of negatives; None where all were kept. Raises `InputError` outside (0, 1].
+    """The correction for down-sampled negatives; None if all were kept. Raises `InputError` outside (0, 1].
 
     >>> correction_of(0.1), correction_of(1.0)
     (PriorCorrection(negative_rate=0.1), None)
@@ -140,10 +140,10 @@ def probabilities(
     exact: bool = False,
     correction: PriorCorrection | None = None,
 ) -> npt.NDArray[np.float64]:
-    """The trainer's own probabilities [B] of raw rows; what golden rows and the parity check compare with.
+    """Probabilities [B] of raw rows by the trained model itself, the reference for golden rows and the parity check.
 
-    `exact` takes the network in float64: the distance between the two is what float32 rounds away, for the trainer as
-    for any other implementation. `correction` is that of the bundle which they are compared with.
+    `exact` computes the network in float64: the distance to float32 is the rounding error of any implementation.
+    `correction` is that of the bundle that is compared.
     """
     batch = batch_of(encode(raw, registry), registry)
     with evaluating(ranker):
@@ -161,7 +161,7 @@ def dense_graph(
 ) -> bytes:
     """The network as ONNX: embedded [B, W] and, where N > 0, dense [B, N] to logit [B].
 
-    `kept_columns` [W], 1 or 0: what is multiplied with `embedded` first, where slots read less than a row.
+    `kept_columns` [W], 1 or 0, masks `embedded` first, where slots read only part of a row.
 
     >>> from recsys.models.layers import ModelInputs
     >>> from recsys.models import MODELS
@@ -171,7 +171,7 @@ def dense_graph(
     True
     """
     folded = fold_batch_norm(network).cpu().eval()
-    module = _Served(folded, kept_columns, has_dense=num_dense > 0)
+    module = _MaskedNetwork(folded, kept_columns, has_dense=num_dense > 0)
     names = ["embedded", "dense"][: 2 if num_dense else 1]
     examples = (torch.zeros(2, embedded_width), torch.zeros(2, num_dense))[: len(names)]
     shapes = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim.AUTO})[: len(names)]
@@ -180,7 +180,7 @@ def dense_graph(
     torch_logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations; the result is checked by the bundle
+            warnings.simplefilter("ignore")  # the exporter's own deprecations; the bundle verifies the result
             program = torch.onnx.export(
                 module,
                 examples,
@@ -197,7 +197,7 @@ def dense_graph(
 
 
 def _stripped(model: Any) -> Any:
-    """Without the exporter's notes, which hold source lines and paths of the machine that trained the model."""
+    """The model without the exporter's notes, which hold source lines and paths of the machine that trained it."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
@@ -205,8 +205,8 @@ def _stripped(model: Any) -> Any:
     return model
 
 
-class _Served(nn.Module):
-    """A network behind its mask of columns; without its float input where N is 0, as ONNX has no input of width 0."""
+class _MaskedNetwork(nn.Module):
+    """A network with its mask of columns; without float input where N is 0, as ONNX has no input of width 0."""
 
     def __init__(self, network: nn.Module, kept_columns: torch.Tensor | None, *, has_dense: bool) -> None:
         super().__init__()
@@ -224,9 +224,7 @@ class _Served(nn.Module):
 def profile_of(
     info: DatasetInfo | None, distributions: Distributions | None = None, correction: PriorCorrection | None = None
 ) -> dict[str, Any]:
-    """What the bundle keeps of the training data: rows, label rate, missing rates, and how its features and the scores
-    that the bundle gives are distributed.
-    """
+    """The training data in a bundle: rows, label rate, missing rates, and distributions of features and scores."""
     known: dict[str, Any] = {}
     if distributions is not None:
         known[DISTRIBUTIONS] = distributions.corrected(correction).model_dump(mode="json")

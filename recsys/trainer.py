@@ -5,11 +5,9 @@ B examples. The recipe is that of BARS (Zhu et al., "BARS: Towards Open Benchmar
 validation score, and a stop after two such epochs in a row, at the best weights.
 """
 
-import contextlib
 import json
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ from features.progress import progress_bar
 from recsys import checkpoint
 from recsys.batch import Batch
 from recsys.embedding.optimizers import TableOptimizer
-from recsys.evaluation.metrics import evaluate
+from recsys.evaluation.metrics import Monitor, evaluate, monitored
 from recsys.evaluation.predict import predict
 from recsys.schedule import ConstantSchedule, PlateauSchedule, Schedule, TrainState, reduce_lr
 
@@ -54,7 +52,7 @@ class TrainerConfig(BaseModel):
     """Multiplies the learning rate after such an epoch."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
     """Gradients of a larger global norm are scaled down to this one."""
-    monitor: Literal["auc", "logloss"] = "auc"
+    monitor: Monitor = "auc"
     """Validation score that early stopping and the learning rate follow."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the network's matrix products in training: `bf16` rounds their operands to 8 bits of mantissa; the
@@ -207,13 +205,13 @@ class Trainer:
 
     def _evaluate(self, valid: Batches) -> dict[str, float]:
         began = time.perf_counter()
-        metrics = evaluate(*predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
+        metrics = evaluate(predict(self.ranker, valid.batches(EVALUATION_BATCH_SIZE)))
         self.state.eval_seconds += time.perf_counter() - began
         return metrics
 
     def _score(self, metrics: dict[str, float]) -> float:
         """The higher the better."""
-        return metrics[self.config.monitor] * (1 if self.config.monitor == "auc" else -1)
+        return monitored(metrics, self.config.monitor)
 
     def _follow_schedule(self, score: float) -> None:
         state = self.state
@@ -279,15 +277,6 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a whole file, but of another model
             raise checkpoint.damaged(self._state_path, error) from None
         logger.info("resumed at epoch %d, step %d", self.state.epoch + 1, self.state.step)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        # getrusage also counts the memory of the process that started this one.
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="ignore").splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @torch.no_grad()

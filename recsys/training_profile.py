@@ -1,8 +1,7 @@
 """The training profile of a run (`serving.bundle.profile`): features of train, scores and unseen values of valid.
 
-`summarize_train` reads the training rows once, for the profile and for what else counts their values.
-
-Where negatives were sampled away, each that is left counts for those that are not: the rows of today have them all.
+`summarize_train` reads the training rows once, for the profile and for all other counts of their values. Where
+negatives were down-sampled, each remaining one is weighted to stand for those removed, as later inputs have them all.
 
 N rows, M table rows, P slots of one feature, V values of one feature.
 """
@@ -20,7 +19,7 @@ from features.hashing import MISSING_TOKEN
 from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.evaluation.collisions import Distinct
-from recsys.evaluation.metrics import Predictions
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import token_counts
 from serving.bundle.profile import Distributions, FeatureProfile, FloatBins, ProfileBuilder, float_bins
 
@@ -58,11 +57,10 @@ def training_profile(
     trained_rows: npt.NDArray[np.bool_],
     negative_rate: float = 1.0,
 ) -> Distributions:
-    """Distributions of the training rows' `features` and of the validation rows' scores, which `predictions` [N] holds.
+    """Distributions of the training rows' `features` and of the validation rows' scores in `predictions` [N].
 
-    `trained_rows` [M] flags the rows that a training example read: a value that reads another one is unseen; in a
-    pruned table, a value of which no row is left.
-    `negative_rate` is the share of the negatives that both splits kept.
+    `trained_rows` [M] flags the rows that a training example read: a value that reads any other row is unseen; in a
+    pruned table, a value without any row left is. `negative_rate` is the share of the negatives that both splits kept.
     """
     unseen = _unseen_rates(valid, embedding, trained_rows, negative_rate)
     known = {name: one.model_copy(update={"unseen": unseen.get(name)}) for name, one in features.items()}
@@ -74,7 +72,7 @@ def _score_bins(predictions: Predictions, negative_rate: float) -> FloatBins:
 
 
 def _weights(labels: npt.NDArray[np.float32], negative_rate: float) -> npt.NDArray[np.float64]:
-    """How many rows each of these [N] stands for.
+    """Number of original rows that each of these rows [N] represents.
 
     >>> _weights(np.array([1, 0], dtype=np.float32), 0.1).tolist()
     [1.0, 10.0]
@@ -88,7 +86,7 @@ def _unseen_rates(
     """Share of each token feature's values in a split that are unseen, as `Scorer.coverage` counts them."""
     mask = embedding.mask
     is_pruned = mask is not None and mask.num_rows_kept < embedding.layout.num_rows
-    if mask is not None:  # nothing is left of what a row learned that was pruned
+    if mask is not None:  # a pruned row has lost what it learned
         trained_rows = trained_rows & (mask.row_widths.cpu().numpy() > 0)
     used = {slot.feature for slot in embedding.layout.slots}
     names = [feature.name for feature in split.registry.token_features if feature.name in used]
@@ -107,9 +105,9 @@ def _unseen_rates(
 def _present(
     batch: EncodedBatch, name: str, weights: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
-    """The distinct tokens [V] of a feature but the missing one, and what each weighs in rows of these weights [N]."""
-    tokens, places = np.unique(batch.tokens[name], return_inverse=True)
+    """The distinct tokens [V] of a feature without the missing one, and the sum of the row weights [N] of each."""
+    tokens, inverse = np.unique(batch.tokens[name], return_inverse=True)
     of_values = np.repeat(weights, batch.lengths[name]) if name in batch.lengths else weights
-    counts = np.bincount(places, weights=of_values, minlength=len(tokens)).astype(np.float64)
+    counts = np.bincount(inverse, weights=of_values, minlength=len(tokens)).astype(np.float64)
     is_present = tokens != np.uint64(MISSING_TOKEN)
     return tokens[is_present], counts[is_present]

@@ -7,7 +7,7 @@ its rows score without an error, and wrong.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.profile import DISTRIBUTIONS, read_distributions
 
 FAR = 0.5

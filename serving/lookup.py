@@ -13,7 +13,7 @@ import numpy.typing as npt
 from features.addressing import Addressing, addressing_of, known
 from features.encode import EncodedBatch
 from features.hashing import Rows, Tokens
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Hypothesis's floats, also where the processor flushes subnormal numbers to zero, which Hypothesis refuses else."""
+"""Hypothesis's floats, also on processors that flush subnormal numbers to zero, which Hypothesis refuses."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ from hypothesis import strategies as st
 
 
 def floats(*bounds: float, **options: Any) -> st.SearchStrategy[float]:
-    """`st.floats`, without subnormal numbers where there are none."""
+    """`st.floats`, without subnormal numbers if the processor has none."""
     is_flushed = float("5e-324") * 1.0 == 0
     return st.floats(*bounds, **options, **({"allow_subnormal": False} if is_flushed else {}))

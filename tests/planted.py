@@ -1,4 +1,4 @@
-"""Dataset directories for tests that read or train: rows of one's own, or planted ones whose truth is known."""
+"""Dataset directories for tests that read or train: given rows, or planted rows with known probabilities."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from features.registry import FeatureRegistry
 def write_dataset(
     directory: Path, registry: FeatureRegistry, splits: Mapping[str, pl.DataFrame], **options: Any
 ) -> Path:
-    """Prepare raw frames, one a split, into `directory/dataset` and return that path; `options` are `prepare`'s."""
+    """Prepare raw frames, one per split, into `directory/dataset` and return that path; `options` are `prepare`'s."""
     files: dict[str, list[str | Path]] = {}
     for split, frame in splits.items():
         path = directory / f"{split}.parquet"

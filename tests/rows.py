@@ -1,4 +1,4 @@
-"""The row contract in plain integers, for each kind of table, with the other implementation of xxh3."""
+"""Reference implementation of the row contract in plain integers, with another implementation of xxh3."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -19,8 +19,8 @@ KINDS = tuple(TABLE_KINDS)
 COUNTED = tuple(kind for kind in KINDS if TABLE_KINDS[kind].has_own_ranges)
 BLOCK = 2
 
-# No probes of their own, which some kinds refuse; lists between scalars; views against the registry's order, as gates
-# have them.
+# Features set no probes, which some kinds refuse; lists are between scalars; views differ from the registry's order,
+# as those of gates do.
 REGISTRY = FeatureRegistry.of(
     seed=5,
     features={
@@ -35,13 +35,13 @@ VIEWS = {"main": ("words", "item", "user", "tags"), "fs1": ("words", "item"), "f
 edges = st.sampled_from([0, 1, MISSING_TOKEN - 1, MISSING_TOKEN + 1, 2**63 - 1, 2**63, 2**64 - 1])
 values = st.one_of(edges, st.integers(0, 2**64 - 1).filter(lambda token: token != MISSING_TOKEN))
 values_of_train = st.fixed_dictionaries({feature.name: st.sets(values, max_size=9) for feature in REGISTRY.features})
-"""Feature to the values that train shows, the missing one not among them."""
+"""Feature to its values in train, without the missing one."""
 
 
 def layout_and_vocabulary(
     kind: Any, seen: Mapping[str, Collection[int]], num_rows: int = 37, probes: int = 1, width: int = 3
 ) -> tuple[TableLayout, Vocabulary]:
-    """The layout of `REGISTRY` and `VIEWS` when train showed these values."""
+    """Layout of `REGISTRY` and `VIEWS`, and the vocabulary, for these values in train."""
     vocabulary = {name: np.array(sorted(seen[name]), dtype=np.uint64) for name in seen}
     counts = {name: len(tokens) for name, tokens in vocabulary.items()}
     settings: dict[str, Any] = {"num_rows": num_rows, "width": width, "probes": probes_of(kind, probes), "views": VIEWS}
@@ -49,7 +49,7 @@ def layout_and_vocabulary(
 
 
 def probes_of(kind: str, probes: int) -> int:
-    """As many as asked for, where the kind leaves a choice."""
+    """The given number, if the kind allows a choice."""
     return {"collisionless": 1, "quotient_remainder": 2}.get(kind, probes)
 
 
@@ -99,7 +99,7 @@ def range_of(layout: TableLayout, view: str, feature: str) -> tuple[int, int]:
 
 
 def shares_of(num_rows: int, counts: list[int]) -> list[int]:
-    """Rows in proportion to counts: those due less than one get one, the others share the rest by remainders."""
+    """Rows in proportion to counts: parts below one row get one, the others share the rest by remainders."""
     weights = [Fraction(max(1, count)) for count in counts]
     poor: set[int] = set()
     while True:

@@ -35,7 +35,7 @@ from recsys.cli.app import run_command
 from recsys.config import Compression, Experiment, flatten
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 STUDIES: dict[str, Study] = TABLE_KINDS | COMPRESSION

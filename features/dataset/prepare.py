@@ -15,7 +15,7 @@ import polars as pl
 
 from features.dataset.fit import fit_registry
 from features.dataset.info import DatasetInfo, DatasetSource, PartInfo, SplitInfo
-from features.encode import count_missing, encode_frame, parse_frame
+from features.encode import count_missing, encode_parsed, parse_frame
 from features.errors import InputError, missing_column
 from features.files import cannot_write, sha256_of, temporary_directory_beside, write_parquet, write_text
 from features.hashing import mix64
@@ -270,7 +270,7 @@ def _encode(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -
         columns.append(weight_column(raw, registry.weight))
     if registry.group is not None:
         columns.append(group_column(raw, registry.group))
-    return pl.DataFrame(columns).hstack(encode_frame(raw, registry))
+    return pl.DataFrame(columns).hstack(encode_parsed(raw, registry))
 
 
 class _SplitWriter:

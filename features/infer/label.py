@@ -20,16 +20,8 @@ from features.registry import is_plain_name
 
 # Pairs that a plain `label:` accepts, in any case; the second is 1.
 PLAIN_PAIRS = (("0", "1"), ("-1", "1"), ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"))
-POSITIVE_WORDS = LABEL_WORDS - {
-    "label",
-    "target",
-    "outcome",
-    "income",
-    "salary",
-    "response",
-    "satisfaction",
-    "tomorrow",
-}
+POSITIVE_WORDS = LABEL_WORDS - {"label", "target", "outcome", "income", "salary", "response", "satisfaction"}
+POSITIVE_WORDS -= {"tomorrow"}
 POSITIVE_WORDS |= {"yes", "true", "positive", "pos", "success", "successful", "won", "win", "malignant", "high", "pass"}
 POSITIVE_WORDS |= {"buy", "like", "dead", "completed", "hired", "satisfied"}
 NEGATIVE_WORDS = frozenset({"no", "not", "non", "never", "none", "false", "negative", "neg", "without", "ham", "nein"})
@@ -94,11 +86,8 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
         return _guess_of(name, outcome, "a rating, by its name and its values")
     if not named and not rated and len(plain) == 1 and _may_be_label(facts, plain[0]):
         return _guess_of(plain[0], found[plain[0]], f"the only column of {_pair(facts[plain[0]])}")
-    return LabelGuess(
-        None,
-        "label",
-        _not_found(facts, [*dict.fromkeys([*named, *plain, *rated, *(name for name in found if evidence[name][0])])]),
-    )
+    candidates = dict.fromkeys([*named, *plain, *rated, *(name for name in found if evidence[name][0])])
+    return LabelGuess(None, "label", _not_found(facts, [*candidates]))
 
 
 def outcome_of(facts: ColumnFacts) -> Outcome | None:

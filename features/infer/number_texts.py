@@ -127,7 +127,7 @@ def _settled(texts: pl.Series) -> tuple[Decimal, str]:
 
 
 def _has_grouped_points(texts: pl.Series) -> bool:
-    """True for points between thousands, as in 950, 12.500: programs write decimals with or without final zeros."""
+    """True for points between thousands, as in 950 and 12.500, where decimals would keep or cut final zeros alike."""
     is_grouped = texts.str.contains(_GROUPED)
     if not is_grouped.any() or not texts.filter(~is_grouped).str.contains(r"^[-+]?\d{1,3}$").all():
         return False

@@ -34,7 +34,7 @@ def evaluate(
     found = evaluate_run(run, split, data, by)
     values = {"run": str(run), "split": split, **found.metrics}
     if as_json:
-        segments = {} if by is None else {"segments": [segment._asdict() for segment in found.segments]}
+        segments = {} if by is None else {"segments": [segment.record() for segment in found.segments]}
         show(True, {**values, **segments, "collisions": found.collisions})
         return
     show(False, values)
@@ -44,23 +44,19 @@ def evaluate(
 
 
 def segment_table(segments: "Sequence[Segment]") -> Table:
-    """Metrics by segment for a terminal."""
-    title = f"{segments[0].feature}: rows by how often training saw their value"
+    """Metrics for a terminal: one column per segment, so any number of metrics fits."""
+    from recsys.evaluation.metrics import METRICS  # needs what only training installs
+
+    title = f"{segments[0].feature}: metrics by how often training saw the row's value"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (
-        "seen in\ntrain",
-        "\nrows",
-        "label\nrate",
-        "\nAUC",
-        "\ngAUC",
-        "log\nloss",
-        "\nECE",
-        "calibration\nratio",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("seen in train")
     for segment in segments:
-        figures = ["" if value is None else f"{value:.4f}" for value in segment[3:]]
-        table.add_row(segment.seen_in_train, text_of(segment.rows), *figures)
+        table.add_column(segment.seen_in_train, justify="right", no_wrap=True)
+    table.add_row("rows", *(text_of(segment.rows) for segment in segments))
+    rates = (segment.label_rate for segment in segments)
+    table.add_row("label rate", *("" if rate is None else f"{rate:.4f}" for rate in rates))
+    for name, metric in METRICS.items():
+        table.add_row(metric.title, *(metric.text(segment.metrics[name]) for segment in segments))
     return table
 
 

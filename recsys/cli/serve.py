@@ -1,4 +1,4 @@
-"""Verbs that answer requests: serve."""
+"""`muxrec serve`: answer scoring requests over HTTP."""
 
 import importlib.util
 from pathlib import Path
@@ -13,19 +13,21 @@ def serve(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle directory, or models:/NAME@ALIAS.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one and logs it.")] = 8080,
-    name: Annotated[str | None, typer.Option(help="Name in URLs; else the registered name or the directory's.")] = None,
-    watch: Annotated[float, typer.Option(help="Seconds between two looks for a new version; 0: only when asked.")] = 60,
-    workers: Annotated[int, typer.Option(help="Requests that are scored at a time; 0: one a core.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads inside one request.")] = 1,
-    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 2**22,
-    max_rows: Annotated[int, typer.Option(help="Rows, or candidates, of a request.")] = 10_000,
+    name: Annotated[
+        str | None, typer.Option(help="Name in URLs; by default the registered name or the directory's.")
+    ] = None,
+    watch: Annotated[float, typer.Option(help="Seconds between checks for a new version; 0: only on request.")] = 60,
+    workers: Annotated[int, typer.Option(help="Requests that are scored at a time; 0: one per core.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads per request.")] = 1,
+    max_body: Annotated[int, typer.Option(help="Largest body of a request, in bytes.")] = 2**22,
+    max_rows: Annotated[int, typer.Option(help="Largest number of rows, or candidates, of a request.")] = 10_000,
     max_concurrent: Annotated[int, typer.Option(help="Requests that run or wait at a time.")] = 64,
     timeout: Annotated[float, typer.Option(help="Seconds for a request.")] = 10,
-    drain: Annotated[float, typer.Option(help="Seconds to go on after SIGTERM, not ready any more.")] = 2,
-    slow: Annotated[float, typer.Option(help="Seconds from which a request is logged as slow.")] = 0.25,
+    drain: Annotated[float, typer.Option(help="Seconds to keep answering after SIGTERM, while not ready.")] = 2,
+    slow: Annotated[float, typer.Option(help="Seconds after which a request is logged as slow.")] = 0.25,
     log_level: Annotated[str, typer.Option(help="info: every request; warning: slow and failed ones.")] = "info",
 ) -> None:
-    """Answer scoring requests over HTTP; logs JSON lines. Set MUXREC_SERVE_TOKEN to ask for a bearer token."""
+    """Answer scoring requests over HTTP; logs JSON lines. Set MUXREC_SERVE_TOKEN to require a bearer token."""
     absent = [one for one in ("starlette", "uvicorn", "prometheus_client") if importlib.util.find_spec(one) is None]
     if absent:
         raise InputError("serve needs the server packages", found=f"no {absent[0]}", remedy="pip install '.[server]'")

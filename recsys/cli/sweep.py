@@ -45,7 +45,7 @@ def sweep(
     varied = {key: values for key, values in varied.items() if key not in fixed}
     out = out or Path("work/sweeps") / name
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no tracked run stays RUNNING
-    outcomes = run_sweep(
+    results = run_sweep(
         *(experiment, varied, data, out),
         trials=trials,
         workers=workers,
@@ -53,14 +53,14 @@ def sweep(
         track=track,
         progress=not as_json,
     )
-    best = best_of(outcomes, experiment)
+    best = best_of(results, experiment)
     place = place_of(json.loads((out / "sweep.json").read_text(encoding="utf-8"))) if track else {}
     if as_json:
         shown = best._asdict() if best else None
-        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in outcomes]}, place)
+        show(True, {"sweep": str(out), "best": shown, "trials": [one._asdict() for one in results]}, place)
     else:
-        wide(console).print(sweep_table(outcomes, experiment))
-        for one in outcomes:
+        wide(console).print(sweep_table(results, experiment))
+        for one in results:
             if one.error:
                 console.print(f"trial {one.number} failed: {one.error}")
         if best:

@@ -12,7 +12,7 @@ from recsys.batch import Batch
 from recsys.compression.base import PruningContext
 from recsys.embedding.mask import Mask, MaskGate
 from recsys.embedding.optimizers import AdamTable
-from recsys.evaluation.metrics import METRICS
+from recsys.evaluation.metrics import auc
 from recsys.evaluation.predict import predict
 from recsys.ranker import Ranker
 from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer
@@ -52,8 +52,7 @@ class Fitness:
 
     def _auc(self) -> float:
         with recalibrated(self.ranker, self.train):
-            labels, probabilities, _, weights = predict(self.ranker, self.valid)
-        return METRICS["auc"](labels, probabilities, weights=weights)
+            return auc(predict(self.ranker, self.valid))
 
 
 @contextmanager

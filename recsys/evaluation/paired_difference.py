@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from features.errors import InputError
-from recsys.evaluation.curves import Examples, Floats, check_both_classes, checked
-from recsys.evaluation.metrics import LOG_LOSS_CLIP
+from recsys.evaluation.metrics import LOG_LOSS_CLIP, METRICS
+from recsys.evaluation.predictions import Amounts, Examples, Floats, Predictions, check_both_classes, checked
 
 ONE_SIDED_95 = 1.6448536269514722
 NUM_BINS = 20
@@ -76,13 +76,16 @@ def compare(
         >>> rows[0].metric, rows[0].champion, rows[0].challenger
         ('auc', 1.0, 0.75)
     """
-    old = checked(labels, champion, groups=groups, weights=weights)
-    new = checked(labels, challenger, groups=groups, weights=weights)
+    old, new = (
+        checked(Predictions.of(labels, scores, groups, weights), by_group=True) for scores in (champion, challenger)
+    )
     check_both_classes(old, "a comparison")
     if old.groups is not None and not old.groups.any():
         raise InputError("a comparison needs more than one group", found="one", remedy="leave the groups out")
     return [
-        _difference(name, influence(old), influence(new), old.groups, name == "auc")
+        _difference(
+            name, influence(old), influence(new), old.groups, name in METRICS and bool(METRICS[name].higher_is_better)
+        )
         for name, influence in INFLUENCES.items()
     ]
 
@@ -101,7 +104,7 @@ def _difference(
 def auc_influence(examples: Examples) -> Influence:
     """The AUC: a row's influence is the share of the other class that it beats, less the AUC, by its weight.
 
-    >>> rows = auc_influence(checked([0, 1, 1], [0.5, 0.2, 0.9]))
+    >>> rows = auc_influence(checked(Predictions.of([0, 1, 1], [0.5, 0.2, 0.9])))
     >>> rows.value, rows.of_rows.tolist()
     (0.5, [0.0, -0.25, 0.25])
     """
@@ -114,7 +117,7 @@ def auc_influence(examples: Examples) -> Influence:
     return Influence(value, weights * (shares - value) / np.where(is_positive, of_positives, of_negatives))
 
 
-def _weight_below(scores: Floats, others: Floats, weights: Floats | NDArray[np.int64]) -> Floats:
+def _weight_below(scores: Floats, others: Floats, weights: Amounts) -> Floats:
     """For each score the weight of the others below it, plus half of the weight of those that are equal."""
     order = np.argsort(others, kind="stable")
     so_far = np.concatenate([[0.0], np.cumsum(weights[order])])
@@ -138,7 +141,7 @@ def calibration_influence(examples: Examples) -> Influence:
     ECE is in units of probability, so a margin that fits one click rate is blind at another; as a share of the rate it
     fits both. It also bounds the calibration ratio: |ratio - 1| is never above it.
 
-    >>> calibration_influence(checked([0, 1, 1, 0], [0.5, 0.5, 0.5, 0.5])).value
+    >>> calibration_influence(checked(Predictions.of([0, 1, 1, 0], [0.5, 0.5, 0.5, 0.5]))).value
     0.0
     """
     is_positive, scores, _, weights = examples
@@ -150,7 +153,7 @@ def calibration_influence(examples: Examples) -> Influence:
     return Influence(value, (np.sign(sums)[bins] * residuals - value * weights * is_positive) / clicks)
 
 
-def _bins(scores: Floats, weights: Floats | NDArray[np.int64]) -> NDArray[np.int64]:
+def _bins(scores: Floats, weights: Amounts) -> NDArray[np.int64]:
     """Bin [N] of each row: equal frequency, rows of equal score together, as in
     `recsys.evaluation.curves.reliability_curve`."""
     total = weights.sum()

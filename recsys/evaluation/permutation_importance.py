@@ -1,7 +1,7 @@
-"""Permutation importance (Breiman, "Random forests", 2001): what a feature's values are worth to a trained ranker.
+"""Permutation importance (Breiman, "Random forests", 2001): the AUC that a trained ranker owes to each feature.
 
-B examples. The values of one feature are dealt anew among a sample of examples, as tokens, so no raw value is read.
-What AUC then loses is what the ranker owes to that feature and cannot have from the others.
+B examples. The tokens of one feature are shuffled among a sample of examples; no raw value is read. The loss of AUC is
+what the ranker gets from that feature and cannot get from the others.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from recsys.evaluation.predict import predict
 MAX_ROWS, MIN_ROWS = 4096, 1024
 """Bounds of the sample."""
 MAX_READS = 50_000
-"""Rows times features that a report may cost; between the bounds it sets the sample."""
+"""Rows times features that a report may read; between the bounds it sets the size of the sample."""
 
 Order = npt.NDArray[np.int64]
 
 
 class Importance(NamedTuple):
-    """What a ranker loses where a feature's values are shuffled; near zero or below: nothing that can be told."""
+    """Loss of a ranker when a feature's values are shuffled; near zero or below, it is within noise."""
 
     feature: str
     auc_loss: float
@@ -62,8 +62,8 @@ def _num_rows(num_features: int) -> int:
 
 
 def _figures(ranker: nn.Module, batch: Batch) -> tuple[float, float]:
-    labels, probabilities, _, weights = predict(ranker, [batch])
-    return auc(labels, probabilities, weights=weights), log_loss(labels, probabilities, weights=weights)
+    predictions = predict(ranker, [batch])
+    return auc(predictions), log_loss(predictions)
 
 
 def _shuffled(sample: Batch, dense: list[str], order: Order) -> Iterator[tuple[str, Batch]]:

@@ -1,4 +1,4 @@
-"""Probabilities of a ranker over batches, and nothing else; metrics are in `recsys.evaluation.metrics`.
+"""Probabilities of a ranker over batches.
 
 n examples in all.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from features.hashing import MISSING_TOKEN
 from recsys.batch import Batch, evaluating
-from recsys.evaluation.metrics import Predictions
+from recsys.evaluation.predictions import Predictions
 
 
 def predict(ranker: nn.Module, batches: Iterable[Batch]) -> Predictions:
@@ -38,6 +38,6 @@ def predict(ranker: nn.Module, batches: Iterable[Batch]) -> Predictions:
 
 
 def _own_groups(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Each row without a group becomes a group of its own: together they are nobody's ranking, and gAUC skips them."""
+    """Each row without a group becomes a group of its own, which gAUC skips: such rows are ranked for no one user."""
     missing = groups == np.uint64(MISSING_TOKEN).astype(np.int64)
     return np.where(missing, np.arange(len(groups)), groups)

@@ -1,10 +1,10 @@
-"""Metrics by how often training saw an example's value: whether a model is good on frequent values alone.
+"""Metrics by how often training saw an example's value: shows whether a model is good on frequent values only.
 
-n examples, T tokens of a feature in a window, V distinct tokens. Tokens are all that it takes: no raw value is read.
+n examples, T tokens of a feature in a window, V distinct tokens. Only tokens are read, no raw values.
 """
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,33 +13,37 @@ import polars as pl
 from features.encode import EncodedBatch
 from features.errors import InputError
 from features.hashing import MISSING_TOKEN
-from recsys.evaluation.metrics import METRICS, Predictions
+from recsys.evaluation.metrics import METRICS
+from recsys.evaluation.predictions import Predictions
 
 SEGMENTS = ("0", "1-9", "10-99", "100+", "missing")
-"""Times that the value stands in the training rows; of a list the rarest value decides."""
+"""Occurrences of the value in the training rows; of a list, the rarest value decides."""
 BOUNDS = (1, 10, 100)
 MISSING = len(SEGMENTS) - 1
-FIGURES = ("auc", "gauc", "logloss", "ece", "calibration_ratio")
 
 Levels = npt.NDArray[np.int64]
 
 
 class Segment(NamedTuple):
-    """Examples whose value of a feature was seen about equally often, and how well they are predicted.
-
-    A figure that is not defined there, such as AUC where all labels are equal, is None.
-    """
+    """Examples whose value of a feature was seen about equally often, with their metrics."""
 
     feature: str
     seen_in_train: str
     """One of SEGMENTS."""
     rows: int
     label_rate: float | None
-    auc: float | None
-    gauc: float | None
-    logloss: float | None
-    ece: float | None
-    calibration_ratio: float | None
+    metrics: dict[str, float | None]
+    """Every entry of METRICS; None where it is undefined, such as the AUC of labels of one class."""
+
+    def record(self) -> dict[str, Any]:
+        """One flat record, for files and JSON."""
+        *own, metrics = self
+        return {**dict(zip(self._fields, own, strict=False)), **metrics}
+
+
+def segment_columns() -> list[str]:
+    """Names in a segment's record."""
+    return [*Segment._fields[:-1], *METRICS]
 
 
 def token_counts(batches: Iterable[EncodedBatch], features: Collection[str]) -> dict[str, pl.DataFrame]:
@@ -60,8 +64,8 @@ def segment_report(
     >>> seen = {"user": pl.DataFrame({"token": [7], "count": [12]}, schema={"token": pl.UInt64, "count": pl.Int64})}
     >>> tokens = {"user": np.array([7, 8, 7], dtype=np.uint64)}
     >>> batch = EncodedBatch(num_examples=3, tokens=tokens, lengths={}, dense=np.zeros((3, 0), np.float32))
-    >>> predictions = Predictions(np.float32([0, 1, 1]), np.array([0.25, 0.5, 0.75]), None, None)
-    >>> [(one.seen_in_train, one.rows, one.auc) for one in segment_report(predictions, [batch], seen)]
+    >>> predictions = Predictions(np.float32([0, 1, 1]), np.array([0.25, 0.5, 0.75]))
+    >>> [(one.seen_in_train, one.rows, one.metrics["auc"]) for one in segment_report(predictions, [batch], seen)]
     [('0', 1, None), ('10-99', 2, 1.0)]
     """
     levels: dict[str, list[Levels]] = {name: [] for name in counts}
@@ -74,7 +78,7 @@ def segment_report(
         for number, seen in enumerate(SEGMENTS):
             rows = np.flatnonzero(level == number)
             if len(rows):
-                segments.append(_segment(name, seen, _taken(predictions, rows)))
+                segments.append(_segment(name, seen, predictions.take(rows)))
     return segments
 
 
@@ -94,24 +98,14 @@ def _levels(batch: EncodedBatch, name: str, counts: pl.DataFrame) -> Levels:
     return rarest
 
 
-def _taken(predictions: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
-    labels, probabilities, groups, weights = predictions
-    return Predictions(
-        labels[rows],
-        probabilities[rows],
-        None if groups is None else groups[rows],
-        None if weights is None else weights[rows],
-    )
-
-
 def _segment(feature: str, seen: str, predictions: Predictions) -> Segment:
-    labels, probabilities, groups, weights = predictions
+    labels, weights = predictions.labels, predictions.weights
     amounts = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
-    figures: dict[str, float | None] = {}
-    for name in FIGURES:
+    metrics: dict[str, float | None] = {}
+    for name, metric in METRICS.items():
         try:
-            figures[name] = METRICS[name](labels, probabilities, groups=groups, weights=weights)
+            metrics[name] = metric.function(predictions)
         except InputError:  # of one class, or without a group that has both
-            figures[name] = None
+            metrics[name] = None
     label_rate = float(labels @ amounts / amounts.sum()) if amounts.any() else None
-    return Segment(feature, seen, len(labels), label_rate, **figures)
+    return Segment(feature, seen, len(labels), label_rate, metrics)

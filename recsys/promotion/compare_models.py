@@ -1,7 +1,7 @@
-"""Champion and challenger: two models on the same rows, without torch; how far apart they are, and how sure that is.
+"""Champion and challenger compared on the same rows, without torch: metric differences and their intervals.
 
-N rows. A test set is a dataset directory, whose test split both models must have been made for, or raw files with the
-label, which each model encodes for itself.
+N rows. A test set is a dataset directory with a test split and the registry of both models, or raw files with labels,
+which each model encodes itself.
 """
 
 import json
@@ -25,6 +25,7 @@ from features.labels import LabelReader, group_column, weight_column
 from features.registry import FeatureRegistry
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.paired_difference import Difference, compare
+from recsys.evaluation.predictions import Predictions
 from recsys.report.text import text_of
 from recsys.runs.serving_cost import serving_cost
 from recsys.tracking.model_uri import resolve_bundle
@@ -35,18 +36,18 @@ Floats = npt.NDArray[np.float64]
 
 
 class TestSet(NamedTuple):
-    """Rows whose labels are known, and where they come from."""
+    """Source of labelled rows."""
 
-    __test__ = False  # pytest takes the name for its own
+    __test__ = False  # no test case for pytest
 
     source: tuple[str, ...]
     """A dataset directory alone, or raw files, directories and globs."""
     negative_rate: float
-    """Share of the negatives that these rows kept: models that correct for another share are brought to it."""
+    """Share of the negatives that these rows kept; probabilities are brought to it."""
 
     @staticmethod
     def of(sources: Sequence[str], challenger: Scorer, negative_rate: float | None) -> "TestSet":
-        """`negative_rate` None: a dataset lost its negatives like the challenger's training data, raw files lost none.
+        """`negative_rate` None: the challenger's for a dataset, 1 for raw files.
 
         Raises `InputError` for an impossible rate.
         """
@@ -69,11 +70,11 @@ class Scored(NamedTuple):
     digest: str
     """32 hexadecimal digits of the rows' files."""
     name: str
-    """What the rows are, for people."""
+    """Description of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ModelComparison:
     """Two models on one test set."""
 
     champion: dict[str, Any]
@@ -97,11 +98,11 @@ def compare_models(
     *,
     test: Sequence[str | Path] = (),
     negative_rate: float | None = None,
-) -> Comparison:
-    """Compare two models: bundles, finished runs or `models:/` URIs; `test` is by default the data of the run.
+) -> ModelComparison:
+    """Compare two models: bundles, finished runs or `models:/` URIs; `test` is by default a run's own dataset.
 
-    `negative_rate` is the share of the negatives that the test rows kept, by default as `TestSet.of` has it. Raises
-    `InputError` for models that cannot be had and rows that cannot be scored by both.
+    `negative_rate` is the share of the negatives that the test rows kept, by default that of `TestSet.of`. Raises
+    `InputError` for models that cannot be found and rows that one of the two cannot score.
     """
     sources = [str(one) for one in test] or _test_of(challenger) or _test_of(champion)
     if not sources:
@@ -110,21 +111,21 @@ def compare_models(
     return compare_scorers(scorers[0], scorers[1], TestSet.of(sources, scorers[1], negative_rate))
 
 
-def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> Comparison:
-    """`compare_models` of two that are open."""
+def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> ModelComparison:
+    """`compare_models` for two open models."""
     scored = score_test([champion, challenger], test)
-    judged = [evaluate(scored.labels, p, scored.groups, scored.weights) for p in scored.probabilities]
+    metrics = [evaluate(Predictions.of(scored.labels, p, scored.groups, scored.weights)) for p in scored.probabilities]
     old, new = scored.probabilities
-    return Comparison(
-        champion=_facts(champion),
-        challenger=_facts(challenger),
+    return ModelComparison(
+        champion=_description(champion),
+        challenger=_description(challenger),
         test={
             "name": scored.name,
             "digest": scored.digest,
             "rows": len(scored.labels),
             "negative_rate": test.negative_rate,
         },
-        metrics={name: (judged[0][name], judged[1][name]) for name in judged[0]},
+        metrics={name: (metrics[0][name], metrics[1][name]) for name in metrics[0]},
         differences=compare(scored.labels, old, new, groups=scored.groups, weights=scored.weights),
     )
 
@@ -149,7 +150,7 @@ def rate_of(scorer: Scorer) -> float:
 def score_test(scorers: Sequence[Scorer], test: TestSet) -> Scored:
     """Labels and probabilities [N] of the test rows, at the rows' own share of negatives.
 
-    Raises `InputError` for rows that a model cannot read, and where there are none.
+    Raises `InputError` for no rows and for rows that a model cannot read.
     """
     if _is_dataset(test.source):
         columns, digest, name = _dataset(scorers, Path(test.source[0]))
@@ -179,7 +180,7 @@ def _dataset(scorers: Sequence[Scorer], directory: Path) -> tuple[Columns, str, 
             expected = f"{directory}: expected the registry of model {scorer.bundle.model_id}"
             raise InputError(expected, found="another", remedy=remedy)
     split = "test"
-    if split not in info.splits:  # the validation split chose the models: it flatters the one that it was searched on
+    if split not in info.splits:  # not the validation split, by which models are chosen
         remedy = "give other rows with the label as --test"
         raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits), remedy=remedy)
     parts = [directory / part.file for part in info.splits[split].parts]
@@ -201,7 +202,7 @@ def _raw_files(scorers: Sequence[Scorer], files: Sequence[Path]) -> tuple[Column
 
 
 def _raw(scorers: Sequence[Scorer], files: Sequence[Path]) -> Columns:
-    registry = scorers[-1].registry  # the challenger's says what is the label, and who is a group
+    registry = scorers[-1].registry  # the challenger's defines label, group and weight
     labels = LabelReader(registry.label, registry.label_rule)
     readers = {"group": group_column, "weight": weight_column}
     named = {"group": registry.group, "weight": registry.weight}
@@ -221,7 +222,7 @@ def _raw(scorers: Sequence[Scorer], files: Sequence[Path]) -> Columns:
 
 
 def _at_rate(probabilities: Floats, negative_rate: float) -> Floats:
-    """Probabilities [N] at the original share of negatives, brought to one where this share of them was kept.
+    """Probabilities [N] for data with all negatives, converted to data that kept this share of them.
 
     >>> _at_rate(np.array([0.0909090909]), 0.1).round(6).tolist()
     [0.5]
@@ -230,25 +231,25 @@ def _at_rate(probabilities: Floats, negative_rate: float) -> Floats:
 
 
 def _test_of(model: str | Path) -> list[str]:
-    """The dataset that a run was trained on, where the model is a run."""
+    """The dataset of a model that is a run directory; else empty."""
     run_info = Path(model) / "run.json"
     return [json.loads(run_info.read_text(encoding="utf-8"))["dataset"]] if run_info.is_file() else []
 
 
-def _facts(scorer: Scorer) -> dict[str, Any]:
+def _description(scorer: Scorer) -> dict[str, Any]:
     manifest = scorer.bundle.manifest
-    run_info = {"model": manifest.model, "model_id": scorer.bundle.model_id, "run_id": manifest.run_id}
-    return run_info | {"table": manifest.table_dtype, **serving_cost(scorer)}
+    model = {"model": manifest.model, "model_id": scorer.bundle.model_id, "run_id": manifest.run_id}
+    return model | {"table": manifest.table_dtype, **serving_cost(scorer)}
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal; the interval leaves 5 % on either side."""
+def comparison_table(comparison: ModelComparison) -> Table:
+    """The comparison for a terminal; the interval leaves out 5 % on either side."""
     test = comparison.test
     title = f"{test['rows']:,} rows of {test['name']}, digest {test['digest'][:12]}; bounds of 95 % each"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for heading in ("champion", "challenger"):
-        table.add_column(heading, justify="right", overflow="fold")  # an id gives way, a figure does not
+        table.add_column(heading, justify="right", overflow="fold")  # long ids wrap, figures do not
     for heading in ("difference", "from", "to"):
         table.add_column(heading, justify="right", no_wrap=True)
     by_name = {one.metric: one for one in comparison.differences}

@@ -1,8 +1,8 @@
-"""`muxrec promote`: a run's bundle becomes a model version, and an alias moves to it if it passes the gate.
+"""`muxrec promote`: register a run's bundle as a model version, and move an alias to it if it passes the checks.
 
-The gate: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
-worse than the champion's on the same test rows by more than a margin. It asks for proof: the bad end of a 95 % interval
-must lie inside the margin, so that a small test set lets nothing through by luck.
+The checks: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
+worse than the champion's on the same test rows by more than a margin. The bad end of a 95 % interval must be inside the
+margin, so a model does not pass by luck on a small test set.
 """
 
 import os
@@ -20,52 +20,52 @@ from rich.table import Table
 from features.errors import InputError
 from features.files import made_in_cache, take_lock
 from recsys.evaluation.paired_difference import Difference
-from recsys.promotion.compare_models import Comparison, TestSet, compare_scorers
+from recsys.promotion.compare_models import ModelComparison, TestSet, compare_scorers
 from recsys.runs.parity import parity_of
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.logged_model import log_model
-from recsys.tracking.model_registry import ModelRegistry, Version
+from recsys.tracking.model_registry import ModelRegistry, RegisteredVersion
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5
-"""How often the champion may change under a promotion before it gives up."""
+"""Comparisons before a promotion gives up, where other promotions change the champion meanwhile."""
 
 
 class Margins(BaseModel):
-    """How much worse than the champion's a challenger's figures may be."""
+    """Allowed loss of a challenger against the champion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     auc: float = Field(default=0.001, ge=0)
-    """In AUC; .001 is what papers of the field call a difference that matters."""
+    """In AUC; CTR papers call .001 a difference that matters."""
     calibration: float = Field(default=0.01, ge=0)
-    """In clicks promised at the wrong place, as a share of all clicks."""
+    """In calibration error: clicks predicted at the wrong place, as a share of all clicks."""
 
 
-class Check(NamedTuple):
-    """One line of the gate."""
+class PromotionCheck(NamedTuple):
+    """One check, and whether the model passed it."""
 
     name: str
     outcome: str
     """passed or failed."""
     note: str
-    """What was found, beside what was asked for."""
+    """Found and required figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What a promotion did."""
+    """Result of a promotion."""
 
     store: str
-    """Address of the MLflow store, without a password."""
-    version: Version
+    """Address of the MLflow store, without password."""
+    version: RegisteredVersion
     alias: str
-    champion: Version | None
-    """Who held the alias before; None for nobody."""
-    checks: list[Check]
-    comparison: Comparison | None
+    champion: RegisteredVersion | None
+    """Version that had the alias before; None for the first promotion."""
+    checks: list[PromotionCheck]
+    comparison: ModelComparison | None
 
     @property
     def passed(self) -> bool:
@@ -97,11 +97,11 @@ def promote(
     inputs: Sequence[str] = (),
     margins: Margins | None = None,
 ) -> Promotion:
-    """Register a finished run's bundle (or another export of it), judge it, and move the alias to it if it passes.
+    """Register a finished run's bundle (or another export of it), check it, and move the alias to it if it passes.
 
-    `name` of the registered model is by default the dataset's; `test` the dataset of the run; `negative_rate` the share
-    of the negatives that the test rows kept, by default as `TestSet.of` has it; `inputs` are raw rows for the parity
-    check, by default the golden ones. Called again it changes nothing. Raises `InputError` for what cannot be judged.
+    Defaults: `name` of the registered model is the dataset's; `test` is the run's dataset; `negative_rate`, the share
+    of the negatives that the test rows kept, is that of `TestSet.of`; `inputs`, raw rows for the parity check, are the
+    golden ones. A second call changes nothing. Raises `InputError` for models and rows that cannot be checked.
     """
     run, margins = RunDirectory(path), margins or Margins()
     run.metrics()
@@ -116,19 +116,19 @@ def promote(
     rows = TestSet.of(tuple(test) or (run.run_info()["dataset"],), scorer, negative_rate)
     for _ in range(MAX_ROUNDS):
         champion = registry.holder(name, alias)
-        judged, comparison = _judged(registry, champion, version, scorer, rows, margins)
+        against_champion, comparison = _against_champion(registry, champion, version, scorer, rows, margins)
         found = Promotion(
             store=registry.store,
             version=version,
             alias=alias,
             champion=champion,
-            checks=[*checks, *judged],
+            checks=[*checks, *against_champion],
             comparison=comparison,
         )
-        with _alone(name):
-            # Another promotion may have moved the alias meanwhile: then there is another champion to be compared with.
+        with _promotion_lock(name):
+            # Another promotion may have moved the alias meanwhile: then compare with the new champion.
             if _number(registry.holder(name, alias)) == _number(champion):
-                if _number(champion) != version.number:  # else its tags say how it became the champion
+                if _number(champion) != version.number:  # a champion keeps the tags of its own promotion
                     registry.tag(version, _tags(found))
                     if found.passed:
                         registry.set_alias(alias, version)
@@ -137,34 +137,34 @@ def promote(
     raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
 
 
-def _number(version: Version | None) -> str | None:
+def _number(version: RegisteredVersion | None) -> str | None:
     return version.number if version else None
 
 
-def _verified(scorer: Scorer) -> Check:
+def _verified(scorer: Scorer) -> PromotionCheck:
     difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
     return _check("verify", difference <= tolerance, f"golden rows differ by {difference:.1e}, {tolerance:.1e} allowed")
 
 
-def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> Check:
+def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> PromotionCheck:
     found = parity_of(path, bundle, inputs, quantized=True)
     rows = f"{found['rows']:,} {'raw' if inputs else 'golden'} rows"
     ids = "ids equal" if found["ids_equal"] else "ids differ"
     return _check("parity", found["ok"], f"{rows}: {ids}, probabilities differ by {found['max_abs_diff']:.1e}")
 
 
-def _judged(
+def _against_champion(
     registry: ModelRegistry,
-    champion: Version | None,
-    version: Version,
+    champion: RegisteredVersion | None,
+    version: RegisteredVersion,
     scorer: Scorer,
     test: TestSet,
     margins: Margins,
-) -> tuple[list[Check], Comparison | None]:
+) -> tuple[list[PromotionCheck], ModelComparison | None]:
     """The checks against the champion on the test rows."""
     if champion is None or champion.number == version.number:
         note = "no champion yet" if champion is None else "is the champion"
-        return [Check("auc", "passed", note), Check("calibration", "passed", note)], None
+        return [PromotionCheck("auc", "passed", note), PromotionCheck("calibration", "passed", note)], None
     fetched = registry.fetch(champion.name, champion.number, cache=made_in_cache("models"))
     comparison = compare_scorers(Scorer(fetched), scorer, test)
     by_name = {one.metric: one for one in comparison.differences}
@@ -175,27 +175,27 @@ def _judged(
     ], comparison
 
 
-def _not_worse(name: str, one: Difference, margin: float, rows: int) -> Check:
-    """Passed where the challenger is surely not worse by more than the margin."""
+def _not_worse(name: str, one: Difference, margin: float, rows: int) -> PromotionCheck:
+    """Passed where the challenger is with 95 % confidence not worse by more than the margin."""
     note = (
         f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
     )
     note += f", may lose {margin:g}"
     room = margin - (one.loss + one.loss_at_least) / 2
-    if one.loss > margin and room > 0:  # where the loss itself is too large, more rows would not help
-        # The interval shrinks with the root of the rows.
+    if one.loss > margin and room > 0:  # if the loss itself were too large, more rows would not help
+        # The interval shrinks with the square root of the rows.
         enough = rows * ((one.loss - one.loss_at_least) / 2 / room) ** 2
         note += f"; {rows:,} rows cannot tell: some {enough:,.0f} rows or a wider margin"
     return _check(name, one.loss <= margin, note)
 
 
-def _check(name: str, passed: bool, note: str) -> Check:
-    return Check(name, "passed" if passed else "failed", note)
+def _check(name: str, passed: bool, note: str) -> PromotionCheck:
+    return PromotionCheck(name, "passed" if passed else "failed", note)
 
 
-def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, Version]:
-    """The version that a bundle is, logged and registered where it was not."""
-    with _alone(name):
+def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegistry, RegisteredVersion]:
+    """A bundle's version, which is logged and registered if it is not yet."""
+    with _promotion_lock(name):
         tracker = Tracker.of(run.record) or _track(run)
         registry, run_id = ModelRegistry.open(tracker.uri), tracker.run_id
         logged = registry.logged_model(run_id, bundle)
@@ -204,7 +204,7 @@ def _registered(run: RunDirectory, bundle: Bundle, name: str) -> tuple[ModelRegi
             label = "bundle" if is_own else f"bundle-{bundle.manifest.table_dtype}-{bundle.model_id[:8]}"
             log_model(tracker, bundle, name=label)
             logged = registry.logged_model(run_id, bundle)
-        assert logged is not None, "what was logged is there"
+        assert logged is not None, "just logged"
         made_of = f"{run.experiment().name}, {bundle.manifest.table_dtype}, {bundle.num_bytes:,} bytes"
         about = f"{made_of}, from {run.path.absolute()}"
         return registry, registry.register(name, logged, run_id, {"muxrec.model_id": bundle.model_id}, about)
@@ -229,10 +229,10 @@ def _track(run: RunDirectory) -> Tracker:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Wait for this machine's other promotions of the model: MLflow cannot move an alias on a condition."""
+def _promotion_lock(name: str) -> Iterator[None]:
+    """Lock out other promotions of the model on this machine, as MLflow cannot move an alias conditionally."""
     descriptor = take_lock(made_in_cache("locks") / (re.sub(r"[^\w-]", "_", name) + ".lock"))
-    assert descriptor is not None, "it waits for ever"
+    assert descriptor is not None, "without a timeout"
     try:
         yield
     finally:
@@ -250,7 +250,7 @@ def _tags(found: Promotion) -> dict[str, str]:
 
 
 def promotion_table(found: Promotion) -> Table:
-    """The gate for a terminal."""
+    """The checks for a terminal."""
     before = f"champion so far: version {found.champion.number}" if found.champion else "no champion so far"
     title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}\nstore: {found.store}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

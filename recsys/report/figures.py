@@ -19,8 +19,9 @@ from matplotlib.ticker import MaxNLocator
 
 from recsys.evaluation.collisions import CollisionReport
 from recsys.evaluation.curves import gain_curve, reliability_curve, roc_curve
-from recsys.evaluation.metrics import CORRECTED, Predictions
+from recsys.evaluation.metrics import CORRECTED, METRICS
 from recsys.evaluation.permutation_importance import Importance
+from recsys.evaluation.predictions import Predictions
 from serving.svg import shortened
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ PLAIN, NAMES = 0.82, 1.8
 """Inches to the left of the axes, for numbers and for names."""
 FEW, LETTERS = 15, {9: 21, 6: 30}
 """Names that are shown in a large font, and the letters of a name that each font has room for."""
+CURVES = ((0, "logloss", BLUE), (1, "auc", BLUE), (1, "gauc", ORANGE))
+"""Axes, metric and colour of each line of validation metrics by epoch."""
 MOST_SHARING = 40
 """Entries of a row that its figure tells apart."""
 MOST_BARS = 30
@@ -57,9 +60,7 @@ def curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]], best_epoc
     shown = [best_epoch, *epochs]  # none where nothing was trained, as for low-bit rows
     lines = [
         (axes[0], "train_loss", GREY, "train loss"),
-        (axes[0], "valid_logloss", BLUE, "valid log loss"),
-        (axes[1], "valid_auc", BLUE, "valid AUC"),
-        (axes[1], "valid_gauc", ORANGE, "valid gAUC"),
+        *((axes[number], f"valid_{name}", color, f"valid {METRICS[name].title}") for number, name, color in CURVES),
     ]
     for one, key, color, name in lines:
         if all(key in record for record in history):
@@ -79,27 +80,29 @@ def _whole_numbers(axes: Axes) -> None:
 
 def roc(axes: Axes, predictions: Predictions, metrics: Mapping[str, float]) -> None:
     """The ROC curve with its AUC."""
-    labels, probabilities, _, weights = predictions
-    false_positives, true_positives = roc_curve(labels, probabilities, weights=weights)
+    false_positives, true_positives = roc_curve(predictions)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="by chance")
     axes.plot(false_positives, true_positives, color=BLUE)
-    title = f"ROC: AUC {metrics['auc']:.4f}"
-    title += f", gAUC {metrics['gauc']:.4f}" if "gauc" in metrics else ""
+    title = "ROC: " + ", ".join(_shown(name, metrics) for name in ("auc", "gauc") if name in metrics)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", title=title)
     axes.legend(frameon=False)
 
 
 def reliability(axes: Axes, predictions: Predictions, metrics: Mapping[str, float]) -> None:
     """Mean label against mean probability, in bins of about equal frequency."""
-    labels, probabilities, _, weights = predictions
-    curve = reliability_curve(labels, probabilities, weights=weights)
+    curve = reliability_curve(predictions)
     top = float(max(curve.mean_probability.max(), curve.mean_label.max())) * 1.05
     axes.plot([0, top], [0, top], color=GREY, linestyle=":", label="perfectly calibrated")
     axes.plot(curve.mean_probability, curve.mean_label, color=BLUE, marker="o", markersize=3, label="rows in bins")
-    title = f"reliability: ECE {metrics['ece']:.4f}"
+    title = f"reliability: {_shown('ece', metrics)}"
     title += ", before prior correction" if CORRECTED in metrics else ""
     axes.set(xlabel="mean probability", ylabel="mean label", title=title)
     axes.legend(frameon=False)
+
+
+def _shown(name: str, metrics: Mapping[str, float]) -> str:
+    """Title and value of a metric."""
+    return f"{METRICS[name].title} {METRICS[name].text(metrics[name])}"
 
 
 def scores(
@@ -121,8 +124,7 @@ def _taken(weights: npt.NDArray[Any] | None, rows: npt.NDArray[np.bool_]) -> npt
 
 def gain_lift(axes: Sequence[Axes], predictions: Predictions) -> None:
     """Positives found among the examples of highest score, as a share of all, and against a draw by lot."""
-    labels, probabilities, _, weights = predictions
-    share, gain = gain_curve(labels, probabilities, weights=weights)
+    share, gain = gain_curve(predictions)
     axes[0].plot([0, 1], [0, 1], color=GREY, linestyle=":", label="by chance")
     axes[0].plot(share, gain, color=BLUE)
     axes[0].set(xlabel="share of examples, best first", ylabel="share of positives", title="gain")
@@ -213,16 +215,17 @@ def setting_importance(axes: Axes, shares: Mapping[str, float]) -> None:
     axes.set(xlabel="share", xlim=(0, 1), title="what mattered (PED-ANOVA)")
 
 
-def sweep_progress(axes: Axes, scores: Sequence[tuple[int, float, str]], metric: str) -> None:
+def sweep_progress(axes: Axes, scores: Sequence[tuple[int, float, str]], monitor: str) -> None:
     """Score by trial, and the best so far; `scores` are (number, score, state)."""
+    metric = METRICS[monitor]
     for state, color in (("complete", BLUE), ("pruned", GREY), ("failed", ORANGE)):
         shown = [(number, score) for number, score, own in scores if own == state]
         if shown:
             axes.scatter(*zip(*shown, strict=True), color=color, s=14, label=state)
     complete = [(number, score) for number, score, state in scores if state == "complete"]
     if complete:
-        so_far = (np.maximum if metric == "auc" else np.minimum).accumulate([score for _, score in complete])
+        so_far = (np.maximum if metric.higher_is_better else np.minimum).accumulate([score for _, score in complete])
         axes.step([number for number, _ in complete], so_far, where="post", color=BLUE, label="best so far")
-    axes.set(xlabel="trial", ylabel=f"validation {'AUC' if metric == 'auc' else 'log loss'}", title="trials")
+    axes.set(xlabel="trial", ylabel=f"validation {metric.title}", title="trials")
     _whole_numbers(axes)
     axes.legend(frameon=False, fontsize="small")

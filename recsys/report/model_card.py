@@ -10,23 +10,14 @@ from features.registry import FeatureRegistry
 from recsys.compression.kept import KeptColumns
 from recsys.config import Experiment
 from recsys.evaluation.collisions import CollisionReport
-from recsys.evaluation.metrics import CORRECTED
+from recsys.evaluation.metrics import CORRECTED, METRICS
 from recsys.report.text import markdown_table, text_of
 from recsys.report.write import EvaluatedSplit
 
-FIGURES = {
-    "auc": "AUC",
-    "gauc": "gAUC",
-    "logloss": "log loss",
-    "normalized_entropy": "normalised entropy",
-    "ece": "ECE",
-    "calibration_ratio": "calibration ratio",
-    CORRECTED: "calibration ratio, corrected",
-    "brier": "Brier score",
-}
-"""Metrics of the card, by their names in metrics.json."""
 MOST_FEATURES = 3
 """Features whose segments the card shows: those that matter most; report/segments.csv has all."""
+SEGMENT_METRICS = ("auc", "logloss", "calibration_ratio")
+"""Metrics of the card's segments; report/segments.csv has all."""
 LARGE_CALIBRATION_ERROR = 0.05
 HIGH_UNKNOWN_SHARE = 0.01
 
@@ -95,9 +86,10 @@ def _about(info: DatasetInfo) -> dict[str, str]:
 
 def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
     splits = [name for name in ("valid", "test") if name in metrics]
-    names = [name for name in FIGURES if any(name in metrics[split] for split in splits)]
-    rows = [[split, *(_digits(metrics[split].get(name)) for name in names)] for split in splits]
-    return ["split", *(FIGURES[name] for name in names)], rows
+    ratio = METRICS["calibration_ratio"]
+    shown = {**METRICS, CORRECTED: ratio._replace(title=f"{ratio.title}, corrected")}
+    rows = [[split, *(metric.text(metrics[split].get(name)) for name, metric in shown.items())] for split in splits]
+    return ["split", *(metric.title for metric in shown.values())], rows
 
 
 def _segments(judged: EvaluatedSplit) -> list[str]:
@@ -107,7 +99,8 @@ def _segments(judged: EvaluatedSplit) -> list[str]:
     rows = [
         [
             *(one.feature, one.seen_in_train, f"{one.rows:,}"),
-            *map(_digits, (one.label_rate, one.auc, one.logloss, one.calibration_ratio)),
+            "" if one.label_rate is None else f"{one.label_rate:.4f}",
+            *(METRICS[metric].text(one.metrics[metric]) for metric in SEGMENT_METRICS),
         ]
         for name in shown
         for one in judged.segments
@@ -115,7 +108,7 @@ def _segments(judged: EvaluatedSplit) -> list[str]:
     ]
     if not rows:
         return ["There is no categorical feature."]
-    header = ["feature", "seen in train", "rows", "label rate", "AUC", "log loss", "calibration ratio"]
+    header = ["feature", "seen in train", "rows", "label rate", *(METRICS[name].title for name in SEGMENT_METRICS)]
     about = f"On {judged.split}, by how often training saw the value of a feature."
     return [f"{about} The other features are in `report/segments.csv`.", markdown_table(header, rows)]
 
@@ -175,7 +168,8 @@ def _limits(
     for one in judged.segments:
         if one.seen_in_train == "0" and one.rows > HIGH_UNKNOWN_SHARE * total:
             share = 100 * one.rows / total
-            auc = "" if one.auc is None else f" (AUC {one.auc:.4f})"
+            text = METRICS["auc"].text(one.metrics["auc"])
+            auc = f" (AUC {text})" if text else ""
             lines.append(f"{share:.1f} % of {judged.split} have a `{one.feature}` that training never saw{auc}.")
     if experiment.embedding.kind == "unified":
         lines.append("Values share rows of the table by chance, so a rare value may be read as another one.")
@@ -190,7 +184,3 @@ def _how_to_score(registry: FeatureRegistry) -> str:
         '```python\nfrom serving.scorer import Scorer\n\nScorer("BUNDLE").score(rows)\n```\n\n'
         "`BUNDLE` is `bundle/` of the run directory, or the model that the MLflow run logged."
     )
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

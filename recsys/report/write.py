@@ -13,9 +13,9 @@ import numpy as np
 from features.files import write_text
 from recsys.compression.kept import KeptColumns
 from recsys.evaluation.collisions import CollisionReport
-from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import Importance
-from recsys.evaluation.segments import Segment
+from recsys.evaluation.predictions import Predictions
+from recsys.evaluation.segments import Segment, segment_columns
 from recsys.report.text import csv_text
 
 
@@ -57,7 +57,7 @@ def write_report(
     if kept:
         figures.save(directory / "kept.png", lambda axes: figures.kept(axes, kept), 2, left=names)
         _write_records(directory / "kept.csv", KeptColumns._fields, kept)
-    _write_records(directory / "segments.csv", Segment._fields, judged.segments)
+    write_text(directory / "segments.csv", csv_text([one.record() for one in judged.segments], segment_columns()))
     _write_records(directory / "importance.csv", Importance._fields, judged.importance)
     write_text(directory / "collisions.json", json.dumps(collisions.model_dump(), indent=1))
     write_text(directory / "collisions.csv", csv_text(collisions.rows()))

@@ -6,7 +6,7 @@ from typing import Any
 from recsys.config import Compression
 from recsys.embedding.mask import Mask
 from recsys.ranker import Ranker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 
 def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,6 +1,5 @@
-"""What is done with a trained run: metrics, export, and the parity of trainer and scorer from raw rows."""
+"""Metrics and export of a trained run: `muxrec evaluate` and `muxrec export`."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -11,31 +10,30 @@ from features.errors import InputError
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
 from recsys.evaluation.collisions import collision_report, distinct_tokens
-from recsys.evaluation.metrics import CORRECTED, Predictions, calibration_ratio, evaluate
+from recsys.evaluation.metrics import CORRECTED, calibration_ratio, evaluate
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_report, token_counts
 from recsys.export import correction_of, export_bundle
 from recsys.runs.compression_record import compression_record
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.table import TableDtype
-
-logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate_run` finds."""
+    """Result of `evaluate_run`."""
 
     metrics: dict[str, float]
     collisions: dict[str, Any]
     """The collision report of the training data, as plain values."""
     segments: list[Segment]
-    """By how often training saw the value of the feature that was asked for; else none."""
+    """By how often training saw the feature's value; empty where no feature was asked for."""
 
 
 def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | None = None) -> Evaluation:
-    """Metrics of a run on a split, and for the feature `by` also by segment.
+    """Metrics of a run on a split, also by segment of the feature `by`.
 
     Raises `InputError` for an unfinished run, an unknown split or feature, or a dataset of another registry.
     """
@@ -45,7 +43,7 @@ def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | Non
     examples = Split(data or run_info["dataset"], split)
     check_registry(run.registry(), examples.registry, str(path))
     if data is None and examples.info.digest != run_info["dataset_digest"]:
-        remedy = "bring it back, or name the data to evaluate on with --data"
+        remedy = "restore it, or name the data to evaluate on with --data"
         raise InputError(
             f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
         )
@@ -67,28 +65,28 @@ def _token_feature(registry: FeatureRegistry, name: str) -> str:
 
 
 def _training_split(run_info: Mapping[str, Any], examples: Split) -> Split:
-    """The rows that the run was trained on, whichever ones it is evaluated on."""
+    """The rows that the run was trained on."""
     train = Split(examples.directory, "train")
     if train.info.digest != run_info["dataset_digest"]:
         train = Split(run_info["dataset"], "train")
     if train.info.digest != run_info["dataset_digest"]:
-        remedy = "bring it back, or evaluate without --by"
+        remedy = "restore it, or evaluate without --by"
         raise InputError(f"{train.directory}: expected the data of training", found="other data", remedy=remedy)
     return train
 
 
 def metrics_of(predictions: Predictions, negative_rate: float) -> dict[str, float]:
-    """Every metric of a split as it is, so before the prior correction, and `calibration_ratio_corrected` where one is.
+    """Every metric of a split before the prior correction, and `calibration_ratio_corrected` if there is a correction.
 
-    The latter takes the split's negatives for a share `negative_rate` of all, like the training data's: after the
+    The latter assumes that the split kept a share `negative_rate` of its negatives, as the training data did: after the
     correction, each of them counts for 1 / negative_rate.
     """
-    metrics = evaluate(*predictions)
+    metrics = evaluate(predictions)
     correction = correction_of(negative_rate)
     if correction is not None:
         labels, probabilities, _, weights = predictions
         amounts = np.where(labels == 1, 1.0, 1.0 / negative_rate) * (1.0 if weights is None else weights)
-        metrics[CORRECTED] = calibration_ratio(labels, correction.apply(probabilities), weights=amounts)
+        metrics[CORRECTED] = calibration_ratio(Predictions(labels, correction.apply(probabilities), weights=amounts))
     return metrics
 
 
@@ -100,9 +98,9 @@ def export_run(
     negative_rate: float | None = None,
     overwrite: bool = False,
 ) -> Bundle:
-    """Write a finished run as a bundle; `table_dtype` and `negative_rate` None: those of the run (fp32 if not pruned).
+    """Write a finished run as a bundle; `table_dtype` and `negative_rate` default to the run's (fp32 if not pruned).
 
-    Raises `InputError` for an unknown table type, an impossible rate, or an `out` that is taken.
+    Raises `InputError` for an unknown table type, an impossible rate, or an `out` that exists.
     """
     if table_dtype not in (None, *get_args(TableDtype)):
         known = ", ".join(get_args(TableDtype))
@@ -118,7 +116,7 @@ def export_run(
         model=experiment.model.name,
         table_dtype=cast(TableDtype, table_dtype or (compression.table_dtype if compression else "fp32")),
         metrics={name: values for name, values in metrics.items() if name not in ("perf", "compression")},
-        info=run.info(),  # a run may outlive its dataset; the bundle then has no profile of it
+        info=run.info(),  # None after the dataset was removed: the bundle then has no profile
         distributions=run.distributions(),
         trained_rows=run.trained_rows(),
         run_id=run_info["mlflow_run_id"],

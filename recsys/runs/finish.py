@@ -11,9 +11,9 @@ from recsys.compression.kept import kept_by_feature
 from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.evaluation.collisions import collision_report
-from recsys.evaluation.metrics import Predictions
 from recsys.evaluation.permutation_importance import feature_importance
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import segment_report
 from recsys.export import QuantizedRanker, export_bundle, quantized_copy
 from recsys.ranker import Ranker
@@ -21,14 +21,15 @@ from recsys.report.model_card import model_card
 from recsys.report.write import EvaluatedSplit, write_report
 from recsys.runs.compression_record import compression_figures, compression_record
 from recsys.runs.evaluate import metrics_of
+from recsys.runs.process import peak_memory_mb
 from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.serving_cost import serving_cost
 from recsys.schedule import TrainState
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.tracker import Tracker
-from recsys.trainer import EVALUATION_BATCH_SIZE, peak_memory_mb
+from recsys.trainer import EVALUATION_BATCH_SIZE
 from recsys.training_profile import TrainSummary, summarize_train, training_profile
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 PREFIXES = {"valid": "val", "test": "test", "perf": "perf", "compression": "compression"}

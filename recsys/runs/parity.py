@@ -1,4 +1,4 @@
-"""Trainer against scorer from raw rows: ids bit for bit, probabilities up to rounding."""
+"""`muxrec parity`: trainer and scorer compared on raw rows: equal ids, and probabilities equal up to rounding."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,28 +19,27 @@ from recsys.ranker import Ranker
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.tracking.store import shown_uri
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage, coverage_warnings
 from serving.scorer import Scorer
 
 logger = logging.getLogger(__name__)
 
-
-# Two float32 programs that add in another order differ in their rounding, by a small factor and not more.
 ROUNDING_FACTOR = 4.0
+"""Two float32 programs that add in different orders differ in rounding error by a small factor at most."""
 
 
 def parity_of(
     path: Path, bundle: Path, inputs: Sequence[str], *, tolerance: float = 1e-6, quantized: bool = False
 ) -> dict[str, Any]:
-    """Score raw rows by the trainer's model and by the bundle; logged to the run's MLflow run as `parity/`.
+    """Score raw rows with the trainer's model and with the bundle, and log the differences to the run's MLflow run.
 
-    Without `inputs` the rows are the bundle's golden ones. `quantized`: the trainer's table is rounded to the bundle's
-    type first, so that a difference is none of the rounding.
+    Without `inputs` the rows are the bundle's golden ones. `quantized`: round the trainer's table to the bundle's type
+    first, so that no difference comes from that.
 
-    Both correct for the bundle's share of negatives. The scorer passes when its ids are the trainer's bit for bit, and
-    its probabilities either lie within `tolerance` of the trainer's or come as close to the same network in float64 as
-    `ROUNDING_FACTOR` times the trainer does.
+    Both correct for the bundle's share of negatives. The scorer passes when its ids equal the trainer's and its
+    probabilities are within `tolerance` of the trainer's, or at most `ROUNDING_FACTOR` times as far from the same
+    network in float64 as the trainer's are.
 
     Raises `InputError` for files that cannot be read and for a bundle of another registry.
     """
@@ -60,7 +59,7 @@ def parity_of(
         encoded = scorer.encode(chunk)
         scores = scorer.score_encoded(encoded)
         coverage = add_coverage(coverage, scorer.coverage(encoded)) if inputs else coverage
-        # np.maximum keeps a NaN, which then passes no comparison.
+        # np.maximum keeps a NaN, which then fails every comparison.
         worst = float(np.maximum(worst, np.abs(trained - scores).max(initial=0.0)))
         rounding = float(np.maximum(rounding, np.abs(trained - exact).max(initial=0.0)))
         error = float(np.maximum(error, np.abs(scores - exact).max(initial=0.0)))
@@ -90,7 +89,7 @@ def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl
 
 
 def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Ranker, bundle: Bundle) -> bool:
-    """Whether torch, under the trainer's layout, and numpy, under the bundle's, read the same rows."""
+    """True where torch with the trainer's layout and numpy with the bundle's read the same rows."""
     layout = trained.embedding.layout
     for name, tokens in encode(raw, registry).tokens.items():
         addressing = addressing_of(layout, trained.embedding.vocabulary, layout.positions_of(name))

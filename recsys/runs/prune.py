@@ -1,7 +1,7 @@
-"""`muxrec prune`: a finished run once more in fewer bytes: reshape, supernet, freeze, train under the mask.
+"""`muxrec prune`: train a finished run again in fewer bytes: reshape, supernet, freeze, train under the mask.
 
-Every stage can be killed and goes on by the same command: the trainings have checkpoints, the search keeps what it has
-measured, and a mask that stands in the run directory is not looked for again.
+Every stage can be killed and is resumed by the same command: trainings have checkpoints, the search keeps its
+measurements, and a mask in the run directory is used as it is.
 """
 
 import json
@@ -27,14 +27,14 @@ from recsys.ranker import Ranker, layout_of
 from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.train import train_run
 from recsys.trainer import Trainer
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.table import table_bytes
 
 DEFAULT_METHOD = "optembed"
-SHARE = 10
-"""Without a budget, one of so many bytes stays, or all where a method removes no row."""
-TIGHT = 2.5
-"""Bytes for each value of train below which a smaller table is better than a pruned one: docs/results."""
+DEFAULT_FACTOR = 10
+"""Bytes before to bytes after where no budget is given; 1 for a method that keeps every row."""
+MIN_BYTES_PER_VALUE = 2.5
+"""Bytes per value of train below which a smaller table is better than a pruned one: docs/results."""
 
 MISSING = np.uint64(MISSING_TOKEN)
 
@@ -50,25 +50,25 @@ def prune_run(
     track: bool = True,
     progress: bool = False,
 ) -> RunMetrics:
-    """Compress a finished run into a run directory of its own, return its metrics; a cut-off one is resumed.
+    """Compress a finished run into a new run directory and return its metrics; an interrupted one is resumed.
 
     `method` is a key into COMPRESSORS; None: `default_method`, or the one whose settings `overrides` change.
-    `target_bytes` is what the embedding files of the bundle may take; None: a tenth of the run's, or all of them for a
-    method that removes no row. `overrides` change settings of the run, or those of the method as
-    `compression.settings.KEY=VALUE`. Raises `InputError` for a run that has not ended or was compressed itself, data
-    that changed since, and budgets that cannot be met.
+    `target_bytes` is the most that the bundle's embedding files may take; None: a tenth of the run's, or all of it for
+    a method that keeps every row. `overrides` change settings of the run, or of the method as
+    `compression.settings.KEY=VALUE`. Raises `InputError` for a run that is unfinished or compressed already, data that
+    changed since, and budgets that cannot be met.
     """
     parent = RunDirectory(path)
     before = _figures_before(parent)
     train = _data_of(parent)
     if target_bytes is None:
         keeps_every_row = method in COMPRESSORS and COMPRESSORS[method].keeps_every_row
-        target_bytes = max(1, int(before["bytes_before"]) // (1 if keeps_every_row else SHARE))
-    experiment, run_info = _planned(parent, train, method, target_bytes, table_dtype, overrides)
+        target_bytes = max(1, int(before["bytes_before"]) // (1 if keeps_every_row else DEFAULT_FACTOR))
+    experiment, stats = _planned(parent, train, method, target_bytes, table_dtype, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
-    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, run_info)})
-    stages = Stages(parent, compressor, run_info, before, train, progress)
+    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, stats)})
+    stages = Stages(parent, compressor, stats, before, train, progress)
     if not compressor.replaces_table:
         stages.check(experiment)
         stages.check_reachable(experiment)
@@ -86,7 +86,7 @@ def prune_run(
 
 
 def _data_of(parent: RunDirectory) -> Split:
-    """The training split that the run was trained on, if it is still the same."""
+    """The run's training split; raises `InputError` where it has changed or has no token feature."""
     train = Split(parent.run_info()["dataset"], "train")
     if train.info.digest != parent.run_info()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"
@@ -105,23 +105,23 @@ def _planned(
     table_dtype: str,
     overrides: Sequence[str],
 ) -> tuple[Experiment, TrainingStats]:
-    """The run with its compression, whose method is the best at this budget where none is given."""
+    """The run with its compression, by the best method for this budget where none is given; and its training stats."""
     if any(override.startswith("compression.method=") for override in overrides):
         raise InputError("expected settings", found="compression.method", remedy="give --method")
     settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
-    experiment = _with_compression(parent.experiment(), settings, overrides)  # what cannot work is refused here
-    run_info = _facts(train, experiment)  # all of train is read for it
+    experiment = _with_compression(parent.experiment(), settings, overrides)  # checks the settings first
+    stats = _training_stats(train, experiment)  # reads all of train
     has_settings = any(override.startswith("compression.settings.") for override in overrides)
     if not method and not has_settings:  # settings are those of the default method, as was checked
         assert experiment.compression is not None
-        settings["method"] = default_method(experiment.compression.target_bytes, run_info)
+        settings["method"] = default_method(experiment.compression.target_bytes, stats)
         experiment = _with_compression(parent.experiment(), settings, overrides)
-    return experiment, run_info
+    return experiment, stats
 
 
-def _reshaped(compressor: Compressor, experiment: Experiment, run_info: TrainingStats) -> EmbeddingConfig:
+def _reshaped(compressor: Compressor, experiment: Experiment, stats: TrainingStats) -> EmbeddingConfig:
     """The table that the method trains."""
-    reshaped = compressor.reshape(experiment.embedding, run_info)
+    reshaped = compressor.reshape(experiment.embedding, stats)
     if reshaped.optimizer == "rowwise_adagrad" and not compressor.replaces_table:
         expected = "pruning trains with an optimiser that shows its gradients"
         raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
@@ -146,20 +146,20 @@ def _figures_before(parent: RunDirectory) -> dict[str, float]:
     return figures
 
 
-def default_method(target_bytes: int, run_info: TrainingStats) -> str:
+def default_method(target_bytes: int, stats: TrainingStats) -> str:
     """The method that did best at such a budget in docs/results.
 
-    Where few values would be left of a pruned table, a small shared one keeps a little of all.
+    For tight budgets, a small shared table, which keeps a little of every value, beats a pruned one.
 
     >>> tokens = np.arange(1000, dtype=np.uint64)
-    >>> run_info = TrainingStats({"main": ("user",)}, {"user": ValueCounts(tokens, np.ones(1000, dtype=np.int64))})
-    >>> default_method(6000, run_info), default_method(600, run_info)
+    >>> stats = TrainingStats({"main": ("user",)}, {"user": ValueCounts(tokens, np.ones(1000, dtype=np.int64))})
+    >>> default_method(6000, stats), default_method(600, stats)
     ('optembed', 'smaller')
     """
-    return "smaller" if target_bytes < TIGHT * run_info.num_entries else DEFAULT_METHOD
+    return "smaller" if target_bytes < MIN_BYTES_PER_VALUE * stats.num_entries else DEFAULT_METHOD
 
 
-def _facts(train: Split, experiment: Experiment) -> TrainingStats:
+def _training_stats(train: Split, experiment: Experiment) -> TrainingStats:
     names = [feature.name for feature in train.registry.token_features]
     counts = {name: frame.sort("token") for name, frame in token_counts(train.tokens(), names).items()}
     values = {name: ValueCounts(frame["token"].to_numpy(), frame["count"].to_numpy()) for name, frame in counts.items()}
@@ -170,17 +170,17 @@ def _facts(train: Split, experiment: Experiment) -> TrainingStats:
 
 
 class Stages(NamedTuple):
-    """What comes before the last training."""
+    """The stages before the last training."""
 
     parent: RunDirectory
     compressor: Compressor
-    run_info: TrainingStats
+    stats: TrainingStats
     before: dict[str, float]
     train: Split
     progress: bool
 
     def check(self, experiment: Experiment) -> None:
-        """Raise `InputError` where the run's own weights are to be used for another model, or under another seed."""
+        """Raise `InputError` where the run's own weights are needed but model or seed were changed."""
         own = self.parent.experiment()
         changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
         if changed is not None and not self._trains(experiment):
@@ -190,8 +190,8 @@ class Stages(NamedTuple):
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 
     def check_reachable(self, experiment: Experiment) -> None:
-        """Raise `InputError` before anything is trained or written where nothing that may be kept fits the budget."""
-        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.run_info.values.items()}
+        """Raise `InputError` before anything is trained or written where even the smallest result is too large."""
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.stats.values.items()}
         layout = layout_of(
             self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
         )
@@ -209,34 +209,35 @@ class Stages(NamedTuple):
             raise budget.too_few(found, f"raise --target-bytes, or choose {other}")
 
     def prepare(self, run: RunDirectory, ranker: Ranker) -> dict[str, float]:
-        """Hold a fresh ranker to the mask, which is found first where there is none; returns figures of the stages."""
+        """Apply the mask to a fresh ranker, building it first where there is none; returns figures of the stages."""
         if self.compressor.replaces_table:
             return self.before
         experiment = run.experiment()
         assert experiment.compression is not None
         figures_path = run.path / "supernet" / "figures.json"
         if not run.mask_path.is_file():
-            found, seconds = self._frozen(run, experiment)
+            found, seconds = self._built_mask(run, experiment)
             write_text(figures_path, json.dumps(seconds))
             save_mask(run.mask_path, found)
-            self._state_path(run).unlink(missing_ok=True)
+            (run.path / "supernet" / "checkpoint" / "state.safetensors").unlink(missing_ok=True)
         start = experiment.compression.start
         if start != "rewind":
-            tensors, _ = checkpoint.load_state(self._weights(run, experiment))
+            source = run.path / "supernet" if self._trains(experiment) else self.parent.path
+            tensors, _ = checkpoint.load_state(source / "checkpoint" / "best.safetensors")
             ranker.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("embedding.gate.")})
         ranker.embedding.apply_mask(load_mask(run.mask_path))
         if start == "as_is":
             checkpoint.save_state(run.path / "checkpoint" / "best.safetensors", ranker.state_dict(), {"epoch": 0})
         return self.before | json.loads(figures_path.read_text(encoding="utf-8"))
 
-    def _frozen(self, run: RunDirectory, experiment: Experiment) -> tuple[Mask, dict[str, float]]:
+    def _built_mask(self, run: RunDirectory, experiment: Experiment) -> tuple[Mask, dict[str, float]]:
         began = time.perf_counter()
         valid = Split(self.train.directory, "valid")
         (run.path / "supernet").mkdir(exist_ok=True)
         ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
         trained = time.perf_counter()
-        reads = self.run_info.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
-        evidence = PruningContext(
+        reads = self.stats.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
+        context = PruningContext(
             ranker=ranker.eval(),
             reads=reads,
             train=self.train,
@@ -249,11 +250,11 @@ class Stages(NamedTuple):
             trainer=experiment.trainer,
             embedding=experiment.embedding,
         )
-        mask = self.compressor.build_mask(evidence).check(ranker.embedding.layout)
+        mask = self.compressor.build_mask(context).check(ranker.embedding.layout)
         return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
 
     def _trains(self, experiment: Experiment) -> bool:
-        """Whether anything is trained before the mask is found: a supernet, or the run's model on another table."""
+        """True where the mask comes from a training of its own: a supernet, or the run's model on another table."""
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:
@@ -281,14 +282,7 @@ class Stages(NamedTuple):
 
         def measured(mask: Mask) -> int:
             widths = mask.row_widths.numpy()
-            has_unread = bool(widths[is_unread].any())  # then the file says which rows training read
+            has_unread = bool(widths[is_unread].any())  # then the file lists the rows that training read
             return vocabulary + table_bytes(layout.num_rows, layout.width, dtype, widths, has_trained_rows=has_unread)
 
         return measured
-
-    def _state_path(self, run: RunDirectory) -> Path:
-        return run.path / "supernet" / "checkpoint" / "state.safetensors"
-
-    def _weights(self, run: RunDirectory, experiment: Experiment) -> Path:
-        source = run.path / "supernet" if self._trains(experiment) else self.parent.path
-        return source / "checkpoint" / "best.safetensors"

@@ -1,18 +1,18 @@
-"""RunDirectory: the files of one training run, and what is read back from them.
+"""RunDirectory: the files of one training run and their readers.
 
 experiment.yaml    resolved settings; `muxrec train --config experiment.yaml` repeats the run
-run.json           a key of its own, dataset, its digest, registry fingerprint, MLflow run
+run.json           the run's key, dataset and its digest, registry fingerprint, MLflow run
 registry.json      the registry with its fitted statistics
-vocabulary.safetensors  the distinct tokens of train, where the kind of table depends on them
+vocabulary.safetensors  the distinct tokens of train, for kinds of table that depend on them
 lock               held by the process that trains here
-log.jsonl          one line an epoch
-mask.safetensors   which cells of the table `muxrec prune` kept
-supernet/          what it learned that from: a log and checkpoints like those of the run; and search.jsonl
-profile.json       how features and scores were distributed (`serving.bundle.profile`), for the bundle
+log.jsonl          one line per epoch
+mask.safetensors   the cells of the table that `muxrec prune` kept
+supernet/          the training behind the mask: a log and checkpoints like those of the run; and search.jsonl
+profile.json       distributions of features and scores (`serving.bundle.profile`), for the bundle
 checkpoint/        state.safetensors (to resume), best.safetensors, trained_rows.npy
-metrics.json       {"valid": {...}, "test": {...}, "perf": {...}}; written last: with it the run is finished
+metrics.json       {"valid": {...}, "test": {...}, "perf": {...}}; written last: it makes the run finished
 report/            figures and tables, as logged to MLflow
-bundle/            the model as served
+bundle/            the model to serve
 """
 
 import json
@@ -45,7 +45,7 @@ RunMetrics = dict[str, dict[str, float]]
 
 
 class RunDirectory:
-    """Paths and contents of a run; nothing is read before it is asked for."""
+    """Paths and contents of a run; every method reads its file when it is called."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -59,11 +59,11 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """True where the run came to its end."""
+        """True once all files are written."""
         return (self.path / "metrics.json").is_file()
 
     def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
-        """Raise `InputError`, saying how they differ, where the directory belongs to another run or to others."""
+        """Raise `InputError` for a directory that holds another run, with the differences, or other files."""
         if self.record.is_file():
             self._check_same(experiment, info, registry)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -76,10 +76,10 @@ class RunDirectory:
         registry: FeatureRegistry,
         data: Path,
         vocabulary: Vocabulary | None = None,
-    ) -> dict[str, Any]:
-        """Make the (checked) directory unless it is there; returns run.json."""
+    ) -> None:
+        """Create the (checked) directory unless it exists."""
         if self.record.is_file():
-            return self.run_info()
+            return
         run_info = {
             "key": uuid.uuid4().hex,
             "dataset": str(data.absolute()),
@@ -89,7 +89,7 @@ class RunDirectory:
             "mlflow_tracking_uri": None,
             "mlflow_experiment_id": None,
         }
-        # Made whole beside and renamed: a process that dies here leaves a directory that is free, or one to resume.
+        # Written beside and renamed, so that a process killed here leaves no directory or one to resume.
         with temporary_directory_beside(self.path.absolute()) as temporary:
             write_text(temporary / "experiment.yaml", experiment.to_yaml())
             write_text(temporary / "registry.json", registry.to_json())
@@ -97,12 +97,11 @@ class RunDirectory:
                 write_vocabulary(temporary / self.vocabulary_path.name, vocabulary)
             write_text(temporary / "run.json", json.dumps(run_info, indent=1))
             temporary.rename(self.path)
-        return run_info
 
-    def clear(self) -> None:
-        """Remove what a killed process was about to write; everything has a hidden name until it is whole.
+    def remove_temporary_files(self) -> None:
+        """Remove what a killed process left half-written: such files and directories have hidden names.
 
-        To be called by who holds the directory, as another process may be writing.
+        Call it with the directory locked, as another process may be writing.
         """
         for path in self.path.glob(".*"):
             if path.suffix in (".tmp", ".old"):
@@ -118,7 +117,7 @@ class RunDirectory:
             raise InputError(f"{self.path} was trained on other data", found=info.digest, remedy=remedy)
 
     def run_info(self) -> dict[str, Any]:
-        """run.json; raises `InputError` where there is no run."""
+        """run.json; raises `InputError` for a directory without one."""
         try:
             return json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -131,7 +130,7 @@ class RunDirectory:
         write_text(self.record, json.dumps({**self.run_info(), **changes}, indent=1))
 
     def info(self) -> DatasetInfo | None:
-        """The dataset that the run was trained on; None where it is gone, or prepared again since."""
+        """The dataset that the run was trained on; None where it is missing or was prepared again since."""
         run_info = self.run_info()
         try:
             info, _ = read_dataset(run_info["dataset"])
@@ -149,7 +148,7 @@ class RunDirectory:
         return FeatureRegistry.from_json((self.path / "registry.json").read_text(encoding="utf-8"))
 
     def metrics(self) -> RunMetrics:
-        """metrics.json; raises `InputError` for a run that has not ended."""
+        """metrics.json; raises `InputError` for an unfinished run."""
         self.run_info()
         if not self.is_finished:
             remedy = "give the same `muxrec train` command again: it resumes"
@@ -157,17 +156,17 @@ class RunDirectory:
         return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
 
     def trained_rows(self) -> npt.NDArray[np.bool_] | None:
-        """Flags [M] of the rows that training examples read; None where the run ended before they were counted."""
+        """Flags [M] of the rows that training examples read; None for a run of a version that did not count them."""
         return np.load(self.trained_rows_path, allow_pickle=False) if self.trained_rows_path.is_file() else None
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of log.jsonl, an epoch each, as far as the run has come."""
+        """The records of log.jsonl, one per epoch so far."""
         path = self.path / "log.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [json.loads(line) for line in lines]
 
     def distributions(self) -> Distributions | None:
-        """The training profile; None for a run of a version that kept none."""
+        """The training profile; None for a run of a version without one."""
         if not self.profile_path.is_file():
             return None
         return Distributions.model_validate_json(self.profile_path.read_bytes())
@@ -179,13 +178,13 @@ class RunDirectory:
         try:
             return read_vocabulary(self.vocabulary_path)
         except InputError as error:
-            raise InputError(error.expected, found=error.found, remedy="bring the file back, or train again") from None
+            raise InputError(error.expected, found=error.found, remedy="restore the file, or train again") from None
 
     def ranker(self, *, quantized: bool = True) -> Ranker:
-        """The trained model at its best weights; those of a pruned run rounded to its stored type, if `quantized`."""
+        """The trained model at its best weights; `quantized`: a pruned run's table is rounded to its stored type."""
         self.metrics()
         experiment = self.experiment()
-        # The weights are the same under either optimiser, and adam needs no kernel library.
+        # Weights do not depend on the optimiser's class, and adam needs no kernel library.
         adam = experiment.embedding.model_copy(update={"optimizer": "adam"})
         ranker, _ = self.fresh_ranker(experiment.model_copy(update={"embedding": adam}))
         tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
@@ -197,20 +196,27 @@ class RunDirectory:
         return (quantized_copy(ranker, experiment.compression.table_dtype).ranker if quantized else ranker).eval()
 
     def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
-        """A model as it is before training, on the run's data, and its table's optimiser."""
-        return build_ranker(
-            self.registry(),
-            experiment.model.name,
-            experiment.model,
-            experiment.embedding,
-            seed=experiment.seed,
-            learning_rate=experiment.trainer.learning_rate,
-            vocabulary=self.vocabulary(),
-        )
+        """A model before training, on the run's data, and its table's optimiser."""
+        return fresh_ranker(experiment, self.registry(), self.vocabulary())
+
+
+def fresh_ranker(
+    experiment: Experiment, registry: FeatureRegistry, vocabulary: Vocabulary | None
+) -> tuple[Ranker, TableOptimizer]:
+    """An experiment's model before training, and its table's optimiser."""
+    return build_ranker(
+        registry,
+        experiment.model.name,
+        experiment.model,
+        experiment.embedding,
+        seed=experiment.seed,
+        learning_rate=experiment.trainer.learning_rate,
+        vocabulary=vocabulary,
+    )
 
 
 def check_registry(expected: FeatureRegistry, found: FeatureRegistry, where: str) -> None:
-    """Raise `InputError` with the differences unless two registries make the same tokens and floats."""
+    """Raise `InputError` with the differences unless two registries encode rows to the same tokens and floats."""
     if expected.fingerprint() != found.fingerprint():
         lines = expected.diff(found) or ["fitted statistics"]
         remedy = "use the dataset that belongs to it, or prepare and train again"

@@ -1,6 +1,6 @@
-"""What a bundle costs where it is served: bytes on the disk, and the time of a request, measured in a moment.
+"""Cost of serving a bundle: bytes on the disk, and milliseconds per request.
 
-One process and one client, beside whatever else the machine does: figures to compare runs by, not a benchmark.
+Measured in a second, by one client in this process on a machine with other work: for comparing runs, not a benchmark.
 """
 
 import statistics

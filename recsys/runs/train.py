@@ -1,4 +1,17 @@
-"""A run from its settings to its end: `muxrec train`. What follows the training stands in `recsys.runs.finish`."""
+"""`muxrec train`: a run from its settings to its metrics.
+
+The life of a run:
+1. `check`: the directory is new, empty, or holds this run (same settings, registry and data).
+2. A finished run (metrics.json exists) is returned as it is.
+3. The model is built, so that settings that cannot work fail before anything is written.
+4. `begin`: experiment.yaml, registry.json, run.json and the vocabulary appear together, by one rename.
+5. The lock is taken; what a killed process left half-written is removed.
+6. The MLflow run starts, or resumes where run.json names one; the epochs of log.jsonl are logged again.
+7. `muxrec prune` alone: supernet/ is trained and mask.safetensors written; each stage resumes by itself.
+8. Training writes log.jsonl and checkpoint/; a killed process resumes at the last state.safetensors.
+9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; a killed finish starts over.
+10. metrics.json comes last and makes the run finished.
+"""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -12,20 +25,20 @@ from recsys.config import Experiment
 from recsys.dataset import Split
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
-from recsys.ranker import Ranker, build_ranker
+from recsys.ranker import Ranker
 from recsys.runs.finish import Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
-from recsys.runs.run_directory import RunDirectory, RunMetrics
+from recsys.runs.run_directory import RunDirectory, RunMetrics, fresh_ranker
 from recsys.schedule import TrainState
 from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer
 
 LOCK_TIMEOUT_SECONDS = 1.0
-"""Seconds to wait for another process in the run directory: one that was just killed may still be on its way out."""
+"""Wait for another process in the run directory: one that was just killed may still be exiting."""
 
 
-class StopTrial(Exception):  # noqa: N818  (as optuna's TrialPruned: no fault)
-    """What an `on_epoch` raises to end a run that is not worth going on with."""
+class StopTrial(Exception):  # noqa: N818  (no error, like optuna's TrialPruned)
+    """Raised by `on_epoch` to end an unpromising run."""
 
 
 def train_run(
@@ -39,12 +52,11 @@ def train_run(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
 ) -> RunMetrics:
-    """Train in a run directory and return its metrics; a finished run is returned as it is, a cut-off one resumed.
+    """Train in a run directory and return its metrics; an interrupted run is resumed, a finished one returned as it is.
 
-    `prepare` may hold a fresh ranker to a mask before it is trained; what it returns stands in the section
-    `compression` of the metrics.
-    `tags` are added to the MLflow run; `on_epoch` takes each record of the history, twice where a run is cut off then.
-    Raises `InputError` for a directory of another run or with another process at work, a dataset without a validation
+    `prepare` may apply a mask to the fresh ranker; its figures go into the section `compression` of the metrics. `tags`
+    are added to the MLflow run. `on_epoch` takes each record of the history; the same one again after an interruption.
+    Raises `InputError` for a directory of another run or in use by another process, a dataset without a validation
     split, and settings that do not fit the data.
     """
     run, train = RunDirectory(out), Split(data, "train")
@@ -56,39 +68,39 @@ def train_run(
     # Reads all of train, so only for tables whose shape depends on it.
     has_own_ranges = TABLE_KINDS[experiment.embedding.kind].has_own_ranges
     vocabulary = vocabulary_of(distinct_tokens(train.tokens())) if has_own_ranges else None
-    # Built before anything is written or logged: a setting that cannot work leaves nothing behind.
-    ranker, table_optimizer = build_ranker(
-        train.registry,
-        experiment.model.name,
-        experiment.model,
-        experiment.embedding,
-        seed=experiment.seed,
-        learning_rate=experiment.trainer.learning_rate,
-        vocabulary=vocabulary,
-    )
+    # Built before anything is written or logged, so that settings that cannot work leave nothing behind.
+    ranker, table_optimizer = fresh_ranker(experiment, train.registry, vocabulary)
     run.begin(experiment, train.info, train.registry, data, vocabulary)
     with ExitStack() as held:
         held.enter_context(locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS))
-        if run.is_finished:  # by the process that was waited for
+        if run.is_finished:  # by the process that held the lock
             return _metrics_of_finished(run, track=track)
-        run.clear()
+        run.remove_temporary_files()
         tracker = _tracker(run, experiment, train, tags or {}) if track else None
         if tracker:
             held.enter_context(tracker.ending(StopTrial))
-            # Also on resuming: the run may have been cut off before, and equal settings may be logged again.
+            # Also on resuming: the run may have been killed before this line, and MLflow accepts equal params again.
             tracker.log_settings(experiment.params(), train.info, train.directory)
             if progress:
                 sys.stderr.write(f"MLflow: {tracker.page}\n")
-        ended = _on_epoch(tracker, on_epoch)
         valid = Split(data, "valid")
         with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
-            state = _fit(experiment, out, ranker, table_optimizer, train, valid, progress=progress, on_epoch=ended)
+            state = _fit(
+                experiment,
+                out,
+                ranker,
+                table_optimizer,
+                train,
+                valid,
+                progress=progress,
+                on_epoch=_on_epoch(tracker, on_epoch),
+            )
         return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker)
 
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:
-    """Its metrics, once the store that will be named has been seen to hold it."""
+    """Metrics of a finished run; raises `InputError` where the store that the command prints does not hold it."""
     if track:
         Tracker.of(run.record)
     return run.metrics()
@@ -105,7 +117,7 @@ def _fit(
     progress: bool,
     on_epoch: Callable[[dict[str, Any]], None],
 ) -> TrainState:
-    """The trainer's last state; a new one where a compressed model is taken as it is."""
+    """The trainer's last state; a new one for a compressed model that is not trained again."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":
@@ -126,8 +138,10 @@ def _fit(
     return trainer.fit(train, valid)
 
 
-def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | None) -> Callable[..., None]:
-    """Log an epoch with what the process used in it, then hand it on."""
+def _on_epoch(
+    tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | None
+) -> Callable[[dict[str, Any]], None]:
+    """Log an epoch with the cores and memory that it used, then call `also`."""
     meter = ResourceMeter()
 
     def ended(record: dict[str, Any]) -> None:
@@ -140,7 +154,7 @@ def _on_epoch(tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | 
 
 
 def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
-    """The MLflow run of a run directory: the one it began with where it was cut off."""
+    """The MLflow run of a run directory: the recorded one, or a new one."""
     if tracker := Tracker.of(run.record):
         tracker.resume()
     else:

@@ -1,7 +1,7 @@
-"""What came out of a sweep: its trials as a table and as files, and which settings mattered.
+"""Results of a sweep: its trials as a table and as files, and the importance of its settings.
 
 Importance is that of PED-ANOVA (Watanabe et al., IJCAI 2023): how much the best trials' values of a setting differ from
-all trials' values of it. With few trials it is a hint, not a finding.
+all trials' values of it. With few trials it is only a hint.
 """
 
 import warnings
@@ -16,16 +16,17 @@ from rich.table import Table
 
 from features.files import write_text
 from recsys.config import Experiment
+from recsys.evaluation.metrics import METRICS
 from recsys.report.text import csv_text, text_of
 from recsys.sweep.search_space import with_settings
 
 MIN_TRIALS = 4
-"""Finished trials below which nothing is said of importance."""
+"""Complete trials that importance needs."""
 MOST_ROWS = 20
 """Trials in the terminal's table; report/trials.csv has all."""
 
 
-class Outcome(NamedTuple):
+class TrialResult(NamedTuple):
     """A trial that ended."""
 
     number: int
@@ -37,27 +38,27 @@ class Outcome(NamedTuple):
     settings: dict[str, Any]
     """Key to its value."""
     run: Path
-    """Its run directory."""
+    """Run directory."""
     metrics: dict[str, dict[str, float]]
-    """Those of metrics.json, for a complete one."""
+    """Those of metrics.json; empty for a trial that is not complete."""
     error: str | None
 
 
-def best_of(outcomes: Sequence[Outcome], experiment: Experiment) -> Outcome | None:
-    """The complete trial with the best validation score, the first of equals; None where there is none."""
-    complete = [one for one in outcomes if one.state == "complete"]
+def best_of(results: Sequence[TrialResult], experiment: Experiment) -> TrialResult | None:
+    """The complete trial with the best validation score, the first of equals; None without complete trials."""
+    complete = [one for one in results if one.state == "complete"]
     return in_order(complete, experiment)[0] if complete else None
 
 
-def in_order(outcomes: Sequence[Outcome], experiment: Experiment) -> list[Outcome]:
+def in_order(results: Sequence[TrialResult], experiment: Experiment) -> list[TrialResult]:
     """Complete trials first, by falling quality; then pruned and failed ones."""
-    sign = -1 if experiment.trainer.monitor == "auc" else 1
+    quality = METRICS[experiment.trainer.monitor].quality
     places = {"complete": 0, "pruned": 1, "failed": 2}
-    return sorted(outcomes, key=lambda one: (places[one.state], sign * (one.score or 0.0), one.number))
+    return sorted(results, key=lambda one: (places[one.state], -quality(one.score or 0.0), one.number))
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of each setting in the quality of a trial, the largest first; empty where there is too little to tell."""
+    """Share of each setting in the quality of a trial, the largest first; empty for too few trials."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < MIN_TRIALS or len({trial.value for trial in complete}) < 2:
         return {}
@@ -66,7 +67,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     try:
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except (ValueError, RuntimeError):  # settings that took a single value
+    except (ValueError, RuntimeError):  # settings with a single value
         return {}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -77,14 +78,14 @@ def trial_name(experiment: Experiment, number: int) -> str:
 
 
 def write_sweep_report(
-    directory: Path, study: optuna.Study, outcomes: Sequence[Outcome], experiment: Experiment
+    directory: Path, study: optuna.Study, results: Sequence[TrialResult], experiment: Experiment
 ) -> None:
     """Write trials.csv, best.yaml, importance.csv, importance.png and progress.png."""
     from recsys.report import figures
 
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "trials.csv", csv_text([_record(one) for one in in_order(outcomes, experiment)]))
-    if best := best_of(outcomes, experiment):
+    write_text(directory / "trials.csv", csv_text([_record(one) for one in in_order(results, experiment)]))
+    if best := best_of(results, experiment):
         named = experiment.model_copy(update={"name": trial_name(experiment, best.number)})
         write_text(directory / "best.yaml", with_settings(named, best.settings).to_yaml())
     if shares := importances(study):
@@ -92,32 +93,32 @@ def write_sweep_report(
         write_text(directory / "importance.csv", csv_text(lines))
         draw = figures.setting_importance
         figures.save(directory / "importance.png", lambda axes: draw(axes[0], shares), left=figures.NAMES)
-    scores = [(one.number, one.score, one.state) for one in outcomes if one.score is not None]
+    scores = [(one.number, one.score, one.state) for one in results if one.score is not None]
     if scores:
         figures.save(
             directory / "progress.png", lambda axes: figures.sweep_progress(axes[0], scores, experiment.trainer.monitor)
         )
 
 
-def _record(one: Outcome) -> dict[str, Any]:
+def _record(one: TrialResult) -> dict[str, Any]:
     test = one.metrics.get("test", {})
-    figures = {"score": one.score, "test_auc": test.get("auc"), "test_logloss": test.get("logloss")}
+    figures = {"score": one.score, **{f"test_{name}": test.get(name) for name in METRICS}}
     figures["epochs"] = one.epochs
     return {"trial": one.number, "state": one.state, **figures, **one.settings, "error": one.error}
 
 
-def sweep_table(outcomes: Sequence[Outcome], experiment: Experiment) -> Table:
+def sweep_table(results: Sequence[TrialResult], experiment: Experiment) -> Table:
     """The best trials for a terminal."""
     metric = f"valid {experiment.trainer.monitor}"
-    counts = {name: sum(one.state == name for one in outcomes) for name in ("complete", "pruned", "failed")}
-    title = f"{len(outcomes)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    counts = {name: sum(one.state == name for one in results) for name in ("complete", "pruned", "failed")}
+    title = f"{len(results)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    keys = list(outcomes[0].settings) if outcomes else []
+    keys = list(results[0].settings) if results else []
     for heading in ("trial", "", metric, "test auc", "epochs"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for key in keys:
         table.add_column(key.replace(".", "\n", 1), justify="right", overflow="fold")
-    for one in in_order(outcomes, experiment)[:MOST_ROWS]:
+    for one in in_order(results, experiment)[:MOST_ROWS]:
         test = one.metrics.get("test", {}).get("auc")
         cells = [str(one.number), one.state, _digits(one.score), _digits(test), str(one.epochs)]
         table.add_row(*cells, *(_short(one.settings.get(key, "")) for key in keys))

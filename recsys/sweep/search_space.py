@@ -1,6 +1,6 @@
-"""SearchSpace: the settings that a sweep varies, each with its range; declared beside the run that it belongs to.
+"""SearchSpace: the settings that a sweep varies, each with its range; declared beside its run.
 
-A space is a mapping of keys as `muxrec train` takes them (`embedding.l2`) to `Float`, `Int` or `Choice`.
+A space maps keys as `muxrec train` takes them (`embedding.l2`) to `Float`, `Int` or `Choice`.
 """
 
 import json
@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from features.errors import InputError
-from features.files import check_readable
-from recsys.config import Experiment, flatten, unknown_key, with_overrides
+from recsys.config import Experiment, flatten, read_yaml, unknown_key, with_overrides
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -24,25 +22,25 @@ class _Range(BaseModel):
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that stand for all: where each of them is valid, so is the rest."""
+        """Values to check: where all of them are valid, the others are too."""
         raise NotImplementedError
 
     def suggest(self, trial: "Trial", key: str) -> Any:
-        """The trial's parameter of a key, which stays what it is once it was asked for."""
+        """The trial's parameter for a key; the same one in later calls."""
         raise NotImplementedError
 
     def setting(self, parameter: Any) -> Any:
-        """The value that a parameter of the study stands for."""
+        """The setting's value for a parameter of the study."""
         return parameter
 
     def as_parameter(self, value: Any) -> Any:
-        """A value in the form that the study keeps; None where it is outside."""
+        """The study's parameter for a value; None for a value outside the range."""
         raise NotImplementedError
 
 
 class _Numbers(_Range):
     log: bool = False
-    """Whether to search by factors instead of by differences."""
+    """True to sample on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,7 +80,7 @@ class Float(_Numbers):
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
     def setting(self, parameter: Any) -> float:
-        """The number to four digits: what people read and write again is what was trained."""
+        """The number to four digits, so that the reported value is the trained one."""
         return float(f"{parameter:.4g}")
 
 
@@ -104,7 +102,7 @@ class Int(_Numbers):
 
 
 class Choice(_Range):
-    """One of some values, which may be lists; what `model.hidden` takes, say.
+    """One of some values, which may be lists, as for `model.hidden`.
 
     >>> str(Choice(values=([400], [400, 400])))
     '[400] | [400, 400]'
@@ -119,7 +117,7 @@ class Choice(_Range):
         return self.values
 
     def suggest(self, trial: "Trial", key: str) -> Any:
-        """JSON of one of the values, as a list is no parameter of Optuna."""
+        """JSON of one of the values, as Optuna's parameters cannot be lists."""
         return trial.suggest_categorical(key, [json.dumps(value) for value in self.values])
 
     def setting(self, parameter: Any) -> Any:
@@ -140,7 +138,7 @@ _READER = TypeAdapter(dict[str, Annotated[Float | Int | Choice, Field(discrimina
 
 
 def default_space(experiment: Experiment) -> dict[str, Float | Int | Choice]:
-    """What matters in any run: both rates, the table's decay, and the dropouts of its model.
+    """Settings that matter in any run: the learning rate, the table's L2, and the model's dropouts.
 
     >>> from recsys.config import default_run
     >>> list(default_space(default_run("mlp")))
@@ -160,16 +158,7 @@ def read_space(path: Path) -> dict[str, Float | Int | Choice]:
     Raises `InputError` that names the file and the key.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        check_readable(path)
-        raise InputError(
-            f"{path}: expected a search space", found=getattr(error, "strerror", None) or str(error)
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: expected YAML", found=" ".join(str(error).split())) from None
-    try:
-        return _READER.validate_python(document)
+        return _READER.validate_python(read_yaml(path, "a search space"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1]) or "the file"
@@ -178,7 +167,7 @@ def read_space(path: Path) -> dict[str, Float | Int | Choice]:
 
 
 def check_space(space: SearchSpace, experiment: Experiment) -> None:
-    """Raise `InputError` for an empty space, an unknown key, or a value that the run would refuse."""
+    """Raise `InputError` for an empty space, an unknown key, or a value that does not fit the run."""
     if not space:
         raise InputError("a sweep needs a setting to vary", found="none", remedy="leave one of them out of the command")
     known = list(flatten(experiment.model_dump(mode="json")))
@@ -192,5 +181,5 @@ def check_space(space: SearchSpace, experiment: Experiment) -> None:
 
 
 def with_settings(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
-    """The experiment with a trial's values; raises `InputError` for values that do not go together."""
+    """The experiment with a trial's values; raises `InputError` for values that do not fit together."""
     return with_overrides(experiment, [f"{key}={json.dumps(value)}" for key, value in settings.items()])

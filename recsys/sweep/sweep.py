@@ -1,14 +1,14 @@
 """`muxrec sweep`: trials of a named run over a search space, chosen by Optuna, trained by processes, resumable.
 
-sweep.json       the run that is varied, the space, the data, MLflow's run of the sweep
-study.db         Optuna's study (SQLite); this process alone writes to it
-trials/0007/     an ordinary run directory a trial
-worker-1.log     what a training process had to say
+sweep.json       the varied run, the space, the data, MLflow's run of the sweep
+study.db         Optuna's study (SQLite); only the sweep's own process writes to it
+trials/0007/     an ordinary run directory for each trial
+worker-1.log     log of a training process
 report/          trials, importance and progress, as logged to MLflow
 
-Trials come from TPE (Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011); one whose
-validation score after an epoch is below the median of the others' there ends. The first is the run as it was named.
-A trial that was cut off is a trial still: the next call trains it to its end, from its last checkpoint.
+Trials come from TPE (Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011). A trial whose
+validation score after an epoch is below the median of the others after the same epoch ends. The first trial is the
+named run itself. The next call resumes an interrupted trial from its last checkpoint.
 """
 
 import contextlib
@@ -32,9 +32,10 @@ from features.files import temporary_directory_beside, write_text
 from features.line_worker import LineWorker, WorkerError
 from features.progress import progress_bar
 from recsys.config import Experiment, flatten
+from recsys.evaluation.metrics import METRICS
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
-from recsys.sweep.report import Outcome, best_of, trial_name, write_sweep_report
+from recsys.sweep.report import TrialResult, best_of, trial_name, write_sweep_report
 from recsys.sweep.search_space import SearchSpace, check_space, with_settings
 from recsys.sweep.worker import start_worker
 from recsys.tracking.tracker import Tracker
@@ -42,31 +43,32 @@ from recsys.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 STUDY = "sweep"
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 STARTUP_TRIALS = 5
-"""Trials that come from the whole space and are not pruned: the others are measured by them."""
+"""Random trials that are not pruned: TPE and the median need them."""
 WARMUP_EPOCHS = 2
-"""Epochs that every trial may have."""
+"""Epochs before a trial may be pruned."""
 MAX_CRASHES = 2
-"""Deaths of its process after which a trial has failed."""
+"""Crashes of its process after which a trial counts as failed."""
 LOCK_TIMEOUT_SECONDS = 20.0
-"""Seconds to wait for the processes of a sweep that was killed to end."""
+"""Wait for the processes of a killed sweep to end."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class SweepFacts(BaseModel):
-    """What sweep.json holds."""
+class SweepRecord(BaseModel):
+    """Contents of sweep.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
-    """Finds MLflow's run where it is not written down yet."""
+    """Finds MLflow's run before its id is recorded."""
     experiment: dict[str, Any]
-    """The run that is varied, resolved."""
+    """The varied run, resolved."""
     space: dict[str, dict[str, Any]]
     """Key to its range."""
     seed: int
-    """Of the trials' choice."""
+    """Of the sampler."""
     dataset: str
     dataset_digest: str
     mlflow_run_id: str | None = None
@@ -85,26 +87,26 @@ def run_sweep(
     seed: int = 0,
     track: bool = True,
     progress: bool = False,
-) -> list[Outcome]:
-    """Train until the study has `trials` trials that ended, however; returns all of them by number.
+) -> list[TrialResult]:
+    """Train until `trials` trials have ended, as complete, pruned or failed; returns all of them by number.
 
-    Raises `InputError` for a space that the run cannot be varied over, and for a directory of another sweep.
+    Raises `InputError` for a space that does not fit the run, and for a directory of another sweep.
     """
     check_space(space, experiment)
     info, _ = read_dataset(data)
     if "valid" not in info.splits:
         raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
-    facts = _begin(experiment, space, data, info, out, seed)
+    record = _begin(experiment, space, data, info, out, seed)
     with locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
-        sweep = Sweep(out, facts, experiment, space, info, trials, lock, track=track)
+        sweep = Sweep(out, record, experiment, space, info, trials, lock, track=track)
         return sweep.run(workers, progress=progress)
 
 
 def _begin(
     experiment: Experiment, space: SearchSpace, data: Path, info: DatasetInfo, out: Path, seed: int
-) -> SweepFacts:
-    """Make the sweep's directory, whole or not at all, unless it is there and of the same sweep."""
-    facts = SweepFacts(
+) -> SweepRecord:
+    """Create the sweep's directory atomically, unless it exists and is of the same sweep."""
+    record = SweepRecord(
         key=uuid.uuid4().hex,
         experiment=experiment.model_dump(mode="json"),
         space={key: values.model_dump(mode="json") for key, values in space.items()},
@@ -114,26 +116,26 @@ def _begin(
     )
     path = out / "sweep.json"
     if path.is_file():
-        mine = SweepFacts.model_validate_json(path.read_text(encoding="utf-8"))
+        mine = SweepRecord.model_validate_json(path.read_text(encoding="utf-8"))
         names = {"experiment", "space", "seed", "dataset_digest"}
-        if found := differences(mine.model_dump(include=names), facts.model_dump(include=names)):
+        if found := differences(mine.model_dump(include=names), record.model_dump(include=names)):
             remedy = "give the same command, or choose another --out"
             raise InputError(f"{out} holds another sweep", found=found[:300], remedy=remedy)
-        return mine.model_copy(update={"dataset": facts.dataset})  # which may have moved
+        return mine.model_copy(update={"dataset": record.dataset})  # the dataset may have moved
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected an empty or new directory", remedy="choose another --out")
     with temporary_directory_beside(out.absolute()) as temporary:
-        write_text(temporary / "sweep.json", facts.model_dump_json(indent=1))
+        write_text(temporary / "sweep.json", record.model_dump_json(indent=1))
         (temporary / "trials").mkdir()
         study = optuna.create_study(
             storage=_storage(temporary), study_name=STUDY, direction=_direction(experiment), load_if_exists=False
         )
-        flat = flatten(facts.experiment)
+        flat = flatten(record.experiment)
         named = {key: values.as_parameter(flat[key]) for key, values in space.items()}
         if all(value is not None for value in named.values()):
             study.enqueue_trial(named)
         temporary.rename(out)
-    return facts
+    return record
 
 
 def _storage(directory: Path) -> optuna.storages.RDBStorage:
@@ -141,16 +143,16 @@ def _storage(directory: Path) -> optuna.storages.RDBStorage:
 
 
 def _direction(experiment: Experiment) -> Any:
-    return "maximize" if experiment.trainer.monitor == "auc" else "minimize"
+    return "maximize" if METRICS[experiment.trainer.monitor].higher_is_better else "minimize"
 
 
 class Sweep:
-    """A sweep at work. Its threads have a training process each; the study is this process's alone, under one lock."""
+    """A running sweep: each thread has a training process; only this process uses the study, under one lock."""
 
     def __init__(
         self,
         out: Path,
-        facts: SweepFacts,
+        record: SweepRecord,
         experiment: Experiment,
         space: SearchSpace,
         info: DatasetInfo,
@@ -159,7 +161,7 @@ class Sweep:
         *,
         track: bool,
     ) -> None:
-        self.out, self.facts, self.experiment, self.space, self.info = out, facts, experiment, space, info
+        self.out, self.record, self.experiment, self.space, self.info = out, record, experiment, space, info
         self.num_trials, self.track = trials, track
         self.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS)
         self.study = optuna.load_study(study_name=STUDY, storage=_storage(out), pruner=self.pruner)
@@ -167,21 +169,21 @@ class Sweep:
         self._mutex = threading.RLock()
         self._running: set[LineWorker] = set()
         self._is_stopping = False
-        # Nobody else holds the directory: what is still running was cut off.
-        self._cut_off = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
+        # The directory is locked, so trials that are still RUNNING were interrupted.
+        self._interrupted = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
 
-    def run(self, workers: int, *, progress: bool) -> list[Outcome]:
-        """Train what is missing; an interrupt ends the processes and leaves their trials to the next call."""
+    def run(self, workers: int, *, progress: bool) -> list[TrialResult]:
+        """Train the missing trials; an interrupt ends the processes and leaves their trials to the next call."""
         tracker = self._tracker() if self.track else None
         with tracker.ending() if tracker else contextlib.nullcontext():
             with progress_bar("sweep", self.num_trials, enabled=progress) as advance:
-                advance(len(self.outcomes()))
+                advance(len(self.results()))
                 self._train(workers, tracker, advance)
-            outcomes = self.outcomes()
-            write_sweep_report(self.out / "report", self.study, outcomes, self.experiment)
+            results = self.results()
+            write_sweep_report(self.out / "report", self.study, results, self.experiment)
             if tracker:
                 tracker.log_files(self.out / "report", "report")
-        return outcomes
+        return results
 
     def _train(self, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
         pool = ThreadPoolExecutor(workers)
@@ -192,28 +194,28 @@ class Sweep:
         finally:
             self._is_stopping = True
             with self._mutex:
-                for process in list(self._running):  # a worker's thread may take its own out meanwhile
+                for process in list(self._running):  # a worker's thread may remove its own meanwhile
                     process.stop()
             pool.shutdown(wait=True)
 
     def _work(self, number: int, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
-        """One thread: take a trial, have it trained, until there is none left."""
+        """Body of a thread: take trials and have them trained until none is left."""
         process: LineWorker | None = None
         try:
             while (trial := self._next()) is not None:
                 process = process or self._start(number, workers)
                 try:
-                    outcome = self._trial(trial, process, tracker)
+                    result = self._trial(trial, process, tracker)
                 except WorkerError as death:
                     self._running.discard(process)
                     process.close()
                     process = None
                     if self._is_stopping:
                         return
-                    outcome = self._crashed(trial, death)
-                if outcome:
-                    self._tell_mlflow(tracker, outcome)
-                    advance(1, note=self._note(outcome))
+                    result = self._crashed(trial, death)
+                if result:
+                    self._log_trial(tracker, result)
+                    advance(1, note=self._note(result))
         finally:
             if process:
                 process.close()
@@ -226,12 +228,12 @@ class Sweep:
         return process
 
     def _next(self) -> Trial | None:
-        """A trial that was cut off, else a new one; None where there are enough."""
+        """An interrupted trial, else a new one; None once there are enough."""
         with self._mutex:
             if self._is_stopping:
                 return None
-            if self._cut_off:
-                number = self._cut_off.pop(0)
+            if self._interrupted:
+                number = self._interrupted.pop(0)
                 self._seed(number)
                 return Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
             trials = self.study.get_trials(deepcopy=False)
@@ -240,21 +242,21 @@ class Sweep:
                 return None
             self._seed(len(begun))
             trial = self.study.ask()
-            # All at once, so that a trial that is cut off later has what it needs to go on.
+            # All at once, so that an interrupted trial can be resumed.
             for key, values in self.space.items():
                 values.suggest(trial, key)
             return trial
 
     def _seed(self, number: int) -> None:
-        """A sampler for one trial: with one worker its choice follows from what is known and its number alone.
+        """A sampler for one trial: with one worker its choice depends only on the earlier trials and its number.
 
-        So a sweep that was cut off makes the trials that it would have made, instead of its first ones again.
+        So a resumed sweep makes the trials that it would have made, instead of repeating its first ones.
         """
-        seed = int(np.random.SeedSequence([self.facts.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.record.seed, number]).generate_state(1)[0])
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
-    def _trial(self, trial: Trial, process: LineWorker, tracker: Tracker | None) -> Outcome:
-        """Have a trial trained and write down how it ended."""
+    def _trial(self, trial: Trial, process: LineWorker, tracker: Tracker | None) -> TrialResult:
+        """Have a trial trained, and record its end in the study."""
         with self._mutex:
             settings = {key: values.setting(values.suggest(trial, key)) for key, values in self.space.items()}
         run = self.out / "trials" / f"{trial.number:04d}"
@@ -266,33 +268,33 @@ class Sweep:
         tags = {"sweep.trial": str(trial.number), "sweep.name": self.experiment.name}
         if tracker:
             tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
-        request = {"experiment": experiment.model_dump(mode="json"), "data": self.facts.dataset, "out": str(run)}
+        request = {"experiment": experiment.model_dump(mode="json"), "data": self.record.dataset, "out": str(run)}
         request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
         ended = process.ask(request, lambda record: self._prune(trial, record))
-        outcome = self._end(trial, ended)
-        _clear(run, is_complete=outcome.state == "complete")
-        return outcome
+        result = self._end(trial, ended)
+        _remove_checkpoints(run, is_complete=result.state == "complete")
+        return result
 
     def _prune(self, trial: Trial, record: dict[str, Any]) -> bool:
-        """Write an epoch down; whether the trial should end there."""
+        """Report an epoch to the study; True where the trial should end there."""
         with self._mutex:
-            # Told a second time where the trial was cut off right after the first.
+            # Reported a second time where the trial was interrupted right after the first.
             if record["epoch"] not in self._frozen(trial).intermediate_values:
                 trial.report(record[f"valid_{self.experiment.trainer.monitor}"], record["epoch"])
-            return bool(trial.should_prune())  # Optuna gives numpy's, which is no JSON
+            return bool(trial.should_prune())  # Optuna returns numpy's bool, which is not JSON
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.number]
 
-    def _crashed(self, trial: Trial, death: WorkerError) -> Outcome | None:
-        """A trial is tried again once when its process died; the second time it has failed."""
+    def _crashed(self, trial: Trial, death: WorkerError) -> TrialResult | None:
+        """Retry a trial whose process died (None), or fail it after `MAX_CRASHES`."""
         error = f"the training process {death}"
         with self._mutex:
             crashes = trial.user_attrs.get("crashes", 0) + 1
             trial.set_user_attr("crashes", crashes)
             logger.warning("trial %d: %s", trial.number, error)
             if crashes < MAX_CRASHES:
-                self._cut_off.append(trial.number)
+                self._interrupted.append(trial.number)
                 return None
         run = RunDirectory(self.out / "trials" / f"{trial.number:04d}")
         with contextlib.suppress(InputError):
@@ -300,29 +302,27 @@ class Sweep:
                 tracked.finish("FAILED")
         return self._end(trial, {"end": "failed", "error": error})
 
-    def _end(self, trial: Trial, ended: dict[str, Any]) -> Outcome:
-        """Write down how a trial ended."""
-        states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    def _end(self, trial: Trial, ended: dict[str, Any]) -> TrialResult:
+        """Record a trial's end in the study."""
         with self._mutex:
             for key in ("metrics", "error"):
                 if key in ended:
                     trial.set_user_attr(key, ended[key])
             score = ended["metrics"]["valid"][self.experiment.trainer.monitor] if "metrics" in ended else None
-            self.study.tell(trial.number, score, state=states[ended["end"]])
-            return self._outcome(self._frozen(trial))
+            self.study.tell(trial.number, score, state=STATES[ended["end"]])
+            return self._result(self._frozen(trial))
 
-    def outcomes(self) -> list[Outcome]:
+    def results(self) -> list[TrialResult]:
         """All trials that ended, by number."""
-        return [self._outcome(trial) for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        return [self._result(trial) for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
-    def _outcome(self, trial: FrozenTrial) -> Outcome:
-        names = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    def _result(self, trial: FrozenTrial) -> TrialResult:
         settings = {key: self.space[key].setting(parameter) for key, parameter in trial.params.items()}
         seen = trial.intermediate_values
-        best = (max if self.experiment.trainer.monitor == "auc" else min)(seen.values(), default=None)
-        return Outcome(
+        best = max(seen.values(), key=METRICS[self.experiment.trainer.monitor].quality, default=None)
+        return TrialResult(
             number=trial.number,
-            state=names[trial.state],
+            state=next(name for name, state in STATES.items() if state == trial.state),
             score=trial.value if trial.state == TrialState.COMPLETE else best,
             epochs=len(seen),
             settings=settings,
@@ -331,10 +331,10 @@ class Sweep:
             error=trial.user_attrs.get("error"),
         )
 
-    def _note(self, outcome: Outcome) -> str:
-        best = best_of(self.outcomes(), self.experiment)
+    def _note(self, result: TrialResult) -> str:
+        best = best_of(self.results(), self.experiment)
         leader = f", best {best.score:.4f} (trial {best.number})" if best else ""
-        return f"trial {outcome.number} {outcome.state}{leader}"
+        return f"trial {result.number} {result.state}{leader}"
 
     def _tracker(self) -> Tracker:
         """MLflow's run of the sweep; the trials' runs are its children."""
@@ -344,24 +344,23 @@ class Sweep:
             tags = {"stage": "sweep", "dataset.name": self.info.name, "dataset.digest": self.info.digest}
             name = f"sweep {self.experiment.name}"
             tags["mlflow.note.content"] = f"{name} on {self.info.name}, in {self.out.absolute()}"
-            tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.facts.key)
+            tracker = Tracker.start(experiment=self.info.name, name=name, tags=tags, key=self.record.key)
             params = {"name": name, **{f"space.{key}": str(values) for key, values in self.space.items()}}
-            tracker.log_settings(params, self.info, Path(self.facts.dataset))
-        self.facts = self.facts.model_copy(update=tracker.run_info())
-        write_text(self.out / "sweep.json", self.facts.model_dump_json(indent=1))
+            tracker.log_settings(params, self.info, Path(self.record.dataset))
+        self.record = self.record.model_copy(update=tracker.run_info())
+        write_text(self.out / "sweep.json", self.record.model_dump_json(indent=1))
         return tracker
 
-    def _tell_mlflow(self, tracker: Tracker | None, outcome: Outcome) -> None:
-        """The best trial so far on the sweep's own run, as tags since params cannot change; a trial's end on its."""
+    def _log_trial(self, tracker: Tracker | None, result: TrialResult) -> None:
+        """Log a trial's end to its run, and the best trial so far to the sweep's run: as tags, which can change."""
         if tracker is None:
             return
         with self._mutex:
             with contextlib.suppress(InputError):
-                if tracked := Tracker.of(RunDirectory(outcome.run).record):
-                    tracked.set_tags({"sweep.state": outcome.state})
-            ended = self.outcomes()
-            counts = {name: sum(one.state == name for one in ended) for name in ("complete", "pruned", "failed")}
-            figures = {f"sweep/{name}": float(count) for name, count in counts.items()}
+                if tracked := Tracker.of(RunDirectory(result.run).record):
+                    tracked.set_tags({"sweep.state": result.state})
+            ended = self.results()
+            figures = {f"sweep/{name}": float(sum(one.state == name for one in ended)) for name in STATES}
             if best := best_of(ended, self.experiment):
                 figures |= dict(_best_figures(best))
                 texts = {f"best.{key}": str(value) for key, value in best.settings.items()}
@@ -369,16 +368,16 @@ class Sweep:
             tracker.log_metrics(figures, step=len(ended))
 
 
-def _best_figures(best: Outcome) -> Iterator[tuple[str, float]]:
-    """What the sweep's own run shows of its best trial."""
+def _best_figures(best: TrialResult) -> Iterator[tuple[str, float]]:
+    """Figures of the best trial for the sweep's own run."""
     for split, prefix in (("valid", "val"), ("test", "test")):
-        for name in ("auc", "logloss"):
+        for name in METRICS:
             if name in best.metrics.get(split, {}):
                 yield f"best/{prefix}_{name}", best.metrics[split][name]
 
 
-def _clear(run: Path, *, is_complete: bool) -> None:
-    """Drop what only a run that goes on needs: checkpoints are most of a run directory's bytes."""
+def _remove_checkpoints(run: Path, *, is_complete: bool) -> None:
+    """Remove checkpoints that an ended trial does not need: they are most of a run directory's bytes."""
     (run / "checkpoint" / "state.safetensors").unlink(missing_ok=True)
     if not is_complete:
         (run / "checkpoint" / "best.safetensors").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""What MLflow runs to load a logged bundle: raw rows in, `probability` out; needs serving's dependencies alone.
+"""MLflow's loader of a logged bundle: raw rows in, `probability` out; needs only serving's dependencies.
 
-MLflow executes this file (its "models from code"), so that nothing is pickled. It stands outside `serving`, which
-never imports mlflow, and is handed to `recsys.tracking.tracker` as a path.
+MLflow executes this file (its "models from code"), so nothing is pickled. `recsys.tracking.logged_model` passes its
+path; it is not in `serving`, which never imports mlflow.
 """
 
 import tempfile
@@ -34,9 +34,9 @@ class BundleModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  (the base promises None)
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Probabilities of raw rows; an absent column reads as missing, as long as there is one of a feature."""
+        """Probabilities of raw rows; an absent column reads as missing, but some feature's column must be there."""
         names = [feature.name for feature in self.scorer.registry.features]
-        if not set(names) & set(model_input.columns):  # MLflow leaves others out, and with them all rows
+        if not set(names) & set(model_input.columns):  # MLflow drops unknown columns, and then has no rows
             remedy = f"send some of {', '.join(names[:12])}"
             raise InputError("expected columns of the model's features", found="none", remedy=remedy)
         return pd.DataFrame(
@@ -45,9 +45,9 @@ class BundleModel(PythonModel):
 
 
 def read_csv(csv_input: TextIO | str, csv: CsvFormat | None = None) -> pd.DataFrame:
-    """A csv, read by the reader of files: a field is text to the letter, and an empty one missing.
+    """Read a csv as files are read: a field is literal text, and an empty one is missing.
 
-    pandas would make 7 of 007, and a missing value of NA.
+    pandas would read 007 as 7, and NA as a missing value.
     """
     text = Path(csv_input).read_text(encoding="utf-8") if isinstance(csv_input, str) else csv_input.read()
     with tempfile.TemporaryDirectory() as directory:
@@ -62,16 +62,16 @@ def read_csv(csv_input: TextIO | str, csv: CsvFormat | None = None) -> pd.DataFr
 
 
 def _teach_csv(registry: FeatureRegistry) -> None:
-    """Let MLflow's scoring server read a csv for a model of these features as files are read.
+    """Make MLflow's scoring server read a csv for a model with these features as files are read.
 
-    MLflow itself refuses every csv for a signature whose columns may be anything, which is ours, and without a
-    signature, as `mlflow models predict` asks, it would guess types: then the model that was loaded last counts.
+    MLflow refuses every csv for a signature with columns of any type, such as ours. Without a signature, as in `mlflow
+    models predict`, it would guess types; here it then reads as for the model that was loaded last.
     """
     theirs = getattr(scoring_server, "parse_csv_input", None)
-    if theirs is None:  # a version that has it elsewhere
+    if theirs is None:  # another version of MLflow
         return
     formats: dict[frozenset[str], CsvFormat | None] | None = getattr(theirs, "formats", None)
-    if formats is None:  # the first of our models in this process
+    if formats is None:  # the process's first model of ours
         formats = {}
 
         def parse_csv_input(csv_input: Any, schema: Any = None) -> pd.DataFrame:

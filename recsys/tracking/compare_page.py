@@ -129,7 +129,7 @@ def _columns(comparison: RunComparison, ui: str) -> list[tuple[str, Callable[[Ro
     """Heading and cell of each column: the run's name, its figures, the leading ones first, seeds and settings."""
     figures = {
         column.metric: (
-            _head(column.title, column.metric, is_less_better=not column.metric.endswith(("auc", "samples_per_s"))),
+            _head(column.title, column.metric, is_less_better=not column.higher_is_better),
             lambda row, column=column: _number(row.mean(column.metric), figure_text(row, column)),
         )
         for column in comparison.columns()

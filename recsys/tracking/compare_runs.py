@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.errors import InputError
+from recsys.evaluation.metrics import METRICS, Metric
 from recsys.evaluation.significance import p_text, spread, welch
 from recsys.tracking.tracked_runs import TrackedRun
 
@@ -33,23 +34,35 @@ class Column(NamedTuple):
     """Decimals, in units of `scale`."""
     scale: float = 1.0
     is_short: bool = False
-    """Whether the terminal's table shows it too."""
+    """True for figures in the terminal's table."""
+    higher_is_better: bool | None = False
 
 
 LEAD = ("val/auc", "test/auc", "test/logloss", "perf/bundle_bytes")
 """Figures that come first, right after the name."""
-COLUMNS = (
-    Column("val/auc", "valid AUC", 4, is_short=True),
-    Column("test/auc", "test AUC", 4, is_short=True),
-    Column("test/logloss", "log loss", 4, is_short=True),
-    Column("perf/bundle_bytes", "bundle kB", 0, 1e3, is_short=True),
-    Column("test/gauc", "gAUC", 4),
-    Column("test/ece", "ECE", 4),
+COSTS = (
     Column("perf/table_bytes", "table kB", 0, 1e3),
-    Column("perf/samples_per_s", "samples/s", 0, is_short=True),
+    Column("perf/samples_per_s", "samples/s", 0, is_short=True, higher_is_better=True),
     Column("perf/score_ms", "row ms", 2, is_short=True),
     Column("perf/score_100_ms", "100\u00a0rows ms", 2),
 )
+
+
+def compared_columns() -> list[Column]:
+    """What rows are chosen by, the other metrics of the test split, and the costs."""
+    auc, log_loss = METRICS["auc"], METRICS["logloss"]
+    return [
+        _metric_column("val/auc", auc._replace(title=f"valid {auc.title}"), is_short=True),
+        _metric_column("test/auc", auc._replace(title=f"test {auc.title}"), is_short=True),
+        _metric_column("test/logloss", log_loss, is_short=True),
+        Column("perf/bundle_bytes", "bundle kB", 0, 1e3, is_short=True),
+        *(_metric_column(f"test/{name}", one) for name, one in METRICS.items() if f"test/{name}" not in LEAD),
+        *COSTS,
+    ]
+
+
+def _metric_column(name: str, metric: Metric, *, is_short: bool = False) -> Column:
+    return Column(name, metric.title, metric.digits, is_short=is_short, higher_is_better=metric.higher_is_better)
 
 
 class Row(NamedTuple):
@@ -111,7 +124,7 @@ class RunComparison(NamedTuple):
 
     def columns(self) -> list[Column]:
         """Columns in which some row has a figure."""
-        return [column for column in COLUMNS if any(row.values(column.metric) for row in self.rows)]
+        return [column for column in compared_columns() if any(row.values(column.metric) for row in self.rows)]
 
     def setting_keys(self) -> list[str]:
         """Params that differ between rows."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import features
 import serving
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -20,27 +20,27 @@ from mlflow.exceptions import MlflowException
 from features.errors import InputError
 from features.files import replace_directory, sha256_of, temporary_directory_beside
 from recsys.tracking.store import connect_existing, shown_uri, store_errors, tracking_uri
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, read_manifest
 
 KEPT_VERSIONS = 4
-"""Fetched versions of a model that stay on the disk: a service that follows an alias must not fill it."""
+"""Fetched versions per model that stay on the disk, as a service that follows an alias must not fill it."""
 ABOUT = "Models that `muxrec promote` registered; an alias says which one is served."
 STORE_REMEDY = "set MLFLOW_TRACKING_URI to the store that holds it"
 
 
-class Version(NamedTuple):
+class RegisteredVersion(NamedTuple):
     """A version of a registered model."""
 
     name: str
     number: str
     logged_model: str | None
-    """Identifier of the LoggedModel that it is; None for one that was registered from plain files."""
+    """Identifier of its LoggedModel; None for a version that was registered from plain files."""
     tags: Mapping[str, str]
 
 
 class ModelRegistry:
-    """The registered models of a store; its errors are `InputError`s that do not show the store's address."""
+    """The registered models of a store; raises `InputError`s, without passwords from the store's address."""
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self.client = client
@@ -52,19 +52,19 @@ class ModelRegistry:
         uri = uri or tracking_uri()
         return ModelRegistry(connect_existing(uri), uri)
 
-    def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> Version:
-        """A version by its number or alias; raises `InputError` where there is none."""
+    def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> RegisteredVersion:
+        """A version by its number or alias; raises `InputError` for an unknown one."""
         what = f"{name}@{alias}" if alias else f"{name}/{number}"
-        with _clear(f"expected the registered model models:/{what}"):
+        with _registry_errors(f"expected the registered model models:/{what}"):
             if alias:
                 found = self.client.get_model_version_by_alias(name, alias)
             else:
                 found = self.client.get_model_version(name, str(number))
         return _version(found)
 
-    def holder(self, name: str, alias: str) -> Version | None:
+    def holder(self, name: str, alias: str) -> RegisteredVersion | None:
         """The version that an alias points to; None where there is no such model or alias yet."""
-        with _clear(f"cannot look up {name}@{alias}"):
+        with _registry_errors(f"cannot look up {name}@{alias}"):
             try:
                 aliases = self.client.get_registered_model(name).aliases
             except MlflowException as error:
@@ -74,8 +74,8 @@ class ModelRegistry:
             return self.version(name, str(aliases[alias])) if alias in aliases else None
 
     def logged_model(self, run_id: str, bundle: Bundle) -> str | None:
-        """Identifier of a run's LoggedModel that is this model, whenever it was exported; None where there is none."""
-        with _clear(f"cannot list the models of run {run_id}"):
+        """Identifier of a run's LoggedModel with the same model_id as the bundle; None where there is none."""
+        with _registry_errors(f"cannot list the models of run {run_id}"):
             experiment = self.client.get_run(run_id).info.experiment_id
             for model in self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
                 with TemporaryDirectory() as temporary, suppress(InputError):
@@ -86,13 +86,13 @@ class ModelRegistry:
 
     def register(
         self, name: str, logged_model: str, run_id: str, tags: Mapping[str, str], about: str | None = None
-    ) -> Version:
-        """The version that a LoggedModel is, made where it is none yet; so a second call changes nothing.
+    ) -> RegisteredVersion:
+        """A LoggedModel's version, which is created where there is none; so a second call changes nothing.
 
         `about` is its description in MLflow's pages.
         """
-        with _clear(f"cannot register a version of {name}"):
-            with suppress(MlflowException):  # it may be there, and another process may make it now
+        with _registry_errors(f"cannot register a version of {name}"):
+            with suppress(MlflowException):  # it exists, or another process creates it now
                 self.client.create_registered_model(name, description=ABOUT)
             for found in self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
                 if (version := _version(found)).logged_model == logged_model:
@@ -103,34 +103,34 @@ class ModelRegistry:
             )
             return _version(made)
 
-    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+    def tag(self, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
-        with _clear(f"cannot write tags of {version.name}/{version.number}"):
+        with _registry_errors(f"cannot write tags of {version.name}/{version.number}"):
             for key, value in tags.items():
                 self.client.set_model_version_tag(version.name, version.number, key, value)
 
-    def set_alias(self, alias: str, version: Version) -> None:
+    def set_alias(self, alias: str, version: RegisteredVersion) -> None:
         """Move an alias to a version."""
-        with _clear(f"cannot set the alias {alias!r}"):
+        with _registry_errors(f"cannot set the alias {alias!r}"):
             self.client.set_registered_model_alias(version.name, alias, version.number)
 
     def fetch(
         self, name: str, number: str | None, *, alias: str | None = None, cache: Path, current: Path | None = None
     ) -> Path:
-        """A version's bundle as a directory of `cache` that is named by version and content.
+        """A version's bundle as a directory of `cache`, named by version and content.
 
-        One that is there is verified again unless it is `current`, and fetched again where it is damaged.
+        A cached one is verified again unless it is `current`, and fetched again if it is damaged.
         """
         version = self.version(name, number, alias=alias)
         what = f"models:/{version.name}/{version.number}"
         folder = cache / re.sub(r"[^\w.-]|^\.+", "_", version.name)
-        with _clear(f"cannot fetch {what}"):
+        with _registry_errors(f"cannot fetch {what}"):
             source = self.client.get_model_version_download_uri(version.name, version.number)
             with temporary_directory_beside(folder / version.number) as temporary:
                 inside = _bundle_inside(source, temporary, what)
                 target = folder / f"{version.number}-{sha256_of(temporary / inside / MANIFEST)[:16]}"
                 if current is not None and target == current.absolute() and target.is_dir():
-                    os.utime(target)  # who asks again still needs it: others that are fetched do not push it out
+                    os.utime(target)  # still in use: later fetches must not evict it
                     return target
                 if not _is_whole(target):
                     download_artifacts(artifact_uri=f"{source}/{inside}".rstrip("/"), dst_path=str(temporary / "all"))
@@ -146,9 +146,9 @@ class ModelRegistry:
 
 
 def _bundle_inside(source: str, temporary: Path, what: str) -> str:
-    """Folder of a version's artifacts that holds a bundle; its manifest is left below `temporary`, at that place."""
-    # A model from `log_model` has it below "artifacts", under the name that the directory had.
-    with _clear(f"cannot read {what}"):
+    """Folder of a version's artifacts that holds a bundle; its manifest is downloaded to that folder of `temporary`."""
+    # `log_model` puts it below "artifacts", under the bundle directory's name.
+    with _registry_errors(f"cannot read {what}"):
         below = [Path(one.path).name for one in list_artifacts(artifact_uri=f"{source}/artifacts") if one.is_dir]
     for inside in (*(f"artifacts/{name}" for name in below), "bundle", ""):
         place = temporary / inside
@@ -169,7 +169,7 @@ def _is_whole(target: Path) -> bool:
 
 
 def _forget_old(folder: Path) -> None:
-    """Delete the versions that were asked for longest ago."""
+    """Delete the versions whose last use is longest ago."""
     kept = sorted(
         (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: -path.stat().st_mtime
     )
@@ -177,15 +177,15 @@ def _forget_old(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _version(found: ModelVersion) -> Version:
+def _version(found: ModelVersion) -> RegisteredVersion:
     source = found.source or ""
     logged = found.model_id or (source.removeprefix("models:/") if source.startswith("models:/") else None)
-    return Version(found.name, str(found.version), logged, dict(found.tags or {}))
+    return RegisteredVersion(found.name, str(found.version), logged, dict(found.tags or {}))
 
 
 @contextmanager
-def _clear(expected: str) -> Iterator[None]:
-    """What MLflow raises, as one line that names the store without what may be a password."""
+def _registry_errors(expected: str) -> Iterator[None]:
+    """Turn MLflow's errors into an `InputError` that names the store without a password."""
     with store_errors(expected, "check the name, and MLFLOW_TRACKING_URI"):
         try:
             yield

@@ -35,7 +35,7 @@ def locked(out: Path) -> Iterator[int]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = take_lock(out / LOCK, patience=LOCK_TIMEOUT_SECONDS)
+        descriptor = take_lock(out / LOCK, timeout_seconds=LOCK_TIMEOUT_SECONDS)
     except OSError as error:
         raise cannot_write(out, error) from None
     if descriptor is None:

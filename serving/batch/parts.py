@@ -22,7 +22,7 @@ from features.io.readers import read_chunks, schema_of
 from serving.batch.drafts import Draft, rejected_path
 from serving.batch.inputs import Part
 from serving.batch.rejects import ScoredRows, score_rows
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage
 from serving.scorer import Scorer
 

@@ -4,8 +4,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 
-from features.errors import InputError
-from serving.server.limits import RefusedError
+from serving.server.limits import CLOSE, RefusedError
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", "/ping", "/health"})
 """Answered without a token: orchestrators, which restart servers, have none."""
@@ -21,8 +20,10 @@ def check_token(token: str | None, path: str, header: str | None) -> None:
         return
     scheme, _, given = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        error = InputError("expected `Authorization: Bearer TOKEN`", found="none that fits", remedy="send the token")
-        raise RefusedError(401, "unauthorised", error, headers={"WWW-Authenticate": "Bearer"})
+        expected, headers = "expected `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
+        raise RefusedError(
+            401, "unauthorised", expected, found="none that fits", remedy="send the token", headers=headers
+        )
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:
@@ -46,8 +47,8 @@ def check_framing(headers: Mapping[str, str], http_version: str) -> None:
     """
     if "transfer-encoding" in headers and ("content-length" in headers or http_version == "1.0"):
         found = "Transfer-Encoding too" if "content-length" in headers else "Transfer-Encoding in HTTP/1.0"
-        error = InputError("expected Content-Length or Transfer-Encoding", found=found, remedy="send one of them")
-        raise RefusedError(400, "invalid", error, headers={"Connection": "close"})
+        expected = "expected Content-Length or Transfer-Encoding"
+        raise RefusedError(400, "invalid", expected, found=found, remedy="send one of them", headers=CLOSE)
 
 
 def check_content(headers: Mapping[str, str], *media_types: str) -> None:
@@ -56,12 +57,11 @@ def check_content(headers: Mapping[str, str], *media_types: str) -> None:
     given, charset = given.strip().lower(), parameters.lower().replace(" ", "").replace('"', "")
     is_json = "application/json" in media_types and given.startswith("application/") and given.endswith("+json")
     if given not in media_types and not is_json:
-        found = repr(given[:80]) if given else "none"
-        error = InputError(f"expected Content-Type: {media_types[0]}", found=found, remedy="send that header")
-        raise RefusedError(415, "invalid", error)
+        expected, found = f"expected Content-Type: {media_types[0]}", repr(given[:80]) if given else "none"
+        raise RefusedError(415, "invalid", expected, found=found, remedy="send that header")
     if "charset=" in charset and "charset=utf-8" not in charset:
-        raise RefusedError(415, "invalid", InputError("expected UTF-8", found=repr(parameters.strip()[:80])))
+        raise RefusedError(415, "invalid", "expected UTF-8", found=repr(parameters.strip()[:80]))
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         found, remedy = repr(encoding[:80]), "do not compress it: send no Content-Encoding"
-        raise RefusedError(415, "invalid", InputError("expected a plain body", found=found, remedy=remedy))
+        raise RefusedError(415, "invalid", "expected a plain body", found=found, remedy=remedy)

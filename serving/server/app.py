@@ -25,9 +25,9 @@ from features.errors import InputError
 from serving.bundle.manifest import installed_version
 from serving.server.access import check_content, check_framing, check_token, is_loopback
 from serving.server.binary import HEADER
-from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Answer, Reply, RequestFormat
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Reply, RequestFormat
 from serving.server.hosting import ModelHost, ServedModel
-from serving.server.limits import Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
+from serving.server.limits import CLOSE, Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
 from serving.server.metrics import NO_MODEL, AnsweredRequest, ModelVersion, ScoredRequest, ServerMetrics
 from serving.server.openapi import document_of
@@ -194,17 +194,17 @@ class App:
         clock.end("wait")
         scorer = served.scorer
         try:
-            rows = format.read(body, scorer.registry, self._limits)
-            record.num_rows = rows.num_rows
+            request = format.read(body, scorer.registry, self._limits)
+            record.num_rows = request.num_rows
             clock.end("parse")
-            encoded = scorer.encode(*rows.arguments, allow_missing=True)
+            encoded = scorer.encode(*request.arguments, allow_missing=True)
             check_lists(encoded, self._limits)
             clock.end("features")
             probabilities = scorer.score_encoded(encoded)
             clock.end("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
-        reply = format.reply(Answer(served.name, served.version, rows.id or record.id, probabilities, rows.is_binary))
+        reply = format.reply(record.version, request._replace(id=request.id or record.id), probabilities)
         clock.end("reply")
 
         def count() -> None:
@@ -224,12 +224,9 @@ class App:
     def _late(self, is_read: bool) -> RefusedError:
         expected = f"expected an answer within {self._limits.timeout_seconds:g} s"
         if is_read:
-            error = InputError(expected, found="a busy server", remedy="try again, or send fewer rows")
-            return RefusedError(503, "timeout", error, retry_seconds=1)
-        error = InputError(
-            expected, found="a body that had not arrived", remedy="send it faster, or send a smaller one"
-        )
-        return RefusedError(408, "timeout", error, headers={"Connection": "close"})
+            return RefusedError(503, "timeout", expected, found="a busy server", remedy="try again, or send fewer rows")
+        found, remedy = "a body that had not arrived", "send it faster, or send a smaller one"
+        return RefusedError(408, "timeout", expected, found=found, remedy=remedy, headers=CLOSE)
 
     # --- about the model and the server -------------------------------------------------------------------------------
 
@@ -249,8 +246,8 @@ class App:
         """Whether the server takes new requests."""
         if not self.is_ready:
             self._host.find()  # raises while the first model is loading
-            error = InputError("expected a running server", found="one that is stopping", remedy="use another one")
-            raise RefusedError(503, "not_ready", error, retry_seconds=1)
+            expected, found = "expected a running server", "one that is stopping"
+            raise RefusedError(503, "not_ready", expected, found=found, remedy="use another one")
         return _json({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
@@ -278,17 +275,16 @@ class App:
         """Look for a new version now, at the server's own path, which no request can change."""
         self._host.check_name(request.path_params["name"])
         if self._token is None and not is_loopback(request.scope.get("client")):
-            error = InputError("expected this request from the machine itself", remedy="start the server with a token")
-            raise RefusedError(403, "unauthorised", error)
+            expected = "expected this request from the machine itself"
+            raise RefusedError(403, "unauthorised", expected, remedy="start the server with a token")
         if self._is_loading:
-            error = InputError("expected one load at a time", found="another", remedy="try again")
-            raise RefusedError(503, "overloaded", error, retry_seconds=1)
+            raise RefusedError(503, "overloaded", "expected one load at a time", found="another", remedy="try again")
         self._is_loading = True
         try:
             outcome = await asyncio.to_thread(self._host.refresh)
         except InputError as error:
             _log.error("model_refused", extra={"model": self._host.name, "error": str(error)})
-            raise RefusedError(409, "invalid", error) from None
+            raise RefusedError(409, "invalid", str(error)) from None
         finally:
             self._is_loading = False
         return _json({"name": self._host.name, "version": self._host.find().version, "outcome": outcome})
@@ -359,12 +355,12 @@ def _refusal_of(error: Exception, record: _Record) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, InputError):
-        return RefusedError(400, "invalid", error)
+        return RefusedError(400, "invalid", str(error))
     if isinstance(error, HTTPException):  # from the router: unknown path, or method
         expected = "a path of this server" if error.status_code == 404 else "another method"
         reason: Reason = "not_found" if error.status_code == 404 else "invalid"
-        one = InputError(f"expected {expected}", remedy="see /docs, and /v2 for the protocol's extensions")
-        return RefusedError(error.status_code, reason, one, headers=dict(error.headers or {}))
+        remedy = "see /docs, and /v2 for the protocol's extensions"
+        return RefusedError(error.status_code, reason, f"expected {expected}", remedy=remedy, headers=error.headers)
     _log.error("internal_error", exc_info=error, extra={"request_id": record.id})
     remedy = f"look for request {record.id} in the server's log"
-    return RefusedError(500, "internal", InputError("an error of the server", remedy=remedy))
+    return RefusedError(500, "internal", "an error of the server", remedy=remedy)

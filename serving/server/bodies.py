@@ -33,7 +33,8 @@ from typing_extensions import TypeAliasType
 from features.errors import InputError
 from features.io.readers import columns_of, read_chunks
 from features.registry import FeatureRegistry
-from serving.server.limits import Limits, too_many_columns, too_many_rows
+from serving.server.limits import Limits
+from serving.server.metrics import ModelVersion
 
 Probabilities = npt.NDArray[np.float64]
 OUTPUT = "probability"
@@ -48,22 +49,9 @@ class ParsedRequest(NamedTuple):
     num_rows: int
     """B."""
     id: str | None = None
-    """The request's own id, where its protocol has one."""
+    """The client's name for the request, where the protocol has one."""
     is_binary: bool = False
     """Whether to answer with raw bytes, where its protocol allows it."""
-
-
-class Answer(NamedTuple):
-    """Scores, and the other contents of a reply."""
-
-    model: str
-    version: str
-    id: str
-    """The request's own, or the server's."""
-    probabilities: Probabilities
-    """[B]."""
-    is_binary: bool = False
-    """As in `ParsedRequest`."""
 
 
 class Reply(NamedTuple):
@@ -78,23 +66,13 @@ class RequestFormat(NamedTuple):
     """A format of request bodies: how to read one, and how to answer it."""
 
     read: Callable[[bytes, FeatureRegistry, Limits], ParsedRequest]
-    reply: Callable[[Answer], Reply]
+    reply: Callable[[ModelVersion, ParsedRequest, Probabilities], Reply]
 
 
-def check_num_rows(found: int, limits: Limits) -> None:
-    """Raise `RefusedError` for too many rows."""
-    if found > limits.max_rows:
-        raise too_many_rows(found, limits)
-
-
-def _check_num_rows(found: int, info: ValidationInfo) -> None:
+def _check_num_rows(value: Any, info: ValidationInfo) -> Any:
     assert isinstance(info.context, Limits)
-    check_num_rows(found, info.context)
-
-
-def _bounded(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, list):
-        _check_num_rows(len(value), info)
+        info.context.check_num_rows(len(value))
     return value
 
 
@@ -107,13 +85,13 @@ def _equal_lengths(columns: dict[str, Any], info: ValidationInfo) -> dict[str, l
     if len(lengths) > 1:
         found = f"{lengths[0]} and {lengths[-1]}"
         raise InputError("inputs: expected columns of equal length", found=found, remedy="send one value per row")
-    _check_num_rows(lengths[0] if lengths else 0, info)
+    _check_num_rows(next(iter(columns.values()), []), info)
     return columns
 
 
 # Aliases, since `openapi.py` describes these four by the features and limits of the served model.
 Row = TypeAliasType("Row", InstanceOf[dict[str, Any]])
-Rows = TypeAliasType("Rows", Annotated[list[Row], FailFast(), BeforeValidator(_bounded)])
+Rows = TypeAliasType("Rows", Annotated[list[Row], FailFast(), BeforeValidator(_check_num_rows)])
 Columns = TypeAliasType("Columns", Annotated[InstanceOf[dict[str, Any]], AfterValidator(_equal_lengths)])
 FeatureName = TypeAliasType("FeatureName", StrictStr)
 
@@ -137,7 +115,7 @@ class SplitFrame(BaseModel):
     """`{"columns": [...], "data": [[...], ...]}`; an `index` is ignored."""
 
     columns: Annotated[list[FeatureName], FailFast(), Field(json_schema_extra={"uniqueItems": True, "minItems": 1})]
-    data: Annotated[list[InstanceOf[list[Any]]], FailFast(), BeforeValidator(_bounded)]
+    data: Annotated[list[InstanceOf[list[Any]]], FailFast(), BeforeValidator(_check_num_rows)]
 
 
 _RowsOrColumns = Annotated[
@@ -186,10 +164,9 @@ def read_score(body: bytes, registry: FeatureRegistry, limits: Limits) -> Parsed
     return ParsedRequest((request.context, request.candidates), len(request.candidates))
 
 
-def reply_score(answer: Answer) -> Reply:
+def reply_score(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Reply:
     """`{"model": ..., "version": ..., "scores": [...]}`."""
-    scores = answer.probabilities.tolist()
-    return Reply(to_json({"model": answer.model, "version": answer.version, "scores": scores}))
+    return Reply(to_json(version._asdict() | {"scores": probabilities.tolist()}))
 
 
 def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> ParsedRequest:
@@ -205,9 +182,9 @@ def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> 
     return ParsedRequest((rows,), len(rows))
 
 
-def reply_invocations(answer: Answer) -> Reply:
+def reply_invocations(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Reply:
     """`{"predictions": [{"probability": ...}, ...]}`."""
-    return Reply(to_json({"predictions": [{OUTPUT: probability} for probability in answer.probabilities.tolist()]}))
+    return Reply(to_json({"predictions": [{OUTPUT: probability} for probability in probabilities.tolist()]}))
 
 
 def rows_of_columns(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistry) -> list[dict[str, Any]]:
@@ -314,9 +291,8 @@ def _features_among(columns: Mapping[str, Any], registry: FeatureRegistry) -> li
 
 def read_csv(body: bytes, registry: FeatureRegistry, limits: Limits) -> ParsedRequest:
     """A csv with a header, read as files are: a field's text is kept to the letter, and an empty field is missing."""
-    num_columns = _num_columns(body, registry.csv.separator if registry.csv else ",")
-    if num_columns > limits.max_columns:  # before a reader allocates something for each
-        raise too_many_columns(num_columns, limits)
+    separator = registry.csv.separator if registry.csv else ","
+    limits.check_num_columns(_num_columns(body, separator))  # before a reader allocates something for each
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "request.csv"
         path.write_bytes(body)
@@ -331,7 +307,7 @@ def read_csv(body: bytes, registry: FeatureRegistry, limits: Limits) -> ParsedRe
     if not chunks:  # a header alone
         return ParsedRequest(([],), 0)
     frame = pl.concat(chunks)
-    check_num_rows(len(frame), limits)
+    limits.check_num_rows(len(frame))
     return ParsedRequest((frame,), len(frame))
 
 

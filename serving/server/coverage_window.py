@@ -6,7 +6,7 @@ A client that starts to write `True` for `true` still gets scores, and they are 
 import threading
 from collections.abc import Mapping
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.coverage import Coverage, add_coverage, coverage_warnings
 
 WINDOW = 100

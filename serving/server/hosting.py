@@ -82,22 +82,21 @@ class ModelHost:
         served = self._served  # read once: another thread may replace it
         self.check_name(name)
         if not served:
-            error = InputError("expected a loaded model", found="one that is loading", remedy="try again")
-            raise RefusedError(503, "not_ready", error, retry_seconds=1)
+            expected, found = "expected a loaded model", "one that is loading"
+            raise RefusedError(503, "not_ready", expected, found=found, remedy="try again")
         if version is None:
             return served[0]
         for model in served:
             if model.version == version:
                 return model
-        known = ", ".join(model.version for model in served)
-        error = InputError(f"expected a version of {known}", found=repr(version[:80]), remedy="leave the version out")
-        raise RefusedError(404, "not_found", error)
+        expected = f"expected a version of {', '.join(model.version for model in served)}"
+        raise RefusedError(404, "not_found", expected, found=repr(version[:80]), remedy="leave the version out")
 
     def check_name(self, name: str | None) -> None:
         """Raise `RefusedError` for the name of another model; None means this one."""
         if name is not None and name != self.name:
-            error = InputError(f"expected model {self.name!r}", found=repr(name[:80]), remedy="correct the path")
-            raise RefusedError(404, "not_found", error)
+            expected = f"expected model {self.name!r}"
+            raise RefusedError(404, "not_found", expected, found=repr(name[:80]), remedy="correct the path")
 
     def refresh(self) -> LoadOutcome:
         """Load the bundle that `resolve` finds if it is new; raises `InputError` if it is refused, now or before.

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 READ_ANYWAY_FACTOR = 8
 """A body of up to this many times the largest size is read to its end before it is refused."""
+
+CLOSE = {"Connection": "close"}
+_SEVERAL_REQUESTS = "send several requests, or use `muxrec score` for files"
 
 
 def num_cores() -> int:
@@ -56,18 +59,30 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_rows > CHUNK_ROWS:
-            remedy = "send several requests, or use `muxrec score` for files"
-            raise InputError(f"expected max_rows of at most {CHUNK_ROWS}", found=str(self.max_rows), remedy=remedy)
+            expected = f"expected max_rows of at most {CHUNK_ROWS}"
+            raise InputError(expected, found=str(self.max_rows), remedy=_SEVERAL_REQUESTS)
         for field in fields(self):
             if not getattr(self, field.name) > 0:
                 found = str(getattr(self, field.name))
                 raise InputError(f"expected a positive {field.name}", found=found, remedy="choose another number")
 
+    def check_num_rows(self, found: int) -> None:
+        """Raise `RefusedError` for too many rows."""
+        if found > self.max_rows:
+            expected = f"expected at most {self.max_rows} rows per request"
+            raise RefusedError(413, "too_large", expected, found=str(found), remedy=_SEVERAL_REQUESTS)
+
+    def check_num_columns(self, found: int) -> None:
+        """Raise `RefusedError` for a csv of too many columns."""
+        if found > self.max_columns:
+            expected, remedy = f"expected at most {self.max_columns} columns", "leave out columns that are not features"
+            raise RefusedError(413, "too_large", expected, found=str(found), remedy=remedy)
+
 
 class RefusedError(Exception):
-    """A request that is answered with an error; `error` has what was expected, what was found, and the remedy.
+    """A request that is answered with an error: what was expected, what was found, and the remedy.
 
-    >>> RefusedError(503, "overloaded", InputError("expected fewer requests"), retry_seconds=1).headers
+    >>> RefusedError(503, "overloaded", "expected fewer requests").headers
     {'Retry-After': '1'}
     """
 
@@ -75,33 +90,16 @@ class RefusedError(Exception):
         self,
         status: int,
         reason: Reason,
-        error: InputError,
+        expected: str,
         *,
-        retry_seconds: int | None = None,
-        headers: dict[str, str] | None = None,
+        found: str | None = None,
+        remedy: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(" ".join(str(error).split()))
+        super().__init__(" ".join(str(InputError(expected, found=found, remedy=remedy)).split()))
         self.status = status
         self.reason: Reason = reason
-        self.error = error
-        self.headers = dict(headers or {}) | ({"Retry-After": str(retry_seconds)} if retry_seconds else {})
-
-
-def too_many_rows(found: int, limits: Limits) -> RefusedError:
-    """The error for too many rows."""
-    remedy = "send several requests, or use `muxrec score` for files"
-    error = InputError(f"expected at most {limits.max_rows} rows per request", found=str(found), remedy=remedy)
-    return RefusedError(413, "too_large", error)
-
-
-def too_many_columns(found: int, limits: Limits) -> RefusedError:
-    """The error for a csv of too many columns."""
-    error = InputError(
-        f"expected at most {limits.max_columns} columns",
-        found=str(found),
-        remedy="leave out columns that are not features",
-    )
-    return RefusedError(413, "too_large", error)
+        self.headers = dict(headers or {}) | ({"Retry-After": "1"} if status == 503 else {})
 
 
 class Bodies:
@@ -121,8 +119,8 @@ class Bodies:
         def hold(num_bytes: int) -> None:
             nonlocal held
             if num_bytes > self._left:
-                error = InputError("expected fewer bytes of requests at a time", remedy="try again, or add a server")
-                raise RefusedError(503, "overloaded", error, retry_seconds=1, headers={"Connection": "close"})
+                expected, remedy = "expected fewer bytes of requests at a time", "try again, or add a server"
+                raise RefusedError(503, "overloaded", expected, remedy=remedy, headers=CLOSE)
             self._left -= num_bytes
             held += num_bytes
 
@@ -162,8 +160,8 @@ async def read_body(
 
 def _too_large(found: str, limits: Limits, *, is_read: bool) -> RefusedError:
     remedy = "send fewer rows per request, or raise --max-body"
-    error = InputError(f"expected a body of at most {limits.max_body_bytes} bytes", found=found, remedy=remedy)
-    return RefusedError(413, "too_large", error, headers={} if is_read else {"Connection": "close"})
+    expected = f"expected a body of at most {limits.max_body_bytes} bytes"
+    return RefusedError(413, "too_large", expected, found=found, remedy=remedy, headers={} if is_read else CLOSE)
 
 
 def check_lists(encoded: Encoded, limits: Limits) -> None:
@@ -193,8 +191,7 @@ class Workers:
         """A slot for one request; raises `RefusedError` if all are taken."""
         if not self._slots.acquire(blocking=False):
             expected = f"expected at most {self._limits.max_concurrent} requests at a time"
-            error = InputError(expected, found="one more", remedy="try again, or add a server")
-            raise RefusedError(503, "overloaded", error, retry_seconds=1)
+            raise RefusedError(503, "overloaded", expected, found="one more", remedy="try again, or add a server")
         return RequestSlot(self._slots, self._pool)
 
     def close(self) -> None:

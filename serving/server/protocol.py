@@ -21,17 +21,17 @@ from features.spec import AnyFeature, CategoricalList, Numeric
 from serving.server.binary import HEADER, RawTensors, check_integers, split_body, values_of
 from serving.server.bodies import (
     OUTPUT,
-    Answer,
     ParsedRequest,
+    Probabilities,
     Reply,
     RequestFormat,
-    check_num_rows,
     kind_of,
     read_json_object,
     rows_of_columns,
     validated,
 )
 from serving.server.limits import Limits
+from serving.server.metrics import ModelVersion
 
 # Lists of unequal lengths as two tensors, all values and the offset of each row's first: a convention of Merlin.
 VALUES, OFFSETS = "__values", "__offsets"
@@ -128,19 +128,21 @@ def read_tensors(body: bytes, registry: FeatureRegistry, limits: Limits, length:
         found = ", ".join(f"{length} in {name!r}" for name, length in list(lengths.items())[:4])
         raise InputError("inputs: expected the same number of rows", found=found, remedy="send one value per row")
     num_rows = next(iter(lengths.values()))
-    check_num_rows(num_rows, limits)
+    limits.check_num_rows(num_rows)
     return ParsedRequest((rows_of_columns(columns, registry),), num_rows, request.id, is_binary)
 
 
-def reply_tensors(answer: Answer) -> Reply:
+def reply_tensors(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Reply:
     """An inference response with the one output `probability`, FP64 [B]: as JSON, or raw bytes after the JSON."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP64", "shape": [len(answer.probabilities)]}
-    raw = answer.probabilities.astype("<f8").tobytes() if answer.is_binary else b""
-    output |= (
-        {"parameters": {"binary_data_size": len(raw)}} if answer.is_binary else {"data": answer.probabilities.tolist()}
-    )
-    head = to_json({"model_name": answer.model, "model_version": answer.version, "id": answer.id, "outputs": [output]})
-    return Reply(head + raw, "application/octet-stream", {HEADER: str(len(head))}) if answer.is_binary else Reply(head)
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP64", "shape": [len(probabilities)]}
+    head = {"model_name": version.model, "model_version": version.version, "id": request.id, "outputs": [output]}
+    if not request.is_binary:
+        output["data"] = probabilities.tolist()
+        return Reply(to_json(head))
+    raw = probabilities.astype("<f8").tobytes()
+    output["parameters"] = {"binary_data_size": len(raw)}
+    text = to_json(head)
+    return Reply(text + raw, "application/octet-stream", {HEADER: str(len(text))})
 
 
 def tensors_of(length: str | None) -> RequestFormat:
@@ -268,7 +270,7 @@ def _exact(tensor: Tensor, feature: AnyFeature) -> Tensor:
 
 def _column(tensor: Tensor, feature: AnyFeature, limits: Limits) -> list[Any]:
     data, shape = list(tensor.data), tensor.shape
-    check_num_rows(shape[0], limits)  # before anything is made of it: a shape [2^31, 0] needs no data
+    limits.check_num_rows(shape[0])  # before allocating anything: a shape [2^31, 0] needs no data
     has_separator = isinstance(feature, CategoricalList) and feature.separator is not None
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1 and (not feature.is_list or has_separator)):
         return data  # of a list feature without a separator, texts: column_of says what is wrong with them

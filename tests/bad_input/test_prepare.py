@@ -1,4 +1,4 @@
-"""Every mistake on the way to a dataset: one line with what was expected, what was found, and what to do."""
+"""Mistakes in preparing a dataset: one line with what was expected, what was found, and the remedy."""
 
 import errno
 from collections.abc import Callable
@@ -32,7 +32,7 @@ NUM_ROWS = 5 * 40  # enough for both labels in every held-out split
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Callable[..., Path]:
-    """Write rows, some columns replaced, dropped (None) or added, forty times over."""
+    """Write the rows forty times, with some columns replaced, dropped (None) or added."""
 
     def write(kind: str = "parquet", **columns: Any) -> Path:
         frame = pl.DataFrame(
@@ -54,7 +54,7 @@ def run(path: Path | str, registry: FeatureRegistry | None = None, **options: An
 
 
 def refusal(path: Path | str, registry: FeatureRegistry | None = None, **options: Any) -> str:
-    """The one line; whatever was refused has left nothing behind."""
+    """The message, which is one line; checks that the refused command left nothing behind."""
     out = Path(path).parent / "out"
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(InputError) as caught:
@@ -151,7 +151,7 @@ def test_text_without_a_separator_is_no_list(raw: Callable[..., Path]):
 
 def test_text_in_a_csv_number_is_named_with_its_row(raw: Callable[..., Path]):
     path = raw("csv", price=["1", "", " 2 ", "1,5", "3"])
-    found = "expected a number; found '1,5' in row 4; set `decimal: \",\"` where a comma is the decimal point"
+    found = "expected a number; found '1,5' in row 4; set `decimal: \",\"` if a comma is the decimal mark"
     assert refusal(path).startswith(f"{path}: column 'price': {found}")
 
 
@@ -275,7 +275,7 @@ def test_a_ragged_csv_file(raw: Callable[..., Path], line: str, fields: int):
     path.write_text("\n".join([*lines[:40], line, *lines[40:]]) + "\n")
     found = f"{path}: expected 4 fields per row; found {fields} in line 41; correct or remove that line"
     assert refusal(path) == found
-    # The same where the registry reads a part of the columns.
+    # The same if the registry reads only some columns.
     assert refusal(path, FeatureRegistry.of(features={"user": "categorical"})) == found
 
 
@@ -354,7 +354,7 @@ def test_a_full_disk(raw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     path = raw()
 
     def write(self: pl.DataFrame, *_: object, **__: object) -> None:
-        # What polars says, word for word.
+        # The message of polars.
         reason = f"No space left on device (os error {errno.ENOSPC})"
         raise pl.exceptions.ComputeError(f"parquet: File out of specification: underlying IO error: {reason}")
 

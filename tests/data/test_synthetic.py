@@ -1,4 +1,4 @@
-"""Planted data: what is said of the true probabilities holds."""
+"""Planted data: the documented properties of the true probabilities hold."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows of tokens in numpy, for each kind of table, beside plain loops."""
+"""Rows of tokens in numpy, for each kind of table, compared with plain loops."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_no_tokens(kind: str):
 
 
 def test_collisionless_rows_by_hand():
-    """Ranges stand in output order: user 4 rows, tags 2, item 3, words 2; fs1's item and words; fs2's tags."""
+    """Ranges are in output order: user 4 rows, tags 2, item 3, words 2; fs1's item and words; fs2's tags."""
     values = {"user": {9, 2**63 + 1}, "tags": set(), "item": {5}, "words": set()}
     layout, vocabulary = layout_and_vocabulary("collisionless", values)
     assert layout.num_rows == 4 + 2 + 3 + 2 + 3 + 2 + 2
@@ -63,10 +63,12 @@ def test_collisionless_rows_by_hand():
 @given(values_of_train)
 @settings(deadline=None, max_examples=30)
 def test_collisionless_rows_are_a_bijection(values: dict[str, Any]):
-    """C7: every value seen, and missing and unseen, has a row of its own in each view; no row is left over."""
+    """C7: each seen value, the missing and the unseen have one row in each view; no row is unused."""
     layout, vocabulary = layout_and_vocabulary("collisionless", values)
-    everybody = {name: np.array([*seen, MISSING_TOKEN, _other(seen)], dtype=np.uint64) for name, seen in values.items()}
-    rows = [rows_of(layout, vocabulary, name, tokens).ravel() for name, tokens in everybody.items()]
+    every_token = {
+        name: np.array([*seen, MISSING_TOKEN, _other(seen)], dtype=np.uint64) for name, seen in values.items()
+    }
+    rows = [rows_of(layout, vocabulary, name, tokens).ravel() for name, tokens in every_token.items()]
     assert np.sort(np.concatenate(rows)).tolist() == list(range(layout.num_rows))
 
 

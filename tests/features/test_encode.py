@@ -1,4 +1,4 @@
-"""Encoding: a batch is its rows, columns may be missing, and every feature type keeps the same promises."""
+"""Encoding: a batch equals its rows, columns may be missing, and all feature types have the same properties."""
 
 import numpy as np
 import polars as pl
@@ -84,7 +84,7 @@ def test_a_batch_is_its_rows():
 
 
 def test_rows_as_python_makes_them_are_the_same_rows():
-    """A row of a request has no schema: a null column alone is of type Null, an integer may stand for a float."""
+    """A row of a request has no schema: a null column has type Null, and an integer may replace a float."""
     batches = [encode(pl.DataFrame([row]), REGISTRY) for row in RAW.to_dicts()]
     assert same(encode(RAW, REGISTRY), joined(batches))
 
@@ -177,7 +177,7 @@ def values(feature):
 
 @pytest.mark.parametrize("feature", CASES, indirect=True)
 class TestContract:
-    """What training, batch scoring and serving rely on, whatever the feature type."""
+    """Properties of every feature type that training, batch scoring and serving rely on."""
 
     def registry(self, feature) -> FeatureRegistry:
         return FeatureRegistry(features=(feature,))

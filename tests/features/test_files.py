@@ -1,4 +1,4 @@
-"""What the system refuses is said as it is: reading or writing, and why."""
+"""Errors of the file system: the message says what failed, reading or writing, and why."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from recsys.cli.app import run_command
 from recsys.config import read_experiment
 from recsys.embedding import kernels
 from recsys.tracking.model_uri import resolve_bundle
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.manifest import read_json
 
 NOBODY = 65534
@@ -27,7 +27,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder of an ordinary user's, whom the tests then run as: root may read anything."""
+    """A folder of an ordinary user, who runs the test: root may read anything."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         is_root = os.geteuid() == 0
         if is_root:
@@ -41,7 +41,7 @@ def folder() -> Iterator[Path]:
 
 
 def unreadable(path: Path) -> Path:
-    """A file that was there before its permissions went."""
+    """A file that existed before its permissions were removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
     path.chmod(0)
@@ -155,7 +155,7 @@ def test_a_directory_is_replaced_or_comes_back(tmp_path):
 
 
 def gone() -> Path:
-    """What `Path.home` does for a user that the system does not know."""
+    """`Path.home` of a user that the system does not know."""
     raise RuntimeError("Could not determine home directory.")
 
 
@@ -168,7 +168,7 @@ def test_a_cache_that_cannot_be_written_names_the_remedy(folder, monkeypatch):
 
 
 def test_loops_are_compiled_where_nothing_can_be_kept(tmp_path, monkeypatch):
-    """numba raises where neither its own folders nor the user's cache can be written to."""
+    """numba raises if neither its own folders nor the user's cache are writable."""
 
     def njit(*, cache: bool) -> Callable[[Any], Any]:
         assert cache
@@ -179,9 +179,9 @@ def test_loops_are_compiled_where_nothing_can_be_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setattr(kernels.numba, "njit", njit)
     monkeypatch.setenv("MUXREC_CACHE", str(tmp_path / "cache"))
-    assert kernels._can_keep()
+    assert kernels._can_cache()
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     (tmp_path / "file").touch()
     monkeypatch.setenv("MUXREC_CACHE", str(tmp_path / "file"))
-    assert not kernels._can_keep()
+    assert not kernels._can_cache()

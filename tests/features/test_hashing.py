@@ -44,7 +44,7 @@ GOLDEN_TOKENS = [
     ("日本語", 0x11FEC42C806050B7),
     ("\U0001d4b3", 0x8B95E207118AD427),
     ("line\nbreak", 0xA8F312EB3848A2FC),
-    # xxh3 takes another path for each of these lengths in bytes.
+    # xxh3 has another code path for each of these lengths in bytes.
     ("a" * 17, 0x39127B6816C5F92A),
     ("ab" * 65, 0x867C09ECEF8429FD),
     ("abc" * 81, 0xB52B919F3C37493A),
@@ -162,7 +162,7 @@ def test_salt_depends_on_each_part_and_on_nothing_else():
     others = [(4, "user", "main", 1), (3, "item", "main", 1), (3, "user", "fs1", 1), (3, "user", "main", 2)]
     assert len({salt(*slot) for slot in [base, *others]}) == 5
     assert salt(*base) == salt(*base)
-    # The separators keep parts from running into each other.
+    # The separators keep the parts apart.
     assert salt(1, "1user", "main", 0) != salt(11, "user", "main", 0)
     assert salt(0, "user", "main", 11) != salt(0, "user", "main1", 1)
 
@@ -175,7 +175,7 @@ def chi_square(counts: np.ndarray) -> float:
 
 
 def natural_tokens(kind: str) -> np.ndarray:
-    """Values as they come: consecutive numbers, and texts that differ in a character or two."""
+    """Typical values: consecutive numbers, and texts that differ in one or two characters."""
     texts = [str(n) for n in range(120_000)] if kind == "numbers" else [f"user_{n:08x}@shop" for n in range(120_000)]
     return np.array(tokens_of([*texts]), dtype=np.uint64)
 
@@ -209,7 +209,7 @@ def test_two_probes_share_a_row_as_often_as_chance_says():
 
 
 def test_tokens_know_no_feature_and_no_table():
-    """What prepare writes must not depend on where it will be looked up."""
+    """The output of prepare does not depend on the table."""
     registry = FeatureRegistry.of(features={"a": "categorical", "b": "categorical"}, seed=5)
     frame = pl.DataFrame({"a": ["x"], "b": ["x"]})
     tokens = frame.select([feature.encode(pl.String()) for feature in registry.token_features])
@@ -225,7 +225,7 @@ def table_rows(header: str) -> list[list[str]]:
 
 
 def test_the_vectors_of_the_document():
-    """docs/formats.md is what somebody would write a second implementation from."""
+    """docs/formats.md is the specification for a second implementation."""
     tokens = table_rows("text | token")
     assert len(tokens) == 8
     for text, token in tokens:

@@ -144,7 +144,7 @@ def test_a_unified_layout_is_written_as_before_there_were_kinds():
 
 
 def test_hashed_ranges_are_shares_of_the_table_in_output_order():
-    """103 rows over (user 60, genres 9, age 31), (genres 9), (user 60, age 31): 200 values, so 0.515 rows a value."""
+    """103 rows over (user 60, genres 9, age 31), (genres 9), (user 60, age 31): 200 values, so 0.515 rows per value."""
     layout = layout_of(FEATURES, VIEWS, probes=3, kind="hashed", num_rows=103, num_values=COUNTS)
     assert layout.ranges == {
         ("main", "user"): (0, 31),  # 30.9

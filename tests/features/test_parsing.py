@@ -1,4 +1,4 @@
-"""Texts to numbers: what is read, what is refused, and the same for a column and for a request's values."""
+"""Texts to numbers: accepted and refused texts, alike for a column and for a request's values."""
 
 import math
 
@@ -102,10 +102,10 @@ def test_thousands_and_decimals_in_both_conventions(value):
 
 
 def test_a_comma_of_thousands_has_to_be_said():
-    """1,234 is 1234 to some and 1.234 to others: off by a thousand in silence, where nobody said which."""
+    """1,234 may mean 1234 or 1.234: a silent guess could be off by a factor of a thousand."""
     assert parse_numbers(pl.Series(["950", "1,234"]), ".").to_list() == [950, 1234]
     assert parse_numbers(pl.Series(["950", "1,234"]), ",").to_list() == [950, 1.234]
-    with pytest.raises(InputError, match=r"found '1,234'; set `decimal: \",\"` where a comma is the decimal point"):
+    with pytest.raises(InputError, match=r"found '1,234'; set `decimal: \",\"` if a comma is the decimal mark"):
         parse_numbers(pl.Series(["950", "1,234"]))
 
 

@@ -1,4 +1,4 @@
-"""The registry: what a file may say, what it refuses and how, and that features do not disturb each other."""
+"""The registry: valid files, refused files with their messages, and the independence of features."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_yaml_and_python_agree(registry: FeatureRegistry):
 
 
 def test_fingerprint_is_the_golden_one(registry: FeatureRegistry):
-    """Datasets and bundles carry it: it must not move with a version of pydantic, of Python or of this code."""
+    """Datasets and bundles store it: it must not change with the version of pydantic, Python or this code."""
     assert registry.fingerprint() == "e6dba5b92859a0bbe7673aaec5629d64"
 
 
@@ -256,7 +256,7 @@ NAMES = st.lists(st.text("abcdefgh", min_size=1, max_size=3), min_size=1, max_si
 @settings(deadline=None, max_examples=60)
 @given(NAMES, st.randoms(use_true_random=False), st.integers(1, 12), st.integers(-5, 5))
 def test_other_features_never_move_a_feature_rows(names: list[str], random, probes: int, seed: int):
-    """Adding, removing and reordering features leaves every feature's rows as they were."""
+    """Adding, removing and reordering features does not change the rows of the others."""
     tokens = np.array([3, 2**63 + 11], dtype=np.uint64)
 
     def rows(some: list[str]) -> dict[str, list[list[int]]]:

@@ -1,4 +1,4 @@
-"""A value is the same token whatever type, format or path it comes by: each way to write it against the others."""
+"""A value has the same token in every type, file format and path: each way to write it is compared with the others."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from features.io.readers import read_chunks
 from features.registry import FeatureRegistry
 
 TRANSFORMS = ["standardize", "log1p", "none", "bucketize", "log_square"]
-# What float32 tells apart: six digits. .1, .7 and 2.00000001 are those that float32 and float64 round differently.
+# Six digits, which float32 distinguishes. .1, .7 and 2.00000001 are those that float32 and float64 round differently.
 VALUES = st.one_of(
     st.sampled_from([0.1, 0.2, 0.3, 0.7, 0.9, 1.1, 2.0, 2.1, 1e-3, 123.456]),
     st.integers(-999, 999).map(lambda n: n / 100),

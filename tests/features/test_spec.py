@@ -1,4 +1,4 @@
-"""Feature types: what each accepts, what it refuses, and what the encoded column holds."""
+"""Feature types: the columns that each accepts and refuses, and the encoded columns."""
 
 import math
 from datetime import date

@@ -1,4 +1,4 @@
-"""Python values and columns mean the same: every feature type, bit for bit, and the same complaints."""
+"""Python values and columns are encoded alike for every feature type, bit for bit, with the same errors."""
 
 import math
 from decimal import Decimal

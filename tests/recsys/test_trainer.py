@@ -20,6 +20,7 @@ from recsys.checkpoint import load_state
 from recsys.dataset import Split
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.predict import predict
+from recsys.evaluation.predictions import Predictions
 from recsys.models import MODELS
 from recsys.schedule import ConstantSchedule
 from recsys.trainer import TrainerConfig
@@ -223,7 +224,7 @@ def test_validation_scores_are_those_of_the_evaluated_model(planted: Path, tmp_p
     training = training_of(planted, tmp_path)
     state = training.fit()
     best = state.history[state.best_epoch - 1]
-    found = evaluate(*predict(training.ranker, training.valid.batches(7)))
+    found = evaluate(predict(training.ranker, training.valid.batches(7)))
     # In batches of another size rounding differs, and may turn round a pair of rows: an AUC is that coarse.
     assert found == pytest.approx({name: best[f"valid_{name}"] for name in found}, abs=1e-4)
 
@@ -245,13 +246,13 @@ def test_every_row_is_up_to_date_when_it_is_evaluated(planted: Path, tmp_path: P
     training = training_of(planted, tmp_path, embedding={"num_rows": 500, "l2": 0.1}, epochs=2)
     table, num_epochs = training.ranker.embedding.table, 0
 
-    def checked(*predictions: Any) -> dict[str, float]:
+    def checked(predictions: Predictions) -> dict[str, float]:
         nonlocal num_epochs
         num_epochs += 1
         found = table.clone()
         training.table_optimizer.flush()
         assert torch.equal(table, found)
-        return evaluate(*predictions)
+        return evaluate(predictions)
 
     monkeypatch.setattr(trainer_module, "evaluate", checked)
     training.fit()
@@ -296,7 +297,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any]):
 def final_auc(data: Path, directory: Path, **settings: Any) -> float:
     training = training_of(data, directory, epochs=5, batch_size=512, **settings)
     training.fit()
-    return evaluate(*predict(training.ranker, Split(data, "test").batches(4096)))["auc"]
+    return evaluate(predict(training.ranker, Split(data, "test").batches(4096)))["auc"]
 
 
 @pytest.fixture(scope="module")

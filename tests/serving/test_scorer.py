@@ -336,7 +336,7 @@ SCORE = """
 import sys
 {prelude}
 from serving.batch.job import score_files
-from serving.scorer import Scorer
+from serving import Scorer
 scores = Scorer({bundle!r}).score([{{"user": 7}}, {{"words": ["a", None]}}])
 assert scores.shape == (2,)
 score_files({bundle!r}, [{golden!r}], {out!r}, keep=["user"], progress=False)
@@ -360,7 +360,7 @@ def test_a_pandas_frame_needs_no_pyarrow(bundle: Bundle) -> None:
 import sys
 sys.modules["pyarrow"] = None
 import pandas as pd
-from serving.scorer import Scorer
+from serving import Scorer
 frame = pd.DataFrame({{"user": [1, None, "x"], "price": [1.5, None, 2], "words": [["a"], None, []]}})
 assert Scorer({str(bundle.path)!r}).score(frame, allow_missing=True).shape == (3,)
 """
@@ -389,3 +389,9 @@ def test_missing_values_of_pandas_and_decimals_in_mappings(scorer: Scorer) -> No
     given = [{"user": pd.NA, "price": Decimal("0.5"), "words": pd.NaT}, {"user": 7, "price": pd.NA}]
     plain = [{"user": None, "price": 0.5, "words": None}, {"user": 7, "price": None}]
     assert np.array_equal(scorer.score(given), scorer.score(plain))
+
+
+def test_the_package_imports_its_scorer_when_it_is_asked_for() -> None:
+    code = "import sys, serving\nassert 'serving.scorer' not in sys.modules\nfrom serving import Scorer"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

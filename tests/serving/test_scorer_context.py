@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from features.addressing import addressing_of
 from features.encode import encode
 from features.errors import InputError
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Coverage, Scorer
 from tests.floats import floats
 from tests.serving.conftest import REGISTRY, make_bundle, of_kind, raw_frame, table

@@ -1,4 +1,4 @@
-"""Statistics of numeric columns: exact where they can be, the same however the rows arrive."""
+"""Statistics of numeric columns: exact where possible, and independent of the chunks."""
 
 from collections.abc import Iterator
 

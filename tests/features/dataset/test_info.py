@@ -1,4 +1,4 @@
-"""Reading a dataset directory: what is not what `prepare` left is refused, and why."""
+"""Reading a dataset directory: anything that `prepare` did not write is refused with a reason."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_parts(out: Path):
 
 
 def test_later_settings_raise_the_format(tmp_path: Path):
-    """An older program refuses such a dataset by its version, and reads one that has none of them."""
+    """An older version refuses such a dataset by its format version, and reads one without these settings."""
     frame = pl.DataFrame({"label": [0, 1] * 40, "user": ["7.0", "8"] * 40})
     for value_type, version in ((None, 1), ("integer", 2)):
         registry = FeatureRegistry.of(features={"user": {"type": "categorical", "value_type": value_type}})

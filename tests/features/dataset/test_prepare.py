@@ -1,4 +1,4 @@
-"""Preparing a dataset: what the parts hold, what they do not depend on, and that failures leave nothing half done."""
+"""Preparing a dataset: the content of the parts, what it does not depend on, and failures that leave nothing behind."""
 
 import errno
 from collections.abc import Iterator
@@ -180,7 +180,7 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path, raw: Path):
 
 
 def test_statistics_are_those_of_the_training_rows(tmp_path: Path):
-    """Validation and test rows a thousand times larger must not be seen."""
+    """Validation and test rows a thousand times larger do not affect the statistics."""
     train = raw_frame(200)
     train.write_parquet(tmp_path / "train.parquet")
     for split in ("valid", "test"):
@@ -229,7 +229,7 @@ def test_holding_out(tmp_path: Path, given: list[str], expected: dict[str, float
     for split, share in expected.items():
         assert numbers[split] == sorted(numbers[split])
         assert len(numbers[split]) / num_rows == pytest.approx(share, abs=0.03)
-    # Held-out rows lie everywhere: half of them in the first half of the file.
+    # Held-out rows are spread evenly: half of them are in the first half of the file.
     assert np.mean(np.array(numbers["valid"]) < num_rows / 2) == pytest.approx(0.5, abs=0.06)
 
 
@@ -247,7 +247,7 @@ def test_a_source_without_a_split_rule_gets_the_one_that_was_used(tmp_path: Path
 
 
 def test_tokens_know_no_seed(tmp_path: Path, raw: Path):
-    """Prepare once, then vary the table: seeds, sizes and probes are no part of the data."""
+    """Prepare once, then vary the table: seeds, sizes and probes do not affect the data."""
     for seed in (1, 2):
         registry = FeatureRegistry.of(
             label="click", seed=seed, features={"user": {"type": "categorical", "probes": seed}}
@@ -332,7 +332,7 @@ def test_a_failure_midway_leaves_everything_as_it_was(
 
 
 def test_a_move_that_was_cut_off_can_be_made_good(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch):
-    """Killed between two renames, the directory is no dataset any more, and the next run may replace it."""
+    """After a kill between two renames the directory is not a dataset, and the next run may replace it."""
     out = tmp_path / "out"
     prepare(REGISTRY, {"train": [raw]}, out)
     original = Path.rename
@@ -353,7 +353,7 @@ def test_a_move_that_was_cut_off_can_be_made_good(tmp_path: Path, raw: Path, mon
 
 
 def test_folders_that_no_dataset_owns_are_left_alone(tmp_path: Path, raw: Path):
-    """A folder with `train/` in it may be somebody's raw data."""
+    """A folder with `train/` in it may be a user's raw data."""
     (tmp_path / "train").mkdir()
     raw.rename(tmp_path / "train" / "raw.parquet")
     before = tree(tmp_path)
@@ -369,7 +369,7 @@ def test_folders_that_no_dataset_owns_are_left_alone(tmp_path: Path, raw: Path):
     assert len(tree(tmp_path)) == len(before) + 1
 
 
-def test_polars_reports_a_full_disk_as_everybody_does():
+def test_polars_reports_a_full_disk_as_an_os_error():
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full; to have it: mknod -m 666 /dev/full c 1 7")
     with pytest.raises(OSError, match="No space left on device") as caught:

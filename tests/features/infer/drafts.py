@@ -1,4 +1,4 @@
-"""Drafts of registries from frames written as files, and of one column."""
+"""Registries drafted from frames that are written as files, and drafts of one column."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from features.registry import FeatureRegistry
 
 
 def draft_of(tmp_path: Path, frame: pl.DataFrame, kind: str = "parquet", **options: Any) -> str:
-    """The draft, also in draft.yaml, which loads and has a feature for each line that is no comment."""
+    """The draft, also in draft.yaml; checks that it loads and has a feature per line that is not a comment."""
     path = tmp_path / f"a.{kind}"
     getattr(frame, f"write_{kind}")(path)
     draft = draft_registry(path, **options)
@@ -24,6 +24,6 @@ def draft_of(tmp_path: Path, frame: pl.DataFrame, kind: str = "parquet", **optio
 
 
 def guess_of(values: list | pl.Series, name: str = "x", *, is_delimited: bool = True) -> Guess:
-    """What becomes of a column of these values, read from a file without types or of one with them."""
+    """Draft of a column of these values, read from a file with or without types."""
     column = pl.Series(name, values) if isinstance(values, list) else values.alias(name)
     return guess_feature(ColumnFacts.of(column, is_delimited=is_delimited))

@@ -1,4 +1,4 @@
-"""Registry drafts: guesses an engineer would sign, traps called out, and a file that loads as it is."""
+"""Registry drafts: sensible guesses, warnings about traps, and a file that loads unchanged."""
 
 import string
 from datetime import date, datetime, timedelta
@@ -142,7 +142,7 @@ def test_a_suspicious_column_stays_with_a_warning(tmp_path: Path):
 
 
 def test_rare_values_prove_nothing():
-    """900 users with two rows each would tell the label of the rows they were learned from."""
+    """900 users with two rows each would predict the label of the rows that their rates come from."""
     random = np.random.default_rng(3)
     labels = random.random(1800) < 0.3
     assert label_auc(pl.Series(np.arange(1800) // 2), labels) < 0.65

@@ -1,4 +1,4 @@
-"""Labels in drafts: which column, which of its values are 1, and what is said where there is no telling."""
+"""Labels in drafts: the column, the values that are 1, and the message if they are not clear."""
 
 from pathlib import Path
 

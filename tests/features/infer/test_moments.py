@@ -1,4 +1,4 @@
-"""Moments in time: seen in each form that logs and spreadsheets have, and nothing else taken for one."""
+"""Moments in time: recognised in the notations of logs and spreadsheets, and nothing else."""
 
 from datetime import UTC, datetime, timedelta
 

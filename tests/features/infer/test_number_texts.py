@@ -1,4 +1,4 @@
-"""Drafts of columns whose type the file does not say: written numbers, weighted lists, identifiers."""
+"""Drafts of text columns: numbers, weighted lists, identifiers."""
 
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal

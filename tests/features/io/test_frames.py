@@ -55,7 +55,7 @@ FORMS: dict[str, Any] = {"polars": lambda frame: frame, "arrow": lambda frame: p
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """All of a dataset but its name and the checksums of parts, which the writer's metadata change."""
+    """A dataset without its name and the parts' checksums, which depend on the writer's metadata."""
     document = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
     parts = {file.relative_to(directory): pl.read_parquet(file).to_dicts() for file in directory.rglob("*.parquet")}
     infos = {name: (split["rows"], split["missing_rates"]) for name, split in document["splits"].items()}
@@ -172,7 +172,7 @@ TYPES = ("categorical", "categorical_list", "numeric")
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_a_column_of_pandas_is_that_of_its_parquet_file(tmp_path: Path, kind: str) -> None:
-    """The same tokens where parquet can hold the column and its feature takes it; else one line, never a traceback."""
+    """The same tokens if parquet can hold the column and its feature takes it; otherwise an InputError."""
     frame = pd.DataFrame({"x": COLUMNS[kind]})
     try:
         frame.to_parquet(tmp_path / "x.parquet")

@@ -1,4 +1,4 @@
-"""Readers: the same values from every format, in order, at any chunk size; and one clear line for a bad file."""
+"""Readers: the same values from every format, in order, at any chunk size; and a clear error for a bad file."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ REGISTRY = FeatureRegistry.of(
         "bucket": {"type": "numeric", "transform": "log_square"},
     }
 )
-# Values of which the contract promises the same tokens from every format.
+# Values that have the same tokens in every format.
 FRAME = pl.DataFrame(
     {
         "user": [7, -12, None, 2**62, 0],
@@ -154,7 +154,7 @@ def test_a_ragged_row_is_found_across_blocks_of_bytes(tmp_path: Path, monkeypatc
 
 
 def test_ndjson_keys_and_types_are_those_of_all_lines(tmp_path: Path):
-    """What comes first in the last line is read as it is: nothing is guessed from the first ones."""
+    """A type that first appears in the last line is read correctly: nothing is guessed from the first lines."""
     path = tmp_path / "a.ndjson"
     rows = [{"z": 1, "a": None, "tags": []}] * 120_000 + [{"z": 2.5, "a": "x", "tags": ["t"], "late": 7}]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -318,7 +318,7 @@ def test_an_output_that_a_second_run_would_read(tmp_path: Path, monkeypatch, inp
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_is_read_to_the_letter_of_its_name(kind, tmp_path):
-    """`[1]` in a path is no pattern, not even where a file that it would match stands beside."""
+    """`[1]` in a path is not a pattern, even if it would match another file."""
     names = {"part[1]": [1], "part1": [2], "part*": [3], "part?": [4]}
     for directory in (tmp_path, tmp_path / "[ab]"):
         directory.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
-from recsys.evaluation.metrics import Predictions
+from recsys.evaluation.predictions import Predictions
 from recsys.training_profile import summarize_train, training_profile
 from serving.bundle.bundle import Bundle, PriorCorrection
 from serving.bundle.profile import (

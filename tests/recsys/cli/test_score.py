@@ -19,7 +19,7 @@ from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
 from recsys.tracking.scoring_run import metrics_of
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 ROOT = Path(__file__).parents[3]

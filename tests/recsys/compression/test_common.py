@@ -23,7 +23,7 @@ from recsys.runs.parity import parity_of
 from recsys.runs.prune import prune_run
 from recsys.runs.run_directory import RunDirectory
 from recsys.runs.train import train_run
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from tests.planted import write_dataset
 

@@ -1,4 +1,4 @@
-"""Rows and columns in torch, for each kind of table: numpy's rows bit for bit, and a plain loop's embeddings."""
+"""Lookups in torch for each kind of table: the same rows as in numpy, and the embeddings of a plain loop."""
 
 from typing import Any
 
@@ -53,14 +53,14 @@ def test_embeddings_are_those_of_a_loop(kind: str, is_training: bool, fused: dic
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_vocabulary_follows_the_tokens_to_their_device(kind: str):
+def test_rows_are_on_the_device_of_the_tokens(kind: str):
     layout, vocabulary = layout_and_vocabulary(kind, SEEN)
     tokens = torch.zeros(3, 1, dtype=torch.int64, device="meta")
     assert addressing_of(layout, vocabulary, [0, 1]).rows(tokens, torch).device.type == "meta"
 
 
 def test_a_collisionless_table_is_one_table_a_feature_and_view():
-    """Rung 2 of the ladder: one table with offsets trains as tables of their own do, under dense Adam with L2."""
+    """One table with offsets trains like separate tables, under dense Adam with L2."""
     layout, vocabulary = layout_and_vocabulary("collisionless", SEEN)
     config = EmbeddingConfig(kind="collisionless", width=3, probes=1, l2=0.01)
     embedding, optimizer = build_table(layout, config, 0.05, vocabulary)

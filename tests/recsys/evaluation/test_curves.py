@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from features.errors import InputError
 from recsys.evaluation.curves import reliability_curve, roc_curve
 from recsys.evaluation.metrics import auc
+from recsys.evaluation.predictions import Predictions
 from tests.recsys.evaluation.test_metrics import EXACT, ROWS, bins_by_loop, both_classes, columns
 
 
@@ -18,7 +19,7 @@ class TestReliabilityCurve:
     @given(rows=ROWS, num_bins=st.integers(1, 25))
     def test_agrees_with_a_loop(self, rows, num_bins):
         labels, probabilities, _ = columns(rows)
-        curve = reliability_curve(labels, probabilities, num_bins)
+        curve = reliability_curve(Predictions.of(labels, probabilities), num_bins)
         bins = bins_by_loop(labels, probabilities, num_bins)
         np.testing.assert_allclose(curve.mean_probability, [rows[:, 0].mean() for rows in bins])
         np.testing.assert_allclose(curve.mean_label, [rows[:, 1].mean() for rows in bins])
@@ -26,14 +27,14 @@ class TestReliabilityCurve:
 
     def test_bins_have_equal_frequency_without_ties(self):
         rng = np.random.default_rng(0)
-        curve = reliability_curve(rng.random(1003) < 0.3, rng.random(1003))
+        curve = reliability_curve(Predictions.of(rng.random(1003) < 0.3, rng.random(1003)))
         assert len(curve.count) == 20
         assert curve.count.max() - curve.count.min() <= 1
         assert curve.count.sum() == 1003
 
     def test_refuses_no_bins(self):
         with pytest.raises(InputError, match="num_bins must be at least 1; found 0"):
-            reliability_curve([0, 1], [0.1, 0.2], num_bins=0)
+            reliability_curve(Predictions.of([0, 1], [0.1, 0.2]), num_bins=0)
 
 
 class TestRocCurve:
@@ -42,28 +43,28 @@ class TestRocCurve:
     def test_holds_the_rates_of_every_threshold(self, rows):
         labels, scores, _ = columns(rows)
         assume(both_classes(labels))
-        false_rate, true_rate = roc_curve(labels, scores)
+        false_rate, true_rate = roc_curve(Predictions.of(labels, scores))
         thresholds = [math.inf, *sorted(set(scores.tolist()), reverse=True)]
         np.testing.assert_allclose(false_rate, [(scores[labels == 0] >= t).mean() for t in thresholds])
         np.testing.assert_allclose(true_rate, [(scores[labels == 1] >= t).mean() for t in thresholds])
-        assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(labels, scores))
+        assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(Predictions.of(labels, scores)))
 
     @pytest.mark.parametrize("max_points", [2, 3, 200])
     def test_thins_to_points_of_the_full_curve(self, max_points):
         rng = np.random.default_rng(1)
         scores = rng.random(5000)
         labels = rng.random(5000) < scores**4
-        false_rate, true_rate = roc_curve(labels, scores, max_points)
-        full = set(zip(*roc_curve(labels, scores, 10_000), strict=True))
+        false_rate, true_rate = roc_curve(Predictions.of(labels, scores), max_points)
+        full = set(zip(*roc_curve(Predictions.of(labels, scores), 10_000), strict=True))
         assert 2 <= len(false_rate) <= max_points
         assert (false_rate[0], true_rate[0], false_rate[-1], true_rate[-1]) == (0, 0, 1, 1)
         assert set(zip(false_rate, true_rate, strict=True)) <= full
         if max_points == 200:
-            assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(labels, scores), abs=1e-3)
+            assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(Predictions.of(labels, scores)), abs=1e-3)
 
     def test_refuses_one_point(self):
         with pytest.raises(InputError, match="max_points must be at least 2; found 1"):
-            roc_curve([0, 1], [0.1, 0.2], max_points=1)
+            roc_curve(Predictions.of([0, 1], [0.1, 0.2]), max_points=1)
 
 
 @EXACT
@@ -74,5 +75,7 @@ def test_a_whole_weight_is_that_many_rows(rows, data):
     again = np.repeat(labels, weights), np.repeat(probabilities, weights)
     assume(both_classes(again[0]))
     for curve in (roc_curve, reliability_curve):
-        for expected, found in zip(curve(*again), curve(labels, probabilities, weights=weights), strict=True):
+        for expected, found in zip(
+            curve(Predictions.of(*again)), curve(Predictions.of(labels, probabilities, weights=weights)), strict=True
+        ):
             np.testing.assert_allclose(found, expected, rtol=1e-12)

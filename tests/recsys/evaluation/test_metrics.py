@@ -24,6 +24,7 @@ from recsys.evaluation.metrics import (
     log_loss,
     normalized_entropy,
 )
+from recsys.evaluation.predictions import Predictions
 
 # Eighths are exact in floats and few enough to tie often.
 ROWS = st.lists(
@@ -103,7 +104,7 @@ class TestContract:
         assume(both_classes(labels))
         expected = ORACLES[name](labels, probabilities, groups)
         assume(expected is not None)
-        value = METRICS[name](labels, probabilities, groups=groups)
+        value = METRICS[name].function(Predictions.of(labels, probabilities, groups=groups))
         assert isinstance(value, float)
         assert value == pytest.approx(expected, abs=1e-12, rel=1e-9)  # the oracle rounds 1 - (1 - clip)
 
@@ -113,16 +114,21 @@ class TestContract:
         labels, probabilities, groups = columns(rows)
         assume(both_classes(labels) and gauc_by_loop(labels, probabilities, groups) is not None)
         order = np.random.default_rng(seed).permutation(len(labels))
-        value = METRICS[name](labels, probabilities, groups=groups)
-        shuffled = METRICS[name](labels[order], probabilities[order], groups=groups[order])
+        value = METRICS[name].function(Predictions.of(labels, probabilities, groups=groups))
+        shuffled = METRICS[name].function(Predictions.of(labels[order], probabilities[order], groups=groups[order]))
         assert shuffled == pytest.approx(value, rel=1e-12, abs=1e-15)
 
     def test_takes_the_types_that_a_model_gives(self, name):
         labels, probabilities = [0, 1, 1, 0, 1], [0.25, 0.5, 0.75, 0.5, 0.125]
         groups = ["a", "a", "b", "b", "b"]
-        value = METRICS[name](labels, probabilities, groups=groups)
+        value = METRICS[name].function(Predictions.of(labels, probabilities, groups=groups))
         for dtype in (bool, np.float32, np.int64):
-            assert METRICS[name](np.array(labels, dtype), np.float32(probabilities), groups=np.array(groups)) == value
+            assert (
+                METRICS[name].function(
+                    Predictions.of(np.array(labels, dtype), np.float32(probabilities), groups=np.array(groups))
+                )
+                == value
+            )
 
     @pytest.mark.parametrize(
         ("labels", "probabilities", "message"),
@@ -138,46 +144,50 @@ class TestContract:
     )
     def test_refuses_malformed_input(self, name, labels, probabilities, message):
         with pytest.raises(InputError, match=message):
-            METRICS[name](labels, probabilities, groups=np.zeros(len(labels)))
+            METRICS[name].function(Predictions.of(labels, probabilities, groups=np.zeros(len(labels))))
 
 
 @pytest.mark.parametrize("name", ["logloss", "normalized_entropy", "ece", "calibration_ratio", "brier"])
 def test_probabilities_must_be_probabilities(name):
     with pytest.raises(InputError, match=r"\[0, 1\]; found 1.5 in row 1; check for a missing sigmoid"):
-        METRICS[name]([0, 1], [0.5, 1.5])
+        METRICS[name].function(Predictions.of([0, 1], [0.5, 1.5]))
 
 
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("metric", [auc, normalized_entropy, roc_curve])
 def test_one_class_leaves_ranking_undefined(metric, label):
     with pytest.raises(InputError, match=f"needs labels of both classes; found only {label} in 3 rows; use"):
-        metric([label] * 3, [0.1, 0.2, 0.3])
+        metric(Predictions.of([label] * 3, [0.1, 0.2, 0.3]))
 
 
 def test_one_class_leaves_the_rest_defined():
-    assert log_loss([0, 0], [0.5, 0.5]) == pytest.approx(math.log(2))
-    assert brier([1, 1], [0.5, 1.0]) == 0.125
-    assert ece([1, 1], [0.5, 0.5]) == 0.5
-    assert calibration_ratio([1, 1], [0.5, 0.5]) == 0.5
+    assert log_loss(Predictions.of([0, 0], [0.5, 0.5])) == pytest.approx(math.log(2))
+    assert brier(Predictions.of([1, 1], [0.5, 1.0])) == 0.125
+    assert ece(Predictions.of([1, 1], [0.5, 0.5])) == 0.5
+    assert calibration_ratio(Predictions.of([1, 1], [0.5, 0.5])) == 0.5
     with pytest.raises(InputError, match="needs a positive label"):
-        calibration_ratio([0, 0], [0.5, 0.5])
+        calibration_ratio(Predictions.of([0, 0], [0.5, 0.5]))
 
 
 def test_three_numbers_by_hand():
     labels, probabilities = [1, 0, 1], [0.5, 0.25, 0.25]
-    assert auc(labels, probabilities) == 0.75  # pairs: won, tied
-    assert log_loss(labels, probabilities) == pytest.approx(-math.log(0.5 * 0.75 * 0.25) / 3)
+    assert auc(Predictions.of(labels, probabilities)) == 0.75  # pairs: won, tied
+    assert log_loss(Predictions.of(labels, probabilities)) == pytest.approx(-math.log(0.5 * 0.75 * 0.25) / 3)
     entropy = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3)
-    assert normalized_entropy(labels, probabilities) == pytest.approx(-math.log(0.5 * 0.75 * 0.25) / 3 / entropy)
-    assert ece(labels, probabilities) == pytest.approx((0.5 + 2 * 0.25) / 3)  # bins {0.5} and {0.25, 0.25}
-    assert calibration_ratio(labels, probabilities) == 0.5
-    assert brier(labels, probabilities) == pytest.approx((0.25 + 0.0625 + 0.5625) / 3)
-    assert gauc(labels, probabilities, groups=[7, 7, 9]) == 1.0  # group 9 has one class
+    assert normalized_entropy(Predictions.of(labels, probabilities)) == pytest.approx(
+        -math.log(0.5 * 0.75 * 0.25) / 3 / entropy
+    )
+    assert ece(Predictions.of(labels, probabilities)) == pytest.approx(
+        (0.5 + 2 * 0.25) / 3
+    )  # bins {0.5} and {0.25, 0.25}
+    assert calibration_ratio(Predictions.of(labels, probabilities)) == 0.5
+    assert brier(Predictions.of(labels, probabilities)) == pytest.approx((0.25 + 0.0625 + 0.5625) / 3)
+    assert gauc(Predictions.of(labels, probabilities, groups=[7, 7, 9])) == 1.0  # group 9 has one class
 
 
 def test_log_loss_of_sure_mistakes_is_clipped():
-    assert log_loss([1, 0], [0.0, 1.0]) == pytest.approx(-math.log(LOG_LOSS_CLIP))
-    assert log_loss([1, 0], [1.0, 0.0]) == pytest.approx(LOG_LOSS_CLIP)
+    assert log_loss(Predictions.of([1, 0], [0.0, 1.0])) == pytest.approx(-math.log(LOG_LOSS_CLIP))
+    assert log_loss(Predictions.of([1, 0], [1.0, 0.0])) == pytest.approx(LOG_LOSS_CLIP)
 
 
 @EXACT
@@ -187,8 +197,10 @@ def test_monotone_transforms_leave_ranking_unchanged(rows):
     assume(both_classes(labels) and gauc_by_loop(labels, probabilities, groups) is not None)
     for transform in (np.exp, lambda p: p**3 / 5, lambda p: 100 * p - 7):
         scores = transform(probabilities)
-        assert auc(labels, scores) == auc(labels, probabilities)
-        assert gauc(labels, scores, groups=groups) == gauc(labels, probabilities, groups=groups)
+        assert auc(Predictions.of(labels, scores)) == auc(Predictions.of(labels, probabilities))
+        assert gauc(Predictions.of(labels, scores, groups=groups)) == gauc(
+            Predictions.of(labels, probabilities, groups=groups)
+        )
 
 
 @EXACT
@@ -196,12 +208,16 @@ def test_monotone_transforms_leave_ranking_unchanged(rows):
 def test_reversing_scores_reverses_auc(rows):
     labels, probabilities, _ = columns(rows)
     assume(both_classes(labels))
-    assert auc(labels, -probabilities) == pytest.approx(1 - auc(labels, probabilities), abs=1e-15)
-    assert auc(1 - labels, probabilities) == pytest.approx(1 - auc(labels, probabilities), abs=1e-15)
+    assert auc(Predictions.of(labels, -probabilities)) == pytest.approx(
+        1 - auc(Predictions.of(labels, probabilities)), abs=1e-15
+    )
+    assert auc(Predictions.of(1 - labels, probabilities)) == pytest.approx(
+        1 - auc(Predictions.of(labels, probabilities)), abs=1e-15
+    )
 
 
 def test_constant_scores_are_worth_one_half():
-    assert auc([0, 1, 1, 0, 1], [0.3] * 5) == 0.5
+    assert auc(Predictions.of([0, 1, 1, 0, 1], [0.3] * 5)) == 0.5
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +230,9 @@ def calibrated():
 
 def test_a_calibrated_oracle_has_no_calibration_error(calibrated):
     labels, probabilities = calibrated
-    assert ece(labels, probabilities) == pytest.approx(0, abs=1e-12)
-    assert calibration_ratio(labels, probabilities) == pytest.approx(1)
-    curve = reliability_curve(labels, probabilities)
+    assert ece(Predictions.of(labels, probabilities)) == pytest.approx(0, abs=1e-12)
+    assert calibration_ratio(Predictions.of(labels, probabilities)) == pytest.approx(1)
+    curve = reliability_curve(Predictions.of(labels, probabilities))
     np.testing.assert_allclose(curve.mean_probability, curve.mean_label, atol=1e-12)
 
 
@@ -224,12 +240,14 @@ def test_a_calibrated_oracle_has_no_calibration_error(calibrated):
 @pytest.mark.parametrize("distort", [np.sqrt, np.square, lambda p: 0.5 * p, lambda p: 0.9 * p + 0.05])
 def test_the_truth_scores_best(calibrated, name, distort):
     labels, probabilities = calibrated
-    assert METRICS[name](labels, distort(probabilities)) > METRICS[name](labels, probabilities)
+    assert METRICS[name].function(Predictions.of(labels, distort(probabilities))) > METRICS[name].function(
+        Predictions.of(labels, probabilities)
+    )
 
 
 def test_the_base_rate_scores_one():
     labels = np.arange(1000) % 7 == 0
-    assert normalized_entropy(labels, np.full(1000, labels.mean())) == pytest.approx(1)
+    assert normalized_entropy(Predictions.of(labels, np.full(1000, labels.mean()))) == pytest.approx(1)
 
 
 class TestWeights:
@@ -243,8 +261,8 @@ class TestWeights:
         weights = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)).map(np.array))
         again = [np.repeat(column, weights) for column in (labels, probabilities, groups)]
         assume(both_classes(again[0]) and gauc_by_loop(*again) is not None)
-        expected = METRICS[name](again[0], again[1], groups=again[2])
-        value = METRICS[name](labels, probabilities, groups=groups, weights=weights)
+        expected = METRICS[name].function(Predictions.of(again[0], again[1], groups=again[2]))
+        value = METRICS[name].function(Predictions.of(labels, probabilities, groups=groups, weights=weights))
         assert value == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
     @EXACT
@@ -255,7 +273,8 @@ class TestWeights:
         assume(both_classes(labels) and gauc_by_loop(labels, probabilities, groups) is not None)
         weights = np.random.default_rng(seed).random(len(rows)) + 0.01
         value, scaled = (
-            METRICS[name](labels, probabilities, groups=groups, weights=k * weights) for k in (1, 1 / 1024)
+            METRICS[name].function(Predictions.of(labels, probabilities, groups=groups, weights=k * weights))
+            for k in (1, 1 / 1024)
         )
         assert scaled == pytest.approx(value, rel=1e-12, abs=1e-15)
 
@@ -265,26 +284,33 @@ class TestWeights:
         labels = rng.random(2000) < probabilities
         clipped = np.clip(probabilities, LOG_LOSS_CLIP, 1 - LOG_LOSS_CLIP)
         arguments = {"weights": weights}
-        assert auc(labels, probabilities, **arguments) == pytest.approx(
+        assert auc(Predictions.of(labels, probabilities, **arguments)) == pytest.approx(
             roc_auc_score(labels, probabilities, sample_weight=weights)
         )
-        assert log_loss(labels, probabilities, **arguments) == pytest.approx(
+        assert log_loss(Predictions.of(labels, probabilities, **arguments)) == pytest.approx(
             sklearn_log_loss(labels, clipped, sample_weight=weights)
         )
-        assert brier(labels, probabilities, **arguments) == pytest.approx(
+        assert brier(Predictions.of(labels, probabilities, **arguments)) == pytest.approx(
             brier_score_loss(labels, probabilities, sample_weight=weights)
         )
 
     def test_by_hand(self):
         labels, probabilities, weights = [1, 0, 1], [0.5, 0.25, 0.25], [0.5, 2.0, 1.5]
-        assert auc(labels, probabilities, weights=weights) == (0.5 * 2 + 1.5 * 2 / 2) / 4  # pairs: won, tied
-        assert calibration_ratio(labels, probabilities, weights=weights) == (0.25 + 0.5 + 0.375) / 2
-        assert ece(labels, probabilities, weights=weights) == pytest.approx((0.5 * 0.5 + 3.5 * (1.5 / 3.5 - 0.25)) / 4)
-        assert normalized_entropy(labels, probabilities, weights=weights) == pytest.approx(
+        assert (
+            auc(Predictions.of(labels, probabilities, weights=weights)) == (0.5 * 2 + 1.5 * 2 / 2) / 4
+        )  # pairs: won, tied
+        assert calibration_ratio(Predictions.of(labels, probabilities, weights=weights)) == (0.25 + 0.5 + 0.375) / 2
+        assert ece(Predictions.of(labels, probabilities, weights=weights)) == pytest.approx(
+            (0.5 * 0.5 + 3.5 * (1.5 / 3.5 - 0.25)) / 4
+        )
+        assert normalized_entropy(Predictions.of(labels, probabilities, weights=weights)) == pytest.approx(
             -(0.5 * math.log(0.5) + 2 * math.log(0.75) + 1.5 * math.log(0.25)) / 4 / math.log(2)
         )
         groups = ["a", "a", "b"]
-        assert gauc([1, 0, 0, 1], [0.5, 0.2, 0.5, 0.2], groups=[*groups, "b"], weights=[1, 1, 3, 3]) == 0.25
+        assert (
+            gauc(Predictions.of([1, 0, 0, 1], [0.5, 0.2, 0.5, 0.2], groups=[*groups, "b"], weights=[1, 1, 3, 3]))
+            == 0.25
+        )
 
     @pytest.mark.parametrize("name", METRICS)
     @pytest.mark.parametrize(
@@ -299,38 +325,42 @@ class TestWeights:
     )
     def test_refuses_malformed_weights(self, name, weights, message):
         with pytest.raises(InputError, match=message):
-            METRICS[name]([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], groups=[1, 1, 1, 1], weights=weights)
+            METRICS[name].function(
+                Predictions.of([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], groups=[1, 1, 1, 1], weights=weights)
+            )
 
     def test_a_class_without_weight_is_not_there(self):
         with pytest.raises(InputError, match="needs labels of both classes; found only 1 in 2 rows"):
-            auc([0, 1, 1], [0.1, 0.2, 0.3], weights=[0, 1, 1])
-        figures = evaluate([0, 1, 1, 0], [0.1, 0.2, 0.3, 0.4], [1, 1, 2, 2], [0, 1, 1, 1])
+            auc(Predictions.of([0, 1, 1], [0.1, 0.2, 0.3], weights=[0, 1, 1]))
+        figures = evaluate(Predictions.of([0, 1, 1, 0], [0.1, 0.2, 0.3, 0.4], [1, 1, 2, 2], [0, 1, 1, 1]))
         assert figures["gauc"] == 0.0  # group 1 has one class left
 
 
 class TestGauc:
     def test_needs_groups(self):
         with pytest.raises(InputError, match="gauc needs groups; found none; name"):
-            gauc([0, 1], [0.1, 0.2])
+            gauc(Predictions.of([0, 1], [0.1, 0.2]))
 
     def test_needs_a_mixed_group(self):
         with pytest.raises(InputError, match="group with both classes"):
-            gauc([0, 1], [0.1, 0.2], groups=[1, 2])
+            gauc(Predictions.of([0, 1], [0.1, 0.2], groups=[1, 2]))
 
     def test_needs_a_group_for_every_row(self):
         with pytest.raises(InputError, match=r"groups must have shape \[2\]; found \[3\]"):
-            gauc([0, 1], [0.1, 0.2], groups=[1, 2, 3])
+            gauc(Predictions.of([0, 1], [0.1, 0.2], groups=[1, 2, 3]))
 
     def test_one_group_is_auc(self):
         labels, probabilities = [0, 1, 0, 1, 1], [0.3, 0.3, 0.9, 0.8, 0.1]
-        assert gauc(labels, probabilities, groups=["only"] * 5) == auc(labels, probabilities)
+        assert gauc(Predictions.of(labels, probabilities, groups=["only"] * 5)) == auc(
+            Predictions.of(labels, probabilities)
+        )
 
     def test_a_million_rows_in_a_hundred_thousand_groups(self):
         rng = np.random.default_rng(2)
         probabilities = rng.random(1_000_000)
         labels, groups = rng.random(1_000_000) < probabilities, rng.integers(0, 100_000, 1_000_000)
         began = time.process_time()
-        value = gauc(labels, probabilities, groups=groups)
+        value = gauc(Predictions.of(labels, probabilities, groups=groups))
         assert time.process_time() - began < 3  # about 0.4 s on a quiet core
         assert value == pytest.approx(5 / 6, abs=2e-3)  # P(win) of independent p ~ U(0, 1) and y ~ B(p)
 
@@ -338,22 +368,23 @@ class TestGauc:
 class TestEvaluate:
     def test_runs_every_metric(self):
         labels, probabilities, groups = [0, 1, 1, 0], [0.25, 0.5, 0.75, 0.5], [1, 1, 2, 2]
-        assert evaluate(labels, probabilities, groups) == {
-            name: metric(labels, probabilities, groups=groups) for name, metric in METRICS.items()
+        assert evaluate(Predictions.of(labels, probabilities, groups)) == {
+            name: metric.function(Predictions.of(labels, probabilities, groups=groups))
+            for name, metric in METRICS.items()
         }
 
     @pytest.mark.parametrize("groups", [None, [1, 2, 2, 1]])
     def test_leaves_gauc_out_where_it_is_undefined(self, groups):
-        metrics = evaluate([0, 1, 1, 0], [0.25, 0.5, 0.75, 0.5], groups)
+        metrics = evaluate(Predictions.of([0, 1, 1, 0], [0.25, 0.5, 0.75, 0.5], groups))
         assert list(metrics) == [name for name in METRICS if name != "gauc"]
 
     def test_keeps_gauc_for_one_mixed_group_among_others(self):
-        assert evaluate([0, 1, 1, 0], [0.25, 0.5, 0.75, 0.5], ["x", "z", "y", "y"])["gauc"] == 1.0
+        assert evaluate(Predictions.of([0, 1, 1, 0], [0.25, 0.5, 0.75, 0.5], ["x", "z", "y", "y"]))["gauc"] == 1.0
 
     def test_refuses_groups_of_another_length(self):
         with pytest.raises(InputError, match="one group a row"):
-            evaluate([0, 1], [0.25, 0.5], [1])
+            evaluate(Predictions.of([0, 1], [0.25, 0.5], [1]))
 
     def test_refuses_one_class(self):
         with pytest.raises(InputError, match="both classes"):
-            evaluate([1, 1], [0.25, 0.5])
+            evaluate(Predictions.of([1, 1], [0.25, 0.5]))

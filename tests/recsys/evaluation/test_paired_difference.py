@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from features.errors import InputError
-from recsys.evaluation.curves import checked
 from recsys.evaluation.metrics import auc, ece, log_loss
 from recsys.evaluation.paired_difference import (
     ONE_SIDED_95,
@@ -15,6 +14,7 @@ from recsys.evaluation.paired_difference import (
     compare,
     log_loss_influence,
 )
+from recsys.evaluation.predictions import Predictions, checked
 
 
 def rows(seed: int, num_rows: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -54,9 +54,11 @@ def test_values_are_those_of_the_metrics():
         found = {one.metric: one for one in compare(labels, first, second, weights=amounts)}
         rate = np.average(labels, weights=amounts)
         for side, scores in (("champion", first), ("challenger", second)):
-            assert getattr(found["auc"], side) == pytest.approx(auc(labels, scores, weights=amounts))
-            assert getattr(found["logloss"], side) == pytest.approx(log_loss(labels, scores, weights=amounts))
-            relative = ece(labels, scores, weights=amounts) / rate
+            assert getattr(found["auc"], side) == pytest.approx(auc(Predictions.of(labels, scores, weights=amounts)))
+            assert getattr(found["logloss"], side) == pytest.approx(
+                log_loss(Predictions.of(labels, scores, weights=amounts))
+            )
+            relative = ece(Predictions.of(labels, scores, weights=amounts)) / rate
             assert getattr(found["calibration_error"], side) == pytest.approx(relative)
 
 
@@ -74,13 +76,13 @@ def test_a_row_of_weight_k_is_k_rows_of_one_group():
 @pytest.mark.parametrize("influence", [auc_influence, log_loss_influence, calibration_influence])
 def test_an_influence_is_the_derivative_by_the_weight_of_a_row(influence):
     labels, scores, _ = rows(4, 300)
-    found = influence(checked(labels, scores))
+    found = influence(checked(Predictions.of(labels, scores)))
     assert found.of_rows.sum() == pytest.approx(0, abs=1e-12)
     step = 1e-6
     for row in (0, 17, 250):
         weights = np.ones(300)
         weights[row] += step
-        moved = influence(checked(labels, scores, weights=weights)).value
+        moved = influence(checked(Predictions.of(labels, scores, weights=weights))).value
         assert (moved - found.value) / step == pytest.approx(found.of_rows[row], rel=1e-3, abs=1e-8)
 
 
@@ -130,7 +132,7 @@ def test_auc_influence_against_all_pairs():
     for (i, j), win in wins.items():
         expected[i] += (win - value) / 6  # three positives, two negatives: a positive stands in two of six pairs
         expected[j] += (win - value) / 6
-    found = auc_influence(checked(labels, scores))
+    found = auc_influence(checked(Predictions.of(labels, scores)))
     assert found.value == pytest.approx(value)
     assert found.of_rows == pytest.approx(expected)
 

@@ -14,7 +14,8 @@ from features.encode import EncodedBatch, encode
 from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
 from recsys.dataset import Split
-from recsys.evaluation.metrics import Predictions, auc, calibration_ratio, ece, gauc, log_loss
+from recsys.evaluation.metrics import auc, calibration_ratio, ece, gauc, log_loss
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import SEGMENTS, segment_report, token_counts
 
 REGISTRY = FeatureRegistry.of(features={"user": "categorical", "tags": "categorical_list"})
@@ -81,10 +82,15 @@ def test_every_example_is_in_its_segment_with_its_figures(rows, cut, counts):
         for name, segment in mine.items():
             y, p = predictions.labels[seen == name], predictions.probabilities[seen == name]
             assert (segment.rows, segment.label_rate) == (len(y), pytest.approx(y.mean()))
-            assert (segment.logloss, segment.ece) == (log_loss(y, p), ece(y, p))
-            assert segment.auc == (auc(y, p) if 0 < y.sum() < len(y) else None)
-            assert segment.calibration_ratio == (calibration_ratio(y, p) if y.sum() else None)
-            assert segment.gauc is None
+            assert (segment.metrics["logloss"], segment.metrics["ece"]) == (
+                log_loss(Predictions.of(y, p)),
+                ece(Predictions.of(y, p)),
+            )
+            assert segment.metrics["auc"] == (auc(Predictions.of(y, p)) if 0 < y.sum() < len(y) else None)
+            assert segment.metrics["calibration_ratio"] == (
+                calibration_ratio(Predictions.of(y, p)) if y.sum() else None
+            )
+            assert segment.metrics["gauc"] is None
 
 
 def test_groups_and_weights_go_with_their_rows(counts):
@@ -93,10 +99,16 @@ def test_groups_and_weights_go_with_their_rows(counts):
     predictions = Predictions(labels, probabilities, groups, weights)
     batch = encoded(["d", "d", "d", "d", "e"], [[]] * 5)
     never, often, no_tag = segment_report(predictions, [batch], counts)
-    assert (never.seen_in_train, never.rows, never.label_rate, never.logloss) == ("0", 1, None, None)
+    assert (never.seen_in_train, never.rows, never.label_rate, never.metrics["logloss"]) == ("0", 1, None, None)
     four = {"groups": groups[:4], "weights": weights[:4]}
-    assert often[2:5] == (4, pytest.approx(0.6), auc(labels[:4], probabilities[:4], **four))
-    assert often.gauc == gauc(labels[:4], probabilities[:4], **four) == 0.3  # group 1 right, group 2 wrong
+    assert (*often[2:4], often.metrics["auc"]) == (
+        4,
+        pytest.approx(0.6),
+        auc(Predictions.of(labels[:4], probabilities[:4], **four)),
+    )
+    assert (
+        often.metrics["gauc"] == gauc(Predictions.of(labels[:4], probabilities[:4], **four)) == 0.3
+    )  # group 1 right, group 2 wrong
     assert no_tag.seen_in_train == "missing"
 
 

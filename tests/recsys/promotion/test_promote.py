@@ -17,6 +17,7 @@ from features.dataset.info import read_dataset
 from features.errors import InputError
 from recsys.evaluation.metrics import auc
 from recsys.evaluation.paired_difference import ONE_SIDED_95, Difference
+from recsys.evaluation.predictions import Predictions
 from recsys.export import export_bundle
 from recsys.promotion.compare_models import Comparison, TestSet, compare_models, comparison_table, score_test
 from recsys.promotion.promote import Margins, promote
@@ -255,7 +256,7 @@ def test_raw_rows_are_a_test_set_too(run: Path, other: Path, project: Path, data
         assert found.differences[0].standard_error == pytest.approx(by_dataset.differences[0].standard_error, rel=1e-2)
     labels = pl.read_parquet(raw)["label"].to_numpy()
     scores = Scorer(run / "bundle").score(pl.read_parquet(raw))
-    assert by_dataset.metrics["auc"][0] == pytest.approx(auc(labels, scores), abs=1e-4)
+    assert by_dataset.metrics["auc"][0] == pytest.approx(auc(Predictions.of(labels, scores)), abs=1e-4)
     with pytest.raises(InputError, match="a comparison needs test rows"):
         compare_models(run / "bundle", other / "bundle")
     golden = Path(__file__).parents[2] / "golden" / "bundle"

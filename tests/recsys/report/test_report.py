@@ -28,8 +28,9 @@ from recsys.config import Experiment
 from recsys.dataset import Split, jagged
 from recsys.embedding.mask import Mask
 from recsys.evaluation.collisions import CollisionReport, FeatureCollisions
-from recsys.evaluation.metrics import Predictions, evaluate
+from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.permutation_importance import Importance, feature_importance, with_shuffled
+from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment
 from recsys.report import figures
 from recsys.report.model_card import model_card
@@ -118,12 +119,12 @@ def test_of_one_class_nothing_is_said(parity_data):
 def judged_of(labels: np.ndarray, probabilities: np.ndarray) -> EvaluatedSplit:
     predictions = Predictions(labels.astype(np.float32), probabilities, None, None)
     segments = [
-        Segment("user", "0", 30, 0.5, 0.61, None, 0.65, 0.1, 1.2),
-        Segment("user", "1-9", 170, 0.4, 0.71, None, 0.6, 0.1, 1.0),
-        Segment("film", "100+", 200, 0.42, 0.7, None, 0.61, 0.1, 1.02),
+        Segment("user", "0", 30, 0.5, {"auc": 0.61, "logloss": 0.65, "ece": 0.1, "calibration_ratio": 1.2}),
+        Segment("user", "1-9", 170, 0.4, {"auc": 0.71, "logloss": 0.6, "ece": 0.1, "calibration_ratio": 1.0}),
+        Segment("film", "100+", 200, 0.42, {"auc": 0.7, "logloss": 0.61, "ece": 0.1, "calibration_ratio": 1.02}),
     ]
     importance = [Importance("user", 0.123, 0.2), Importance("film", -0.001, 0.0)]
-    return EvaluatedSplit("test", predictions, evaluate(*predictions), segments, importance)
+    return EvaluatedSplit("test", predictions, evaluate(predictions), segments, importance)
 
 
 REGISTRY = FeatureRegistry.of(label="clicked", features={"user": "categorical", "film": "categorical"})

@@ -11,7 +11,8 @@ from data.synthetic import planted_frame
 from experiments.runs import RUNS
 from features.registry import FeatureRegistry
 from recsys.config import with_overrides
-from recsys.evaluation.metrics import Predictions, auc, evaluate
+from recsys.evaluation.metrics import auc, evaluate
+from recsys.evaluation.predictions import Predictions
 from recsys.runs.evaluate import CORRECTED, metrics_of
 from recsys.runs.train import train_run
 from tests.conftest import SMALL, read_scores
@@ -73,7 +74,7 @@ def test_the_corrected_ratio_by_hand():
     predictions = Predictions(labels, probabilities, groups, weights)
     found = metrics_of(predictions, 0.25)
     assert found.pop(CORRECTED) == pytest.approx(expected)
-    assert found == metrics_of(predictions, 1.0) == evaluate(*predictions)
+    assert found == metrics_of(predictions, 1.0) == evaluate(predictions)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_a_model_of_down_sampled_negatives_scores_at_the_original_rate(sampled, 
     uncorrected = scores(muxrec, plain, sampled, tmp_path / "uncorrected")
     assert corrected.mean() == pytest.approx(labels.mean(), rel=0.05)
     assert uncorrected.mean() > 1.5 * labels.mean()
-    assert auc(labels, corrected) == pytest.approx(auc(labels, uncorrected), abs=1e-9)
+    assert auc(Predictions.of(labels, corrected)) == pytest.approx(auc(Predictions.of(labels, uncorrected)), abs=1e-9)
     for bundle in (run / "bundle", plain):
         assert muxrec("verify", bundle).code == 0
         parity = muxrec("parity", run, bundle, "--input", sampled / "whole.parquet", "--json")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from features.encode import encode
 from features.hashing import MISSING_TOKEN
 from recsys import checkpoint
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.conftest import SMALL, read_scores
 from tests.rows import COUNTED
 from tests.rows import KINDS as ALL_KINDS
@@ -169,8 +169,8 @@ def test_a_damaged_vocabulary_is_one_line(kind, trained, project, muxrec, tmp_pa
     content = (trained / VOCABULARY).read_bytes()
     try:
         (trained / VOCABULARY).write_bytes(content[:-8])
-        refused(muxrec("evaluate", trained), VOCABULARY, "cut off", "bring the file back, or train again")
+        refused(muxrec("evaluate", trained), VOCABULARY, "cut off", "restore the file, or train again")
         (trained / VOCABULARY).unlink()
-        refused(muxrec("evaluate", trained), VOCABULARY, "readable file", "bring the file back, or train again")
+        refused(muxrec("evaluate", trained), VOCABULARY, "readable file", "restore the file, or train again")
     finally:
         (trained / VOCABULARY).write_bytes(content)

@@ -66,7 +66,9 @@ def test_export_keeps_the_runs_type_unless_told(run, pruned, muxrec, tmp_path):
 
 
 def test_a_tight_budget_takes_a_smaller_table(run, muxrec, tmp_path, monkeypatch):
-    monkeypatch.setattr(prune, "TIGHT", 1e6)  # the values are so few here that the file's header would outweigh them
+    monkeypatch.setattr(
+        prune, "MIN_BYTES_PER_VALUE", 1e6
+    )  # the values are so few here that the file's header would outweigh them
     result = muxrec("prune", run, "--out", tmp_path / "tiny", "--target-bytes", 5000, "trainer.epochs=1", "--no-track")
     assert result.code == 0, result.err
     assert yaml.safe_load((tmp_path / "tiny" / "experiment.yaml").read_text())["compression"]["method"] == "smaller"
@@ -88,8 +90,8 @@ def test_a_tight_budget_takes_a_smaller_table(run, muxrec, tmp_path, monkeypatch
             "from the run's weights here; found model.mlp1_hidden: [4], not [20]",
         ),
         ((*OWN_TABLE, "seed=2"), "found seed: 2, not 1; leave it as it is"),
-        (("--method", "smaller", "compression.start=as_is"), "in one way alone; found compression.start=as_is"),
-        (("--method", "opt_fs", "compression.start=finetune"), "opt_fs begins its last training in one way alone"),
+        (("--method", "smaller", "compression.start=as_is"), "in only one way; found compression.start=as_is"),
+        (("--method", "opt_fs", "compression.start=finetune"), "opt_fs begins its last training in only one way"),
         (("--method", "robe"), "every value reads 16 floats of ROBE's array; found 1 of 'f02'"),
         (("--method", "quantized", "--target-bytes", "2000"), "with every row; raise --target-bytes"),
         (("compression.method=magnitude",), "found compression.method; give --method"),
@@ -131,7 +133,7 @@ def test_a_hashed_table_is_not_charged_for_a_vocabulary(run, muxrec, tmp_path):
 
 
 def test_settings_of_the_default_method_choose_it_at_any_budget(run, muxrec, tmp_path, monkeypatch):
-    monkeypatch.setattr(prune, "TIGHT", 1e6)
+    monkeypatch.setattr(prune, "MIN_BYTES_PER_VALUE", 1e6)
     result = muxrec("prune", run, "--out", tmp_path / "out", *BUDGET, *QUICK, "trainer.epochs=1", "--no-track")
     assert result.code == 0, result.err
     assert RunDirectory(tmp_path / "out").experiment().compression.method == "optembed"  # pyright: ignore[reportOptionalMemberAccess]

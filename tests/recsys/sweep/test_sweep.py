@@ -27,7 +27,7 @@ from features.errors import InputError
 from features.line_worker import WorkerError
 from recsys.config import Experiment, read_experiment
 from recsys.sweep import sweep
-from recsys.sweep.report import Outcome, best_of, importances, in_order
+from recsys.sweep.report import TrialResult, best_of, importances, in_order
 from recsys.sweep.search_space import Choice, Float, Int, SearchSpace, check_space, default_space, read_space
 from recsys.sweep.sweep import WARMUP_EPOCHS, run_sweep
 
@@ -105,7 +105,7 @@ def made_up(monkeypatch) -> type[MadeUp]:
     return Fresh
 
 
-def swept(data: Path, out: Path, trials: int, *, space: SearchSpace = SPACE, **options: Any) -> list[Outcome]:
+def swept(data: Path, out: Path, trials: int, *, space: SearchSpace = SPACE, **options: Any) -> list[TrialResult]:
     return run_sweep(EXPERIMENT, space, data, out, trials=trials, track=False, **options)
 
 
@@ -181,20 +181,20 @@ def test_a_run_outside_its_space_is_no_trial(dataset, tmp_path, made_up):
 
 
 def test_what_is_shown_is_what_was_trained(dataset, tmp_path, made_up):
-    outcomes = swept(dataset, tmp_path / "sweep", 6)
-    for outcome, request in zip(outcomes, made_up.requests, strict=True):
+    results = swept(dataset, tmp_path / "sweep", 6)
+    for result, request in zip(results, made_up.requests, strict=True):
         embedding, model = request["experiment"]["embedding"], request["experiment"]["model"]
         trained = {"embedding.l2": embedding["l2"], "embedding.probes": embedding["probes"]}
-        assert outcome.settings == {**trained, "model.hidden": model["hidden"]}
+        assert result.settings == {**trained, "model.hidden": model["hidden"]}
     with (tmp_path / "sweep" / "report" / "trials.csv").open(newline="") as file:
         lines = {int(line["trial"]): line for line in csv.DictReader(file)}
-    assert float(lines[3]["embedding.l2"]) == outcomes[3].settings["embedding.l2"]
-    best = best_of(outcomes, EXPERIMENT)
+    assert float(lines[3]["embedding.l2"]) == results[3].settings["embedding.l2"]
+    best = best_of(results, EXPERIMENT)
     assert best is not None
     written = read_experiment(tmp_path / "sweep" / "report" / "best.yaml")
     assert written.embedding.l2 == best.settings["embedding.l2"]
     assert written.name == f"{EXPERIMENT.name} trial {best.number}"  # so that other seeds of it are known by it
-    assert best.score == max(one.score or 0 for one in outcomes)
+    assert best.score == max(one.score or 0 for one in results)
 
 
 def test_the_search_finds_what_is_good(dataset, tmp_path, made_up):
@@ -234,33 +234,33 @@ def test_an_interrupted_sweep_has_the_trials_of_a_whole_one(dataset, tmp_path, m
 def test_a_trial_below_the_median_ends_early(dataset, tmp_path, made_up):
     levels = [0.5, 0.6, 0.7, 0.8, 0.9, 0.69, 0.71]
     made_up.score = staticmethod(lambda number, experiment, epoch: levels[number])
-    outcomes = swept(dataset, tmp_path / "sweep", 7)
-    assert [one.state for one in outcomes] == [*["complete"] * 5, "pruned", "complete"]
+    results = swept(dataset, tmp_path / "sweep", 7)
+    assert [one.state for one in results] == [*["complete"] * 5, "pruned", "complete"]
     assert statistics.median(levels[:5]) == 0.7
-    assert [one.epochs for one in outcomes] == [4, 4, 4, 4, 4, WARMUP_EPOCHS, 4]
-    assert outcomes[5].score == 0.69
-    best = best_of(outcomes, EXPERIMENT)
+    assert [one.epochs for one in results] == [4, 4, 4, 4, 4, WARMUP_EPOCHS, 4]
+    assert results[5].score == 0.69
+    best = best_of(results, EXPERIMENT)
     assert best is not None
     assert best.number == 4
-    assert [one.number for one in in_order(outcomes, EXPERIMENT)] == [4, 3, 6, 2, 1, 0, 5]
+    assert [one.number for one in in_order(results, EXPERIMENT)] == [4, 3, 6, 2, 1, 0, 5]
 
 
 def test_a_process_that_dies_is_given_a_second_chance_and_no_third(dataset, tmp_path, made_up):
     made_up.dies_in += [1, 2, 2]
-    outcomes = swept(dataset, tmp_path / "sweep", 4)
-    assert [one.state for one in outcomes] == ["complete", "complete", "failed", "complete"]
-    assert outcomes[2].error is not None
-    assert "signal 9" in outcomes[2].error
+    results = swept(dataset, tmp_path / "sweep", 4)
+    assert [one.state for one in results] == ["complete", "complete", "failed", "complete"]
+    assert results[2].error is not None
+    assert "signal 9" in results[2].error
     tried = [int(request["tags"]["sweep.trial"]) for request in made_up.requests]
     assert tried == [0, 1, 1, 2, 2, 3]
 
 
 def test_failed_trials_stay_visible_and_are_not_the_best(dataset, tmp_path, made_up):
     made_up.fails_in += [0, 1]
-    outcomes = swept(dataset, tmp_path / "sweep", 3)
-    assert [one.state for one in outcomes] == ["failed", "failed", "complete"]
-    assert outcomes[0].error == "loss and gradients must stay finite"
-    best = best_of(outcomes, EXPERIMENT)
+    results = swept(dataset, tmp_path / "sweep", 3)
+    assert [one.state for one in results] == ["failed", "failed", "complete"]
+    assert results[0].error == "loss and gradients must stay finite"
+    best = best_of(results, EXPERIMENT)
     assert best is not None
     assert best.number == 2
     assert "must stay finite" in (tmp_path / "sweep" / "report" / "trials.csv").read_text()
@@ -268,10 +268,11 @@ def test_failed_trials_stay_visible_and_are_not_the_best(dataset, tmp_path, made
 
 def test_less_is_better_where_the_run_says_so(tmp_path):
     experiment = EXPERIMENT.model_copy(update={"trainer": EXPERIMENT.trainer.model_copy(update={"monitor": "logloss"})})
-    outcomes = [
-        Outcome(number, "complete", score, 1, {}, tmp_path, {}, None) for number, score in enumerate([0.4, 0.3, 0.5])
+    results = [
+        TrialResult(number, "complete", score, 1, {}, tmp_path, {}, None)
+        for number, score in enumerate([0.4, 0.3, 0.5])
     ]
-    assert [one.number for one in in_order(outcomes, experiment)] == [1, 0, 2]
+    assert [one.number for one in in_order(results, experiment)] == [1, 0, 2]
 
 
 def test_importance_says_which_setting_mattered(dataset, tmp_path, made_up):

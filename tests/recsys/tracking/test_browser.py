@@ -36,7 +36,7 @@ from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
 from recsys.tracking.tracked_runs import tracked_runs
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SECONDS = 180

@@ -14,10 +14,10 @@ from recsys.cli.options import console, wide
 from recsys.report.text import result_table
 from recsys.tracking.compare_page import LOCAL_UI, comparison_page
 from recsys.tracking.compare_runs import (
-    COLUMNS,
     RunComparison,
     as_plain,
     compare_runs,
+    compared_columns,
     figure_text,
     runs_table,
     settings_of,
@@ -59,7 +59,7 @@ def test_runs_that_differ_in_their_seed_are_one_row():
     first, second = comparison.rows
     assert [run.params["seed"] for run in first.runs] == ["1", "2", "3"]
     assert first.mean("test/auc") == pytest.approx(0.72)
-    column = next(column for column in COLUMNS if column.metric == "test/auc")
+    column = next(column for column in compared_columns() if column.metric == "test/auc")
     assert figure_text(first, column) == "0.7200 ± 0.0100"  # by hand: deviations -0.01, 0, 0.01 over n - 1 = 2
     assert figure_text(second, column) == "0.6000"
     assert comparison.setting_keys() == ["width"]

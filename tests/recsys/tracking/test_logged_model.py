@@ -16,7 +16,7 @@ import pytest
 from recsys.tracking.logged_model import SERVING_PACKAGES, log_model
 from recsys.tracking.model_registry import ModelRegistry
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, manifest_bytes
 from serving.scorer import Scorer
 from tests.serving.server.app import Client, Served

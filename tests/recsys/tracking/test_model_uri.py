@@ -13,7 +13,7 @@ from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import KEPT_VERSIONS, ModelRegistry
 from recsys.tracking.model_uri import ModelUri, parse_model_uri, resolve_bundle
 from recsys.tracking.tracker import Tracker
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bundle"

@@ -9,7 +9,7 @@ import pytest
 import serving.batch.parts
 from features.errors import InputError
 from serving.batch.job import lineage_of
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.serving.conftest import MARKS, Run, content, make_bundle, raw_frame, table, visible
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from features.errors import InputError
 from serving.batch.inputs import plan_parts
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from tests.serving.conftest import REGISTRY, ROUNDING, Run, content, name_of, raw_frame, visible
 

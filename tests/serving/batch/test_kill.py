@@ -22,7 +22,7 @@ import pytest
 import serving.batch.output
 from features.errors import InputError
 from serving.batch.output import locked
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.serving.conftest import Run, content, raw_frame, visible
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import serving.batch.drafts
 from features.errors import InputError
 from serving.batch.drafts import rejected_path
 from serving.batch.rejects import faults_of
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from tests.serving.conftest import MARKS, ROUNDING, Run, content, dense_graph, make_bundle, name_of, raw_frame, visible
 

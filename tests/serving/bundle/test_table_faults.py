@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from features.errors import InputError
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.table import StoredTable, pack_bits
 from tests.floats import floats
 from tests.serving.bundle.table_cases import Case, cases

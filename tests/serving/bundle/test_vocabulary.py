@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from features.errors import InputError
 from features.hashing import MISSING_TOKEN
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 from serving.scorer import Scorer
 from tests.serving.conftest import ROUNDING, make_bundle, of_kind, raw_frame, reference, reseal

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ import pytest
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.server.binary import HEADER
 from serving.server.limits import Limits
 from tests.serving.conftest import raw_frame

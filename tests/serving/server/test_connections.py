@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.serving.server.process import BODY, HEADERS, START, Load, Server, scores_of
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.server.binary import HEADER
 from serving.server.limits import Limits
 from serving.server.protocol import DATATYPES

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from features.errors import InputError
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from serving.server.limits import Limits, RefusedError, Workers, read_body
 from tests.serving.server.app import FORMS, JSON, NAME, Served

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.server import coverage_window
 from serving.server.limits import Limits, Workers
 from serving.server.logs import JsonFormatter

@@ -22,7 +22,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from experiments.__main__ import main
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from tests.serving.server.process import BODY, HEADERS, HEAVY, START, Load, scores_of
 
 pytestmark = pytest.mark.slow

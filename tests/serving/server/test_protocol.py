@@ -13,7 +13,7 @@ import pytest
 from mlflow.utils.proto_json_utils import dataframe_from_parsed_json, parse_tf_serving_input
 
 from features.registry import FeatureRegistry
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.scorer import Scorer
 from serving.server.examples import example_rows
 from serving.server.limits import Limits

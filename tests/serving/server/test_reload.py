@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from features.errors import InputError
-from serving.bundle.bundle import Bundle
+from serving.bundle import Bundle
 from serving.server.hosting import ModelHost
 from serving.server.limits import RefusedError
 from tests.serving.conftest import make_bundle, reseal, table
