@@ -49,7 +49,7 @@ def main() -> None:
         "test log loss": f"{test['logloss']:.4f}   (ECE {test['ece']:.4f})",
         "training": f"{perf['samples_per_s']:,.0f} samples/s, {perf['epochs']} epochs, {perf['train_seconds']:.0f} s",
         "bundle": f"{perf['bundle_bytes']:,.0f} bytes in {BUNDLE}, golden rows off by {verified['max_abs_diff']:.1e}",
-        "parity": f"trainer and scorer differ by {parity['max_abs_diff']:.1e} on {parity['rows']:,} raw rows, ids {ids}",
+        "parity": f"trainer and scorer {parity['max_abs_diff']:.1e} apart on {parity['rows']:,} raw rows, ids {ids}",
         "scores": f"{scored['rows']:,} rows in {SCORES}, {imports}",
         "MLflow": f"make ui, then open {place_of(run_info).get('mlflow', 'the address that it prints')}",
         "this call": f"{time.perf_counter() - began:.0f} s",
