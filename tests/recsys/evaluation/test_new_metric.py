@@ -72,7 +72,9 @@ def test_training_and_sweeps_can_monitor_it(made_up):
     config = TrainerConfig.model_validate({"monitor": made_up})
     assert monitored({made_up: 0.75}, config.monitor) == 0.75
     experiment = Experiment(name="films", model={"name": "mlp"}, trainer=config)
-    trials = [TrialResult(number, "complete", score, 1, {}, Path(), {}, None) for number, score in enumerate((0.2, 0.8))]
+    trials = [
+        TrialResult(number, "complete", score, 1, {}, Path(), {}, None) for number, score in enumerate((0.2, 0.8))
+    ]
     assert [one.number for one in in_order(trials, experiment)] == [1, 0]
 
 
