@@ -21,11 +21,12 @@ import polars as pl
 import typer
 from polars.io.plugins import register_io_source
 
-from data.common import PARTS, Out, Overwrite, RawDataset, build, run, write_raw_dataset
+from data import common
 from features.arrays import Float64s
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 from features.hashing import hash_text, mix64
+from features.infer.column_facts import auc
 
 NOTICE = "made here, no terms"
 CHUNK_ROWS = 65_536
@@ -193,13 +194,13 @@ def _numeric_feature(rng: np.random.Generator) -> tuple[pl.Series, Float64s]:
     return pl.Series(amounts).set(pl.Series(is_missing), None), effects
 
 
-def write_raw(out: Path, *, num_rows: int, planted: Planted) -> RawDataset:
+def write_raw(out: Path, *, num_rows: int, planted: Planted) -> common.RawDataset:
     """Write `out/raw` (8:1:1 in order, as the rows are independent) and `out/registry.yaml`, chunk by chunk."""
     if num_rows < 10:
         raise InputError("--rows must be at least 10", found=str(num_rows), remedy="give a larger number")
     edges = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
-    parts = {part: planted_rows(planted, edges[i], edges[i + 1]) for i, part in enumerate(PARTS)}
-    return write_raw_dataset(
+    parts = {part: planted_rows(planted, edges[i], edges[i + 1]) for i, part in enumerate(common.PARTS)}
+    return common.write_raw_dataset(
         out,
         parts,
         source=DatasetSource(
@@ -233,24 +234,19 @@ def bayes(rows: pl.DataFrame) -> tuple[float, float]:
     >>> [round(value, 4) for value in bayes(rows)]
     [0.875, 0.4581]
     """
-    label, truth = rows["label"].to_numpy().astype(np.float64), rows[TRUTH].to_numpy()
-    num_positive = label.sum()
-    ranks = rows[TRUTH].rank("average").to_numpy()
-    pairs = num_positive * (len(label) - num_positive)
-    auc = (ranks[label == 1].sum() - num_positive * (num_positive + 1) / 2) / pairs
-    log_loss = -np.mean(label * np.log(truth) + (1 - label) * np.log1p(-truth))
-    return float(auc), float(log_loss)
+    is_one, truth = rows["label"].to_numpy() == 1, rows[TRUTH].to_numpy()
+    return auc(truth, is_one), -float(np.log(np.where(is_one, truth, 1 - truth)).mean())
 
 
 def main(
-    out: Out,
+    out: common.Out,
     num_rows: Annotated[int, typer.Option("--rows", help="Rows of all parts together.")] = 100_000,
     num_features: Annotated[int, typer.Option("--features", help="Scalar categorical features.")] = 8,
     num_distinct: Annotated[int, typer.Option("--distinct", help="Values of each categorical feature.")] = 1000,
     num_numeric: Annotated[int, typer.Option("--numeric", help="Numeric features.")] = 0,
     num_lists: Annotated[int, typer.Option("--lists", help="List features.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of all rows and effects.")] = 1,
-    overwrite: Overwrite = False,
+    overwrite: common.Overwrite = False,
 ) -> None:
     """Make planted data with known true probabilities."""
     planted = Planted(
@@ -260,11 +256,11 @@ def main(
         num_numeric=num_numeric,
         num_lists=num_lists,
     )
-    build(out, lambda: write_raw(out, num_rows=num_rows, planted=planted), notice=NOTICE, overwrite=overwrite)
+    common.build(out, lambda: write_raw(out, num_rows=num_rows, planted=planted), notice=NOTICE, overwrite=overwrite)
     test = pl.scan_parquet(out / "raw" / "test.parquet").select("label", TRUTH).head(1_000_000).collect()
-    auc, log_loss = bayes(test)
-    print(f"best possible on {len(test):,} test rows: AUC {auc:.4f}, log loss {log_loss:.4f}")
+    best_auc, log_loss = bayes(test)
+    print(f"best possible on {len(test):,} test rows: AUC {best_auc:.4f}, log loss {log_loss:.4f}")
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -164,18 +164,24 @@ def label_auc(column: pl.Series, labels: Flags) -> float:
     counts = np.bincount(codes[is_learned], minlength=codes.max() + 1)
     positives = np.bincount(codes[is_learned & labels], minlength=codes.max() + 1)
     rates = (positives + labels.mean()) / (counts + 1)
-    best = _auc(rates[codes[~is_learned]], labels[~is_learned])
+    best = _auc_if_enough(rates[codes[~is_learned]], labels[~is_learned])
     if column.dtype.is_numeric():
         present = column.is_not_null().to_numpy()
-        by_order = _auc(column.drop_nulls().cast(pl.Float64).to_numpy(), labels[present])
+        by_order = _auc_if_enough(column.drop_nulls().cast(pl.Float64).to_numpy(), labels[present])
         best = max(best, by_order, 1 - by_order)
     return best
 
 
-def _auc(scores: Float64s, labels: Flags) -> float:
-    """Probability that a positive has a higher score than a negative; ties count half."""
+def _auc_if_enough(scores: Float64s, labels: Flags) -> float:
+    return auc(scores, labels) if min(labels.sum(), (~labels).sum()) >= MIN_LABELS_PER_CLASS else 0.5
+
+
+def auc(scores: Float64s, labels: Flags) -> float:
+    """Probability that a positive has a higher score [N] than a negative; ties count half.
+
+    >>> auc(np.array([0.2, 0.8, 0.5, 0.5]), np.array([False, True, False, True]))
+    0.875
+    """
     num_positive, num_negative = int(labels.sum()), int((~labels).sum())
-    if min(num_positive, num_negative) < MIN_LABELS_PER_CLASS:
-        return 0.5
     ranks = pl.Series(scores).rank("average").to_numpy()
     return float((ranks[labels].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
