@@ -12,6 +12,7 @@ from features.arrays import Flags, Float64s
 from features.infer.column_names import TIME_WORDS, words_of
 from features.infer.moments import SURE_DIGITS, digits_of_moment, is_epoch, is_short_hour, is_written_moment
 from features.infer.number_texts import NumberStyle, as_integers, read_texts
+from features.registry import is_plain_name
 from features.spec import TEXT_TYPES
 
 ColumnKind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
@@ -29,6 +30,8 @@ class ColumnFacts:
     ('number', 2, 0.33)
     """
 
+    name: str
+    """Name of the column."""
     column: pl.Series
     """The sample [N]: numbers as numbers, flags as booleans, and floats as integers if all of them are."""
     kind: ColumnKind
@@ -42,19 +45,16 @@ class ColumnFacts:
     @staticmethod
     def of(column: pl.Series, *, is_delimited: bool) -> "ColumnFacts":
         """Facts of a raw column from a reader."""
-        style = almost = None
+        name, style, almost = column.name, None, None
+        if not is_plain_name(name):
+            column = column.alias("")  # polars would take the name for a pattern
         if column.dtype.is_float():
             column = as_integers(column.fill_nan(None))
         elif isinstance(column.dtype, pl.Decimal):
             column = column.cast(pl.Float64) if column.dtype.scale else column.cast(pl.Int128)
         elif column.dtype in TEXT_TYPES:
             column, style, almost = read_texts(column.cast(pl.String), is_delimited=is_delimited)
-        return ColumnFacts(column, _kind(column), style, almost, is_delimited)
-
-    @property
-    def name(self) -> str:
-        """Name of the column."""
-        return self.column.name
+        return ColumnFacts(name, column, _kind(column), style, almost, is_delimited)
 
     @cached_property
     def values(self) -> pl.Series:
@@ -95,11 +95,6 @@ class ColumnFacts:
     def mode(self) -> float:
         """Most common number, the smallest on a tie."""
         return self._number(self.values.mode().min())
-
-    @property
-    def is_integral(self) -> bool:
-        """True for integers, and for floats that all are integers."""
-        return self.kind == "integer"
 
     @cached_property
     def is_moment(self) -> bool:
