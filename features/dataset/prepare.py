@@ -63,7 +63,7 @@ def prepare(
     for rows in splits.values():
         check_out_of_inputs(out, [] if is_frame(rows) else rows)
     unknown = _check_files(registry, files)
-    shares = _held_out(files, holdout)
+    shares = {} if "valid" in files else {split: holdout for split in ("valid", "test") if split not in files}
     rule = f"{holdout:g} of the training rows each for {', '.join(shares)}, by position" if shares else "as given"
     source = source or DatasetSource(name=out.resolve().name)
     if source.split_rule == "as given":
@@ -127,9 +127,8 @@ def _check_out(out: Path, files: Mapping[str, Sequence[_Source]], overwrite: boo
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a directory to write to", found="a file", remedy="choose another --out")
     if (out / "dataset.json").exists() and not overwrite:
-        raise InputError(
-            f"{out}: expected no dataset yet", found="one", remedy="pass --overwrite, or choose another --out"
-        )
+        remedy = "pass --overwrite, or choose another --out"
+        raise InputError(f"{out}: expected no dataset yet", found="one", remedy=remedy)
     inputs = [path.resolve() for paths in files.values() for path in paths if isinstance(path, Path)]
     for folder in (out / split for split in SPLITS):
         if any(path.is_relative_to(folder.resolve()) for path in inputs):
@@ -163,13 +162,6 @@ def _check_files(registry: FeatureRegistry, files: Mapping[str, Sequence[_Source
 def _needed_columns(registry: FeatureRegistry) -> list[str]:
     extra = [name for name in (registry.label, registry.weight, registry.group) if name is not None]
     return list(dict.fromkeys(extra + [feature.name for feature in registry.features]))
-
-
-def _held_out(files: Mapping[str, Sequence[_Source]], holdout: float) -> dict[str, float]:
-    """Shares of the training rows that become other splits."""
-    if "valid" in files:
-        return {}
-    return {"valid": holdout} if "test" in files else {"valid": holdout, "test": holdout}
 
 
 class _Chunk(NamedTuple):
