@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -175,12 +175,8 @@ class FeatureRegistry(BaseModel):
             raise error.located(where) from None
         return _from_mapping(document, where)
 
-    def with_features(self, features: Iterable[AnyFeature]) -> "FeatureRegistry":
-        """Copy with other features, checked again."""
-        return self.with_settings(features=[feature.model_dump() for feature in features])
-
     def with_settings(self, **settings: Any) -> "FeatureRegistry":
-        """Copy with other settings, such as `label`, checked again.
+        """Copy with other settings, such as `label` or `features`, checked again.
 
         >>> registry = FeatureRegistry.of(features={"user": "categorical"})
         >>> registry.with_settings(csv={"separator": ";"}).csv

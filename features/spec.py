@@ -53,11 +53,6 @@ class FeatureSpec(BaseModel):
         """True where an example may hold any number of tokens."""
         return False
 
-    @property
-    def encoded_dtype(self) -> pl.DataType:
-        """Data type of the encoded column."""
-        return pl.UInt64() if self.has_tokens else pl.Float32()
-
     def parse(self, column: pl.Series) -> pl.Series:
         """The raw column [N] with its texts parsed; a parsed column is returned unchanged.
 
@@ -132,10 +127,6 @@ class CategoricalList(FeatureSpec):
     def is_list(self) -> bool:
         return True
 
-    @property
-    def encoded_dtype(self) -> pl.DataType:
-        return pl.List(pl.UInt64())
-
     def parse(self, column: pl.Series) -> pl.Series:
         is_nan = column.is_nan() if column.dtype.is_float() else column.is_null()
         if is_nan.fill_null(True).all() and not isinstance(column.dtype, pl.List | pl.Array):  # pandas: lists of none
@@ -192,7 +183,6 @@ class CategoricalList(FeatureSpec):
         return texts.fill_null(missing).list.eval(token_of_text(pl.element())).alias(self.name)
 
     def _split(self, dtype: pl.DataType) -> pl.Expr:
-        """Lists of texts from a text column of this data type."""
         assert self.separator is not None
         assert dtype in TEXT_TYPES
         text = pl.col(self.name).cast(pl.String)
@@ -352,7 +342,6 @@ def _check_integral(spec: FeatureSpec, column: pl.Series) -> None:
 
 
 def _first(mask: Flags) -> int | None:
-    """Position of the first true value."""
     return int(mask.argmax()) if mask.any() else None
 
 

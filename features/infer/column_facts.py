@@ -1,6 +1,5 @@
 """Facts of a raw column from a sample: its kind, its values, and how well it alone predicts the label."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -103,24 +102,15 @@ class ColumnFacts:
             return True
         if self.kind not in ("text", "integer", "number") or self.style is not None:
             return False
+        has_time_name = bool(TIME_WORDS & words_of(self.name))
         numbers = self.values.cast(pl.Float64, strict=False)
-        is_named = self._has_time_name and not numbers.null_count()
-        if is_named and is_epoch(self._number(numbers.min()), self._number(numbers.max())):
+        may_be_epoch = has_time_name and not numbers.null_count()
+        if may_be_epoch and is_epoch(self._number(numbers.min()), self._number(numbers.max())):
             return True
-        forms = [is_written_moment, self._is_digit_moment] + [is_short_hour] * is_named
-        return any(self._mostly(form) for form in forms)
-
-    def _is_digit_moment(self, text: str) -> bool:
-        is_sure = self._has_time_name or self.num_values >= MIN_DISTINCT_DATES
-        return digits_of_moment(text) >= (8 if is_sure else SURE_DIGITS)
-
-    @property
-    def _has_time_name(self) -> bool:
-        return bool(TIME_WORDS & words_of(self.name))
-
-    def _mostly(self, matches: Callable[[str], bool]) -> bool:
+        min_digits = 8 if has_time_name or self.num_values >= MIN_DISTINCT_DATES else SURE_DIGITS
+        forms = [is_written_moment, lambda text: digits_of_moment(text) >= min_digits] + [is_short_hour] * may_be_epoch
         texts = self.values.unique(maintain_order=True).head(200).cast(pl.String)
-        return len(texts) > 0 and sum(map(matches, texts)) >= MIN_MOMENTS * len(texts)
+        return any(sum(map(form, texts)) >= max(1, MIN_MOMENTS * len(texts)) for form in forms)
 
     @staticmethod
     def _number(value: object) -> float:

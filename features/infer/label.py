@@ -68,7 +68,8 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
             return _guess_of(given, outcome, "as asked for")
         return LabelGuess(given, scalar(given), f"as asked for; BUT it holds {_values(facts[given])}: {_remedy(given)}")
     found = {name: outcome for name, outcome in outcomes.items() if outcome is not None}
-    evidence = {name: _evidence(name, outcome, is_at_edge=name in _edges(facts)) for name, outcome in found.items()}
+    edges = {[*facts][k] for k in (0, -1)}  # the usual places of a label
+    evidence = {name: _evidence(name, outcome, is_at_edge=name in edges) for name, outcome in found.items()}
     named = sorted((name for name in found if evidence[name][0] >= MIN_EVIDENCE), key=evidence.__getitem__)
     if named and (len(named) == 1 or evidence[named[-2]] < evidence[named[-1]]):
         reason = "by its name" if evidence[named[-1]][0] >= SURE_NAME else "by its name and its values"
@@ -78,8 +79,13 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
     if not named and not plain and len(rated) == 1:
         ((name, outcome),) = rated.items()
         return _guess_of(name, outcome, "a rating, by its name and its values")
-    if not named and not rated and len(plain) == 1 and _may_be_label(facts, plain[0]):
-        return _guess_of(plain[0], found[plain[0]], f"the only column of {_pair(facts[plain[0]])}")
+    if not named and not rated and len(plain) == 1:
+        column = facts[plain[0]]
+        # Yes and no are common in features; only at an edge of the table may they be a label.
+        if column.kind != "text" or column.values[0].strip("-01") == "" or column.name in edges:
+            texts = column.values.cast(pl.String).str.strip_chars().str.to_lowercase().unique()
+            pair = " and ".join(sorted(texts, key=lambda text: text in _ONES))
+            return _guess_of(column.name, found[column.name], f"the only column of {pair}")
     candidates = dict.fromkeys([*named, *plain, *rated, *(name for name in found if evidence[name][0])])
     return LabelGuess(None, "label", _not_found(facts, [*candidates]))
 
@@ -183,18 +189,6 @@ def _evidence(name: str, outcome: Outcome, *, is_at_edge: bool) -> tuple[int, in
     return by_name + speaks + EDGE_COLUMN * is_at_edge, 0
 
 
-def _may_be_label(facts: Mapping[str, ColumnFacts], name: str) -> bool:
-    """False for yes and no in the middle of a table, where they are common in features."""
-    column = facts[name]
-    return column.kind != "text" or column.values[0].strip("-01") == "" or name in _edges(facts)
-
-
-def _edges(facts: Mapping[str, ColumnFacts]) -> tuple[str, str]:
-    """The first and the last column, the usual places of a label."""
-    names = [*facts]
-    return names[0], names[-1]
-
-
 def _not_found(facts: Mapping[str, ColumnFacts], candidates: list[str]) -> str:
     by_name = {name.lower(): name for name in facts}
     named = [by_name[name] for name in LABEL_NAMES if name in by_name and by_name[name] not in candidates]
@@ -208,14 +202,8 @@ def _not_found(facts: Mapping[str, ColumnFacts], candidates: list[str]) -> str:
 
 
 def _remedy(name: str) -> str:
-    """Remedy for a label column with many values."""
     column = inline(name)
     return f"write `{{column: {column}, at_least: NUMBER}}` or `{{column: {column}, positive: [VALUE]}}`"
-
-
-def _pair(facts: ColumnFacts) -> str:
-    texts = facts.values.cast(pl.String).str.strip_chars().str.to_lowercase().unique()
-    return " and ".join(sorted(texts, key=lambda text: text in _ONES))
 
 
 def _values(facts: ColumnFacts) -> str:
