@@ -34,16 +34,11 @@ def write_raw(
 
     Raises `InputError` for a file in another layout and for an hour that is not YYMMDDHH.
     """
-    parts, rule, layout = common.read_parts(
-        raw, TEXT_FILES, text_rows, _parquet_rows, split=split, ratios=ratios, seed=seed
-    )
-    source = f"Avazu click-through rate prediction (Kaggle), {layout}"
-    return common.write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(name="avazu", source=source, licence=LICENCE, split_rule=rule),
-        features=dict.fromkeys(COLUMNS, "categorical"),
-    )
+    readers = (TEXT_FILES, text_rows, _parquet_rows)
+    parts, rule, layout = common.read_parts(raw, *readers, split=split, ratios=ratios, seed=seed)
+    origin = f"Avazu click-through rate prediction (Kaggle), {layout}"
+    source = DatasetSource(name="avazu", source=origin, licence=LICENCE, split_rule=rule)
+    return common.write_raw_dataset(out, parts, source=source, features=dict.fromkeys(COLUMNS, "categorical"))
 
 
 def hour_parts(hour: pl.Expr) -> list[pl.Expr]:

@@ -50,17 +50,13 @@ def write_raw(
 
     Raises `InputError` for a file in another layout.
     """
-    parts, rule, layout = common.read_parts(
-        raw, TEXT_FILES, text_rows, _parquet_rows, split=split, ratios=ratios, seed=seed
-    )
-    numeric = {"type": "numeric", "transform": TRANSFORMS[protocol]}
-    source = f"Criteo display advertising challenge (Kaggle), {layout}"
-    return common.write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(name=f"criteo-{protocol}", source=source, licence=LICENCE, split_rule=rule),
-        features={**dict.fromkeys(NUMERIC, numeric), **dict.fromkeys(CATEGORICAL, "categorical")},
-    )
+    readers = (TEXT_FILES, text_rows, _parquet_rows)
+    parts, rule, layout = common.read_parts(raw, *readers, split=split, ratios=ratios, seed=seed)
+    origin = f"Criteo display advertising challenge (Kaggle), {layout}"
+    source = DatasetSource(name=f"criteo-{protocol}", source=origin, licence=LICENCE, split_rule=rule)
+    numeric = {name: {"type": "numeric", "transform": TRANSFORMS[protocol]} for name in NUMERIC}
+    features = {**numeric, **dict.fromkeys(CATEGORICAL, "categorical")}
+    return common.write_raw_dataset(out, parts, source=source, features=features)
 
 
 def text_rows(path: Path) -> pl.LazyFrame:

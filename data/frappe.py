@@ -35,18 +35,9 @@ def write_raw(out: Path, raw: Path) -> common.RawDataset:
     if (raw / VOCABULARY).is_file():
         parts = {part: _named(rows, raw / VOCABULARY) for part, rows in parts.items()}
         layout += ", values named by vocab.parquet"
-    return common.write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(
-            name="frappe",
-            source=f"Frappe in the layout of Frappe_x1 (BARS), {layout}",
-            licence=LICENCE,
-            split_rule="as given",
-        ),
-        features=dict.fromkeys(COLUMNS, "categorical"),
-        group="user",
-    )
+    source = DatasetSource(name="frappe", source=f"Frappe in the layout of Frappe_x1 (BARS), {layout}", licence=LICENCE)
+    features = dict.fromkeys(COLUMNS, "categorical")
+    return common.write_raw_dataset(out, parts, source=source, features=features, group="user")
 
 
 def _read_parts(raw: Path) -> tuple[dict[str, pl.LazyFrame], str]:

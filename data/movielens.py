@@ -10,6 +10,7 @@ import sys
 import tempfile
 import zipfile
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -266,14 +267,8 @@ def main(
 ) -> None:
     """Make MovieLens-100K or -1M from: the wheel of recbole==1.2.1 or a folder with ml-100k.{inter,user,item} or
     u.data, u.user, u.item (100k); ratings.dat, users.dat, movies.dat or train/valid/test.parquet (1m)."""
-    common.build(
-        out,
-        lambda: write_raw(
-            out, raw, variant=variant, drop_threes=drop_threes, features=features, ratios=ratios, seed=seed
-        ),
-        notice=LICENCE,
-        overwrite=overwrite,
-    )
+    make = partial(write_raw, out, raw, variant=variant, drop_threes=drop_threes, features=features)
+    common.build(out, partial(make, ratios=ratios, seed=seed), notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":

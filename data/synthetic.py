@@ -71,32 +71,32 @@ class Planted:
         return [f"f{number:02d}" for number in range(self.num_features)]
 
     @property
-    def numeric_names(self) -> list[str]:
-        """x00, ..."""
-        return [f"x{number:02d}" for number in range(self.num_numeric)]
-
-    @property
     def list_names(self) -> list[str]:
         """l00, ..."""
         return [f"l{number:02d}" for number in range(self.num_lists)]
 
     @property
+    def numeric_names(self) -> list[str]:
+        """x00, ..."""
+        return [f"x{number:02d}" for number in range(self.num_numeric)]
+
+    @property
     def schema(self) -> dict[str, pl.DataType]:
         """Column to type, in the order of the files."""
-        text = dict.fromkeys([*self.categorical_names, *self.list_names], pl.String())
-        numbers = dict.fromkeys(self.numeric_names, pl.Float64())
-        return {"label": pl.Int8(), **text, **numbers, TRUTH: pl.Float64()}
+        numbers = {name: pl.Float64() for name in [*self.numeric_names, TRUTH]}
+        return {
+            "label": pl.Int8(),
+            **dict.fromkeys([*self.categorical_names, *self.list_names], pl.String()),
+            **numbers,
+        }
 
     @property
     def features(self) -> dict[str, str | dict[str, Any]]:
         """Features in the registry file; the true probability is not among them."""
-        lists: dict[str, Any] = {"type": "categorical_list", "separator": "|", "pooling": "mean"}
-        numeric: dict[str, Any] = {"type": "numeric", "transform": "log1p"}
-        return {
-            **dict.fromkeys(self.categorical_names, "categorical"),
-            **dict.fromkeys(self.list_names, lists),
-            **dict.fromkeys(self.numeric_names, numeric),
-        }
+        lists = {"type": "categorical_list", "separator": "|", "pooling": "mean"}
+        numeric = {"type": "numeric", "transform": "log1p"}
+        names = dict.fromkeys(self.categorical_names, "categorical")
+        return {**names, **dict.fromkeys(self.list_names, lists), **dict.fromkeys(self.numeric_names, numeric)}
 
 
 def planted_frame(num_rows: int, seed: int = 1, **sizes: int) -> pl.DataFrame:
@@ -124,8 +124,7 @@ def planted_chunk(planted: Planted, number: int) -> pl.DataFrame:
     """Chunk `number` [CHUNK_ROWS] of the infinite planted table."""
     rng = np.random.default_rng([planted.seed, number])
     columns: dict[str, pl.Series] = {}
-    signs = np.ones(CHUNK_ROWS)
-    logit = np.full(CHUNK_ROWS, BIAS)
+    signs, logit = np.ones(CHUNK_ROWS), np.full(CHUNK_ROWS, BIAS)
     main_std = MAIN_STD / max(planted.num_features - 2, 1) ** 0.5
     for position, name in enumerate(planted.categorical_names):
         if position < 2:
@@ -200,17 +199,9 @@ def write_raw(out: Path, *, num_rows: int, planted: Planted) -> common.RawDatase
         raise InputError("--rows must be at least 10", found=str(num_rows), remedy="give a larger number")
     edges = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
     parts = {part: planted_rows(planted, edges[i], edges[i + 1]) for i, part in enumerate(common.PARTS)}
-    return common.write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(
-            name="synthetic",
-            source=f"data.synthetic {planted}",
-            licence=NOTICE,
-            split_rule="in order 8:1:1; the rows are independent",
-        ),
-        features=planted.features,
-    )
+    rule = "in order 8:1:1; the rows are independent"
+    source = DatasetSource(name="synthetic", source=f"data.synthetic {planted}", licence=NOTICE, split_rule=rule)
+    return common.write_raw_dataset(out, parts, source=source, features=planted.features)
 
 
 def planted_rows(planted: Planted, start: int, stop: int) -> pl.LazyFrame:
@@ -249,13 +240,8 @@ def main(
     overwrite: common.Overwrite = False,
 ) -> None:
     """Make planted data with known true probabilities."""
-    planted = Planted(
-        seed=seed,
-        num_features=num_features,
-        num_distinct=num_distinct,
-        num_numeric=num_numeric,
-        num_lists=num_lists,
-    )
+    scalars = {"num_features": num_features, "num_distinct": num_distinct}
+    planted = Planted(seed=seed, **scalars, num_numeric=num_numeric, num_lists=num_lists)
     common.build(out, lambda: write_raw(out, num_rows=num_rows, planted=planted), notice=NOTICE, overwrite=overwrite)
     test = pl.scan_parquet(out / "raw" / "test.parquet").select("label", TRUTH).head(1_000_000).collect()
     best_auc, log_loss = bayes(test)

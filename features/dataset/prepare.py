@@ -83,8 +83,6 @@ def prepare(
 
 
 class _Frame(NamedTuple):
-    """Rows given as a frame instead of as files."""
-
     split: str
     rows: pl.DataFrame
     columns: list[str]
@@ -165,8 +163,6 @@ def _needed_columns(registry: FeatureRegistry) -> list[str]:
 
 
 class _Chunk(NamedTuple):
-    """Rows of one file, or of a frame."""
-
     path: _Source
     first_row: int
     """Position of the first row in it."""
@@ -176,8 +172,6 @@ class _Chunk(NamedTuple):
 
 
 class _Reader:
-    """Reads raw chunks and assigns their rows to splits."""
-
     def __init__(self, registry: FeatureRegistry, shares: Mapping[str, float], progress: bool) -> None:
         self.registry = registry
         self.columns = _needed_columns(registry)
@@ -191,19 +185,18 @@ class _Reader:
         with progress_bar(title, None, enabled=self.progress) as advance:
             for path in paths:
                 first_row = 0
-                for raw in self._read(path):
+                if isinstance(path, Path):
+                    name, frames = path.name, read_chunks(path, self.columns, csv=self.registry.csv)
+                else:
+                    name, frames = path.split, path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
+                for raw in frames:
                     chunk = _Chunk(path, first_row, position, raw)
                     with _faults_in(chunk):
                         chunk = chunk._replace(raw=parse_frame(raw, self.registry))
                     yield chunk
                     first_row += raw.height
                     position += raw.height
-                    advance(raw.height, note=path.name if isinstance(path, Path) else path.split)
-
-    def _read(self, path: _Source) -> Iterator[pl.DataFrame]:
-        if isinstance(path, Path):
-            return read_chunks(path, self.columns, csv=self.registry.csv)
-        return path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
+                    advance(raw.height, note=name)
 
     def masks(self, chunk: _Chunk) -> dict[str, pl.Series]:
         """Split to flags [N] of its rows in a chunk of training files; empty if all rows are for training."""
@@ -295,9 +288,8 @@ class _SplitWriter:
         # Tokens are random bits: statistics are useless, and a slower codec saves 5%.
         options = {"row_group_size": ROW_GROUP_ROWS, "compression": "lz4", "statistics": False}
         write_parquet(frame.head(num_rows), path, **options)
-        name = f"{self.directory.name}/{path.name}"
-        rows, size = min(num_rows, frame.height), path.stat().st_size
-        self.parts.append(PartInfo(file=name, rows=rows, bytes=size, sha256=sha256_of(path)))
+        name, rows = f"{self.directory.name}/{path.name}", min(num_rows, frame.height)
+        self.parts.append(PartInfo(file=name, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path)))
         self.frames = [frame.slice(num_rows)]
         self.buffered -= rows
 

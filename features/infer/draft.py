@@ -96,7 +96,7 @@ def _typed(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
-    names = columns_of(file, csv=csv)
+    names = columns_of(file, csv)
     if is_text(file) and len(names) == 1:
         counts = {separator: names[0].count(separator) for separator in SEPARATORS}
         if any(counts.values()):

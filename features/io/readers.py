@@ -100,7 +100,6 @@ def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
 
 
 def _holds(folder: Path, target: Path) -> bool:
-    """True if reading the folder would read the target directory."""
     root = folder.resolve()
     return target.is_relative_to(root) and not any(name[0] in "_." for name in target.parts[len(root.parts) :])
 
