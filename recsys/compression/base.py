@@ -30,7 +30,7 @@ from recsys.embedding.optimizers import TableOptimizer
 from recsys.embedding.table import EmbeddingConfig
 from recsys.ranker import Ranker
 from recsys.trainer import Batches, Keep, TrainerConfig
-from serving.bundle.table import TableDtype
+from serving.bundle.quantize import TableDtype
 
 InitFrom = Literal["rewind", "finetune", "as_is"]
 """Weights that the last training begins with: the first ones of the run, or those that the mask was found with, which
