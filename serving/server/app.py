@@ -177,7 +177,7 @@ class App:
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
         record.version = ModelVersion(served.name, served.version)
         check_content(request.headers, *media_types)
-        self._workers.acquire_slot().release()  # refuse before reading the body
+        self._workers.check_free()  # refuse before reading the body
         is_read = False
         try:
             with self._bodies.held() as held:
@@ -185,8 +185,8 @@ class App:
                     body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
                     is_read = True
                     record.end_stage("read")
-                    slot = self._workers.acquire_slot()  # now, so that slow clients hold none
-                    return await slot.run(functools.partial(self._work, served, format, body, record))
+                    # The slot is taken now, so that slow clients hold none.
+                    return await self._workers.run(functools.partial(self._work, served, format, body, record))
         except TimeoutError:
             raise self._late(is_read) from None
 

@@ -70,10 +70,10 @@ def _check_num_rows(value: Any, info: ValidationInfo) -> Any:
 
 
 def _equal_lengths(columns: dict[str, Any], info: ValidationInfo) -> dict[str, list[Any]]:
-    wrong = next((name for name, column in columns.items() if not isinstance(column, list)), None)
-    if wrong is not None:
-        found = f"{kind_of(columns[wrong])} for {wrong!r}"[:80]
-        raise InputError("inputs: expected a list of values per column", found=found, remedy="put it in a list")
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            found = f"{kind_of(column)} for {name!r}"[:80]
+            raise InputError("inputs: expected a list of values per column", found=found, remedy="put it in a list")
     lengths = sorted({len(column) for column in columns.values()})
     if len(lengths) > 1:
         found = f"{lengths[0]} and {lengths[-1]}"
@@ -266,10 +266,10 @@ def _columns_of(frame: SplitFrame) -> Mapping[str, Sequence[Any]]:
     if len(set(names)) < num_columns:
         expected = "dataframe_split: expected columns of different names"
         raise InputError(expected, found=str(names)[:80], remedy="rename them")
-    row = next((row for row, values in enumerate(frame.data) if len(values) != num_columns), None)
-    if row is not None:
-        expected = f"dataframe_split: expected a list of {num_columns} values, one per column"
-        raise InputError(expected, found=f"{len(frame.data[row])}", remedy="correct that row", row=row)
+    for row, values in enumerate(frame.data):
+        if len(values) != num_columns:
+            expected = f"dataframe_split: expected a list of {num_columns} values, one per column"
+            raise InputError(expected, found=f"{len(values)}", remedy="correct that row", row=row)
     return dict(zip(names, zip(*frame.data, strict=True) if frame.data else [()] * num_columns, strict=True))
 
 
