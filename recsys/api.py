@@ -11,7 +11,6 @@ docs/python.md goes through it step by step. torch is imported by `train` and `R
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,10 +84,9 @@ def train(
     Raises `InputError` for an unknown setting (naming the closest), settings that do not fit the data, and an `out`
     that holds another run.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("training needs the training packages", found="no torch", remedy="make env")
-    from recsys.runs.process import prepare_for_training
+    from recsys.runs.process import prepare_for_training, require_training
 
+    require_training("torch")
     prepare_for_training()  # before torch is loaded
     from recsys.runs.train import train_run
 

@@ -19,7 +19,8 @@ from features.files import temporary_directory_beside
 from features.infer import infer_registry
 from features.io.frames import frame_of, is_frame, is_pandas
 from features.registry import FeatureRegistry
-from recsys.api import prepare, train
+from recsys.api import prepare, resolve_experiment
+from recsys.runs.process import prepare_for_training, require_training
 from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
 
@@ -210,14 +211,20 @@ class MuxClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(experiment, Mapping):
             settings = {"model": experiment, **settings}
             experiment = str(experiment.get("name"))
+        require_training("torch")
+        prepare_for_training()
+        from recsys.runs.train import train_run
+
         with TemporaryDirectory(prefix="muxrec-", ignore_cleanup_errors=True) as folder:
+            run = Path(folder, "run")
             dataset = prepare(registry, splits, Path(folder, "dataset"))
-            run = train(experiment, data=dataset, out=Path(folder, "run"), track=False, **settings)
-            self._files = {file.name: file.read_bytes() for file in sorted(run.bundle.iterdir())}
+            experiment = resolve_experiment(experiment, settings)
+            metrics = train_run(experiment, dataset.path, run, track=False, report=False)
+            self._files = {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())}
         self._scorer = _scorer_of(self._files)
         self.registry_ = self._scorer.registry
         self.unused_columns_ = list(dataset.info.unknown_columns)
-        self.metrics_ = run.metrics["valid"]
+        self.metrics_ = metrics["valid"]
 
 
 def _checked_labels(y: Any, X: Any) -> npt.NDArray[Any]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.dataset.info import read_dataset
@@ -26,7 +25,7 @@ from features.registry import FeatureRegistry
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.paired_difference import Difference, compare
 from recsys.evaluation.predictions import Predictions
-from recsys.report.text import text_of
+from recsys.report.text import rich_table, text_of
 from recsys.runs.serving_cost import serving_cost
 from recsys.tracking.model_uri import resolve_bundle
 from serving.scorer import Encoded, Scorer
@@ -246,20 +245,14 @@ def comparison_table(comparison: ModelComparison) -> Table:
     """The comparison for a terminal; the interval leaves out 5 % on either side."""
     test = comparison.test
     title = f"{test['rows']:,} rows of {test['name']}, digest {test['digest'][:12]}; bounds of 95 % each"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for heading in ("champion", "challenger"):
-        table.add_column(heading, justify="right", overflow="fold")  # long ids wrap, figures do not
-    for heading in ("difference", "from", "to"):
-        table.add_column(heading, justify="right", no_wrap=True)
     by_name = {one.metric: one for one in comparison.differences}
-    for name, (old, new) in comparison.metrics.items():
-        one = by_name.pop(name, None)
-        bounds = [f"{one.low:+.5f}", f"{one.high:+.5f}"] if one else ["", ""]
-        table.add_row(name, f"{old:.5f}", f"{new:.5f}", f"{new - old:+.5f}", *bounds)
-    for name, one in by_name.items():
-        figures = [f"{one.champion:.5f}", f"{one.challenger:.5f}", f"{one.difference:+.5f}"]
-        table.add_row(name, *figures, f"{one.low:+.5f}", f"{one.high:+.5f}")
-    for key in ("model", "model_id", *(key for key in comparison.champion if key not in ("model", "model_id"))):
-        table.add_row(key, text_of(comparison.champion[key]), text_of(comparison.challenger[key]), "", "", "")
-    return table
+    others = {n: (one.champion, one.challenger) for n, one in by_name.items() if n not in comparison.metrics}
+    rows = []
+    for name, (old, new) in (comparison.metrics | others).items():
+        bounds = [f"{by_name[name].low:+.5f}", f"{by_name[name].high:+.5f}"] if name in by_name else ["", ""]
+        rows.append([name, f"{old:.5f}", f"{new:.5f}", f"{new - old:+.5f}", *bounds])
+    about = [
+        [key, text_of(old), text_of(comparison.challenger[key]), *[""] * 3] for key, old in comparison.champion.items()
+    ]
+    models = ["champion", "challenger"]  # long ids wrap, figures do not
+    return rich_table(title, ["", *models, "difference", "from", "to"], rows + about, folding=models)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.errors import InputError
 from features.files import made_in_cache, take_lock
 from recsys.evaluation.paired_difference import Difference
 from recsys.promotion.compare_models import ModelComparison, TestSet, compare_scorers
+from recsys.report.text import rich_table
 from recsys.runs.parity import parity_of
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.logged_model import log_model
@@ -253,9 +253,5 @@ def promotion_table(found: Promotion) -> Table:
     """The checks for a terminal."""
     before = f"champion so far: version {found.champion.number}" if found.champion else "no champion so far"
     title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}\nstore: {found.store}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("check", "outcome", "found"):
-        table.add_column(heading)
-    for check in found.checks:
-        table.add_row(*check)
-    return table
+    headings = ["check", "outcome", "found"]
+    return rich_table(title, headings, found.checks, left=headings, folding=headings)

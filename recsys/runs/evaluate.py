@@ -15,8 +15,9 @@ from recsys.evaluation.predict import predict
 from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_report, token_counts
 from recsys.export import correction_of, export_bundle
+from recsys.ranker import Ranker
 from recsys.runs.compression_record import compression_record
-from recsys.runs.run_directory import RunDirectory, check_registry
+from recsys.runs.run_directory import RunDirectory, RunMetrics, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.bundle.table import TableDtype
@@ -106,11 +107,25 @@ def export_run(
         known = ", ".join(get_args(TableDtype))
         raise InputError("unknown table type", found=repr(table_dtype), remedy=f"use one of {known}")
     run = RunDirectory(path)
-    run_info, experiment = run.run_info(), run.experiment()
-    metrics, compression = run.metrics(), experiment.compression
-    trained = run.ranker(quantized=False)
+    metrics, run_id = run.metrics(), run.run_info()["mlflow_run_id"]
+    options = {"table_dtype": table_dtype, "negative_rate": negative_rate, "run_id": run_id, "overwrite": overwrite}
+    return export_ranker(run, run.ranker(quantized=False), out, metrics, **options)
+
+
+def export_ranker(
+    run: RunDirectory,
+    ranker: Ranker,
+    out: Path,
+    metrics: RunMetrics,
+    *,
+    table_dtype: str | None = None,
+    negative_rate: float | None = None,
+    **options: Any,
+) -> Bundle:
+    """`export_run` of a run's model in memory; `options` are those of `export_bundle`."""
+    experiment, compression = run.experiment(), run.experiment().compression
     return export_bundle(
-        trained,
+        ranker,
         run.registry(),
         out,
         model=experiment.model.name,
@@ -119,8 +134,7 @@ def export_run(
         info=run.info(),  # None after the dataset was removed: the bundle then has no profile
         distributions=run.distributions(),
         trained_rows=run.trained_rows(),
-        run_id=run_info["mlflow_run_id"],
         negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
-        compression=compression_record(trained, compression, metrics["compression"]) if compression else None,
-        overwrite=overwrite,
+        compression=compression_record(ranker, compression, metrics["compression"]) if compression else None,
+        **options,
     )

@@ -48,13 +48,14 @@ def train_run(
     *,
     track: bool = True,
     progress: bool = False,
+    report: bool = True,
     tags: Mapping[str, str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
 ) -> RunMetrics:
     """Train in a run directory and return its metrics; an interrupted run is resumed, a finished one returned as it is.
 
-    `prepare` may apply a mask to the fresh ranker; its figures go into the section `compression` of the metrics. `tags`
+    `report` False leaves out report/, which takes a quarter of a short run. `prepare` may apply a mask to the fresh ranker; its figures go into the section `compression` of the metrics. `tags`
     are added to the MLflow run. `on_epoch` takes each record of the history; the same one again after an interruption.
     Raises `InputError` for a directory of another run or in use by another process, a dataset without a validation
     split, and settings that do not fit the data.
@@ -96,7 +97,7 @@ def train_run(
                 progress=progress,
                 on_epoch=_on_epoch(tracker, on_epoch),
             )
-        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker)
+        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker, report=report)
 
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:

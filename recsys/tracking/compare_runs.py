@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.errors import InputError
 from recsys.evaluation.metrics import METRICS, Metric
 from recsys.evaluation.significance import p_text, spread, welch
+from recsys.report.text import rich_table
 from recsys.tracking.tracked_runs import TrackedRun
 
 NOT_SETTINGS = ("name", "seed")
@@ -208,8 +208,6 @@ def figure_text(row: Row, column: Column) -> str:
 
 def runs_table(comparison: RunComparison, width: int = 160) -> Table:
     """The rows for a terminal of `width` characters, without the figures that do not fit; the page has all of them."""
-    table = Table(title=_title(comparison), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold", min_width=MIN_NAME)
     columns = {"seeds": [str(len(row.runs)) for row in comparison.rows]}
     short = [column for column in comparison.columns() if column.is_short]
     for column in short:
@@ -222,10 +220,10 @@ def runs_table(comparison: RunComparison, width: int = 160) -> Table:
     for column in short[:1:-1]:
         if MIN_NAME + 2 + sum(map(_width, columns, columns.values())) > width:
             del columns[column.title]
-    for title in columns:
-        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row, *cells in zip(comparison.rows, *columns.values(), strict=True):
-        table.add_row("\n".join([row.name, *settings_of(row)]), *cells)
+    names = ["\n".join([row.name, *settings_of(row)]) for row in comparison.rows]
+    headings = ["run", *(title.replace(" ", "\n") for title in columns)]
+    table = rich_table(_title(comparison), headings, zip(names, *columns.values(), strict=True), folding=["run"])
+    table.columns[0].min_width = MIN_NAME
     return table
 
 
