@@ -1,4 +1,4 @@
-"""A compressed run's results: figures for metrics.json and MLflow, and the record in the bundle's manifest."""
+"""Results of a compressed run: figures for metrics.json and MLflow, and the record in the bundle's manifest."""
 
 from collections.abc import Mapping
 from typing import Any

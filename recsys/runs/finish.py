@@ -107,9 +107,9 @@ def _performance(state: TrainState) -> dict[str, float]:
 def _log_results(tracker: Tracker, run: RunDirectory, metrics: RunMetrics, bundle: Bundle) -> None:
     final = {f"{PREFIXES[name]}/{key}": value for name, values in metrics.items() for key, value in values.items()}
     tracker.log_final(final)
-    tracker.log_files(run.report, "report")
-    for name in ("experiment.yaml", "registry.json"):
-        tracker.log_file(run.path / name)
+    for path in (run.report, run.path / "experiment.yaml", run.path / "registry.json"):
+        if path.exists():  # the report is optional
+            tracker.log_file(path)
     log_model(tracker, bundle)
     metrics["perf"]["tracking_seconds"] = tracker.seconds
     tracker.log_final({"perf/tracking_seconds": tracker.seconds})

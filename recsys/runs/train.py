@@ -55,8 +55,9 @@ def train_run(
 ) -> RunMetrics:
     """Train in a run directory and return its metrics; an interrupted run is resumed, a finished one returned as it is.
 
-    `report` False leaves out report/, which takes a quarter of a short run. `prepare` may apply a mask to the fresh ranker; its figures go into the section `compression` of the metrics. `tags`
-    are added to the MLflow run. `on_epoch` takes each record of the history; the same one again after an interruption.
+    `report` False leaves out report/, which takes a quarter of a short run. `prepare` may apply a mask to the fresh
+    ranker; its figures go into the section `compression` of the metrics. `tags` are added to the MLflow run. `on_epoch`
+    takes each record of the history; the same one again after an interruption.
     Raises `InputError` for a directory of another run or in use by another process, a dataset without a validation
     split, and settings that do not fit the data.
     """
@@ -87,16 +88,8 @@ def train_run(
         valid = Split(data, "valid")
         with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
-            state = _fit(
-                experiment,
-                out,
-                ranker,
-                table_optimizer,
-                train,
-                valid,
-                progress=progress,
-                on_epoch=_on_epoch(tracker, on_epoch),
-            )
+            options = {"progress": progress, "on_epoch": _on_epoch(tracker, on_epoch)}
+            state = _fit(experiment, out, ranker, table_optimizer, train, valid, **options)
         return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker, report=report)
 
 
@@ -114,9 +107,7 @@ def _fit(
     table_optimizer: TableOptimizer,
     train: Split,
     valid: Split,
-    *,
-    progress: bool,
-    on_epoch: Callable[[dict[str, Any]], None],
+    **options: Any,
 ) -> TrainState:
     """The trainer's last state; a new one for a compressed model that is not trained again."""
     compression, settings = experiment.compression, experiment.trainer
@@ -132,9 +123,8 @@ def _fit(
         out,
         seed=experiment.seed,
         l2=experiment.embedding.l2,
-        progress=progress,
-        on_epoch=on_epoch,
         starts_trained=compression is not None and compression.is_tuned,
+        **options,
     )
     return trainer.fit(train, valid)
 

@@ -49,8 +49,8 @@ def shown_uri(uri: str) -> str:
 
 def ui_address(uri: str | None = None) -> str:
     """Address of the UI of a store (by default the environment's): the server itself, or that of `mlflow ui`."""
-    uri = uri or tracking_uri()
-    return re.sub("//[^/]*@", "//", uri) if uri.startswith(("http://", "https://")) else LOCAL_UI
+    uri = shown_uri(tracking_uri(uri))
+    return uri.replace("//***@", "//") if uri.startswith(("http://", "https://")) else LOCAL_UI
 
 
 def page_of(experiment_id: str, uri: str | None = None) -> str:
@@ -187,18 +187,22 @@ def run_of(record: Path) -> "tuple[MlflowClient, str, Run] | None":
     uri = tracking_uri(recorded)
     expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"
     anew = f"set mlflow_run_id in {record} to null to log it again (a finished run by `muxrec promote`)"
+    if recorded and recorded != uri:
+        remedy = f"unset MLFLOW_TRACKING_URI to use {shown_uri(recorded)}, where it was logged, or {anew}"
+    else:
+        remedy = f"set MLFLOW_TRACKING_URI to the store that holds it, or {anew}"
     if not is_there(uri):
-        raise InputError(expected, found="no such store", remedy=_way_to(uri, recorded, anew))
+        raise InputError(expected, found="no such store", remedy=remedy)
     client = connect(uri)
     with store_errors(f"cannot ask {shown_uri(uri)} for the MLflow run {run_id}"):
-        run = _unless_absent(lambda: client.get_run(run_id))
+        run = unless_absent(lambda: client.get_run(run_id))
         if run is None:
-            raise InputError(expected, found="no such run", remedy=_way_to(uri, recorded, anew))
+            raise InputError(expected, found="no such run", remedy=remedy)
         _refuse_deleted(client, run, f"{expected}; found it deleted", anew)
     return client, uri, run
 
 
-def _unless_absent(ask: Callable[[], T]) -> T | None:
+def unless_absent(ask: Callable[[], T]) -> T | None:
     """The store's answer; None for a resource that does not exist."""
     from mlflow.exceptions import MlflowException
 
@@ -208,13 +212,6 @@ def _unless_absent(ask: Callable[[], T]) -> T | None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-
-
-def _way_to(uri: str, recorded: str | None, anew: str) -> str:
-    """The remedy for a run that is not in a store."""
-    if recorded and recorded != uri:
-        return f"unset MLFLOW_TRACKING_URI to use {shown_uri(recorded)}, where it was logged, or {anew}"
-    return f"set MLFLOW_TRACKING_URI to the store that holds it, or {anew}"
 
 
 def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str) -> None:
@@ -238,7 +235,7 @@ def experiment_of_environment(client: "MlflowClient", default: str) -> "Experime
     """
     number, name = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if number:
-        known = _unless_absent(lambda: client.get_experiment(number)) if number.isdecimal() else None
+        known = unless_absent(lambda: client.get_experiment(number)) if number.isdecimal() else None
         if known is None:
             expected = f"MLFLOW_EXPERIMENT_ID: expected an experiment of {shown_uri(tracking_uri())}"
             raise InputError(expected, found=repr(number)[:80], remedy="unset it, or give MLFLOW_EXPERIMENT_NAME")

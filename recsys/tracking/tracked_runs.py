@@ -15,7 +15,7 @@ from recsys.tracking.store import (
 )
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import RunData, RunInfo
 
 
 class TrackedRun(NamedTuple):
@@ -53,23 +53,14 @@ def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedR
         refuse_deleted_experiment(client.get_experiment_by_name(wanted) if wanted else None)
         found = repr(wanted) if wanted else f"{len(known)} experiments"
         raise InputError("expected the name of an experiment", found=found, remedy=f"use one of {', '.join(known)}")
-    page = client.search_runs([known[wanted]], max_results=1000)
-    runs = [_tracked_run(run) for run in page]
-    while page.token:
-        page = client.search_runs([known[wanted]], max_results=1000, page_token=page.token)
-        runs += [_tracked_run(run) for run in page]
-    return wanted, known[wanted], runs
+    import mlflow
+
+    runs = mlflow.search_runs([known[wanted]], output_format="list")
+    return wanted, known[wanted], [_tracked_run(run.info, run.data) for run in runs]
 
 
-def _tracked_run(run: "Run") -> TrackedRun:
-    info, data = run.info, run.data
+def _tracked_run(info: "RunInfo", data: "RunData") -> TrackedRun:
     return TrackedRun(
-        run_id=info.run_id,
-        experiment_id=info.experiment_id,
-        name=info.run_name or info.run_id,
-        status=info.status,
-        started=info.start_time,
-        params=data.params,
-        metrics=data.metrics,
-        tags=data.tags,
+        *(info.run_id, info.experiment_id, info.run_name or info.run_id, info.status, info.start_time),
+        *(data.params, data.metrics, data.tags),
     )

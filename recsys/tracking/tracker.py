@@ -178,13 +178,8 @@ class Tracker:
         with self.timed():
             self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def log_files(self, directory: Path, folder: str | None = None) -> None:
-        """Log every file below a directory as an artifact."""
-        with self.timed():
-            self.client.log_artifacts(self.run_id, str(directory), folder)
-
     def log_file(self, path: Path) -> None:
-        """Log one file as a top-level artifact."""
+        """Log a file or a directory as an artifact of this name."""
         with self.timed():
             self.client.log_artifact(self.run_id, str(path))
 

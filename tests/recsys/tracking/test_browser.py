@@ -124,7 +124,7 @@ def logged(name: str, seed: int, width: int, auc: float) -> Tracker:
 
 def register(tracker: Tracker, directory: RunDirectory) -> None:
     """The files of a trained run as those of a tracked one, and its bundle as a version of a registered model."""
-    tracker.log_files(directory.report, "report")
+    tracker.log_file(directory.report)
     log_model(tracker, Bundle.open(directory.bundle))
     (model,) = tracker.client.search_logged_models([tracker.experiment_id])
     registry = ModelRegistry.open()
