@@ -21,6 +21,7 @@ from features.files import made_in_cache, take_lock
 from recsys.evaluation.paired_difference import Difference
 from recsys.promotion.compare_models import ModelComparison, TestSet, compare_scorers
 from recsys.report.text import rich_table
+from recsys.runs.finish import mlflow_names
 from recsys.runs.parity import parity_of
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.logged_model import log_model
@@ -217,13 +218,9 @@ def _track(run: RunDirectory) -> Tracker:
     tags = {"dataset.digest": run_info["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
     tags["mlflow.note.content"] = f"{experiment.name} on {dataset}, in {run.path.absolute()}"
     tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=run_info["key"])
-    tracker.log_settings(experiment.params(), run.info(), Path(run_info["dataset"]))
-    for split, values in run.metrics().items():
-        prefix = {"valid": "val"}.get(split, split)
-        tracker.log_metrics(
-            {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
-        )
-    tracker.finish()
+    with tracker.ending():
+        tracker.log_settings(experiment.params(), run.info(), Path(run_info["dataset"]))
+        tracker.log_metrics(mlflow_names(run.metrics()))
     run.update_run_info(tracker.run_info())
     return tracker
 

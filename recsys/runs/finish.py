@@ -104,9 +104,13 @@ def _performance(state: TrainState) -> dict[str, float]:
     }
 
 
+def mlflow_names(metrics: RunMetrics) -> dict[str, float]:
+    """The metrics as MLflow shows them, such as `val/auc`."""
+    return {f"{PREFIXES[name]}/{key}": value for name, values in metrics.items() for key, value in values.items()}
+
+
 def _log_results(tracker: Tracker, run: RunDirectory, metrics: RunMetrics, bundle: Bundle) -> None:
-    final = {f"{PREFIXES[name]}/{key}": value for name, values in metrics.items() for key, value in values.items()}
-    tracker.log_final(final)
+    tracker.log_final(mlflow_names(metrics))
     for path in (run.report, run.path / "experiment.yaml", run.path / "registry.json"):
         if path.exists():  # the report is optional
             tracker.log_file(path)

@@ -90,13 +90,10 @@ def write_sweep_report(
     if shares := importances(study):
         lines = [{"setting": key, "share": share} for key, share in shares.items()]
         write_text(directory / "importance.csv", csv_text(lines))
-        draw = figures.setting_importance
-        figures.save(directory / "importance.png", lambda axes: draw(axes[0], shares), left=figures.NAMES)
+        figures.save(directory / "importance.png", figures.setting_importance, shares, left=figures.NAMES)
     scores = [(one.number, one.score, one.state) for one in results if one.score is not None]
     if scores:
-        figures.save(
-            directory / "progress.png", lambda axes: figures.sweep_progress(axes[0], scores, experiment.trainer.monitor)
-        )
+        figures.save(directory / "progress.png", figures.sweep_progress, scores, experiment.trainer.monitor)
 
 
 def _record(one: TrialResult) -> dict[str, Any]:
