@@ -26,6 +26,7 @@ from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.paired_difference import Difference, compare
 from recsys.evaluation.predictions import Predictions
 from recsys.report.text import rich_table, text_of
+from recsys.runs.process import require_finished
 from recsys.runs.serving_cost import serving_cost
 from recsys.tracking.model_uri import resolve_bundle
 from serving.scorer import Encoded, Scorer
@@ -112,20 +113,14 @@ def compare_models(
 
 def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> ModelComparison:
     """`compare_models` for two open models."""
-    scored = score_test([champion, challenger], test)
-    metrics = [evaluate(Predictions.of(scored.labels, p, scored.groups, scored.weights)) for p in scored.probabilities]
-    old, new = scored.probabilities
+    labels, groups, weights, (old, new), digest, name = score_test([champion, challenger], test)
+    metrics = [evaluate(Predictions.of(labels, probabilities, groups, weights)) for probabilities in (old, new)]
     return ModelComparison(
         champion=_description(champion),
         challenger=_description(challenger),
-        test={
-            "name": scored.name,
-            "digest": scored.digest,
-            "rows": len(scored.labels),
-            "negative_rate": test.negative_rate,
-        },
+        test={"name": name, "digest": digest, "rows": len(labels), "negative_rate": test.negative_rate},
         metrics={name: (metrics[0][name], metrics[1][name]) for name in metrics[0]},
-        differences=compare(scored.labels, old, new, groups=scored.groups, weights=scored.weights),
+        differences=compare(labels, old, new, groups=groups, weights=weights),
     )
 
 
@@ -134,9 +129,7 @@ def bundle_of(model: str | Path) -> Path:
     path = resolve_bundle(model)
     if not (path / "run.json").is_file():
         return path
-    if not (path / "metrics.json").is_file():
-        remedy = "give the same `muxrec train` command again: it resumes"
-        raise InputError(f"{path}: expected a finished run", found="no metrics.json", remedy=remedy)
+    require_finished(path)
     return path / "bundle"
 
 
@@ -154,7 +147,10 @@ def score_test(scorers: Sequence[Scorer], test: TestSet) -> Scored:
     if _is_dataset(test.source):
         columns, digest, name = _dataset(scorers, Path(test.source[0]))
     else:
-        columns, digest, name = _raw_files(scorers, expand(test.source))
+        files = expand(test.source)
+        digest = sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()[:32]
+        name = files[0].name if len(files) == 1 else f"{len(files)} files such as {files[0].name}"
+        columns = _raw(scorers, files)
     parts = [part for part in columns if len(part["label"])]
     if not parts:
         raise InputError(f"{name}: expected test rows", found="none", remedy="check the files")
@@ -178,12 +174,11 @@ def _dataset(scorers: Sequence[Scorer], directory: Path) -> tuple[Columns, str, 
             remedy = "give raw rows with the label as --test, which each model encodes for itself"
             expected = f"{directory}: expected the registry of model {scorer.bundle.model_id}"
             raise InputError(expected, found="another", remedy=remedy)
-    split = "test"
-    if split not in info.splits:  # not the validation split, by which models are chosen
+    if "test" not in info.splits:  # not the validation split, by which models are chosen
         remedy = "give other rows with the label as --test"
         raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits), remedy=remedy)
-    parts = [directory / part.file for part in info.splits[split].parts]
-    return _encoded(scorers, registry, parts), info.digest_of(split), f"{info.name} {split}"
+    parts = [directory / part.file for part in info.splits["test"].parts]
+    return _encoded(scorers, registry, parts), info.digest_of("test"), f"{info.name} test"
 
 
 def _encoded(scorers: Sequence[Scorer], registry: FeatureRegistry, parts: Sequence[Path]) -> Columns:
@@ -192,12 +187,6 @@ def _encoded(scorers: Sequence[Scorer], registry: FeatureRegistry, parts: Sequen
             batch = Encoded(examples=EncodedBatch.from_frame(frame, registry))
             kept = {key: frame[key].to_numpy() for key in ("label", "group", "weight") if key in frame}
             yield kept | {f"p{i}": s.score_encoded(batch) for i, s in enumerate(scorers)}
-
-
-def _raw_files(scorers: Sequence[Scorer], files: Sequence[Path]) -> tuple[Columns, str, str]:
-    digest = sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()[:32]
-    name = files[0].name if len(files) == 1 else f"{len(files)} files such as {files[0].name}"
-    return _raw(scorers, files), digest, name
 
 
 def _raw(scorers: Sequence[Scorer], files: Sequence[Path]) -> Columns:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, cast, get_args
 import numpy as np
 
 from features.errors import InputError
-from features.registry import FeatureRegistry
+from recsys.config import Compression
 from recsys.dataset import Split
+from recsys.embedding.mask import Mask
 from recsys.evaluation.collisions import collision_report, distinct_tokens
 from recsys.evaluation.metrics import CORRECTED, calibration_ratio, evaluate
 from recsys.evaluation.predict import predict
@@ -16,7 +17,6 @@ from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_report, token_counts
 from recsys.export import correction_of, export_bundle
 from recsys.ranker import Ranker
-from recsys.runs.compression_record import compression_record
 from recsys.runs.run_directory import RunDirectory, RunMetrics, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
@@ -48,21 +48,16 @@ def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | Non
         raise InputError(
             f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
         )
-    features = [] if by is None else [_token_feature(run.registry(), by)]
-    counts = token_counts(_training_split(run_info, examples).tokens(), features) if features else {}
+    known = [feature.name for feature in run.registry().token_features]
+    if by not in (None, *known):
+        raise InputError("unknown categorical feature", found=repr(by), remedy=f"use one of {', '.join(known)}")
+    counts = token_counts(_training_split(run_info, examples).tokens(), [by]) if by else {}
     predictions = predict(ranker, examples.batches(EVALUATION_BATCH_SIZE))
     segments = segment_report(predictions, examples.tokens(), counts) if counts else []
     metrics = metrics_of(predictions, run.experiment().negative_rate)
     distinct = distinct_tokens(Split(examples.directory, "train").tokens())
     report, _ = collision_report(ranker.embedding.layout, distinct, ranker.embedding.vocabulary)
     return Evaluation(metrics, report.model_dump(), segments)
-
-
-def _token_feature(registry: FeatureRegistry, name: str) -> str:
-    known = [feature.name for feature in registry.token_features]
-    if name not in known:
-        raise InputError("unknown categorical feature", found=repr(name), remedy=f"use one of {', '.join(known)}")
-    return name
 
 
 def _training_split(run_info: Mapping[str, Any], examples: Split) -> Split:
@@ -138,3 +133,27 @@ def export_ranker(
         compression=compression_record(ranker, compression, metrics["compression"]) if compression else None,
         **options,
     )
+
+
+def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Bytes of the embedding files, kept rows and cells of the table, and AUC and log loss after compression."""
+    mask = ranker.embedding.mask or Mask.full(ranker.embedding.layout)
+    figures = {
+        "bytes_after": float(bundle.manifest.table_bytes),
+        "rows_kept": float(mask.num_rows_kept),
+        "cells_kept": float(mask.num_cells),
+    }
+    for split in [name for name in ("valid", "test") if name in metrics]:
+        figures |= {f"{split}_{name}_after": metrics[split][name] for name in ("auc", "logloss")}
+    return figures
+
+
+def compression_record(ranker: Ranker, compression: Compression, before: Mapping[str, float]) -> dict[str, Any]:
+    """Method, budget, kept rows, and the kept columns per value by view and feature."""
+    layout = ranker.embedding.layout
+    mask = ranker.embedding.mask or Mask.full(layout)
+    columns: dict[str, dict[str, int]] = {view: {} for view in layout.views}
+    for slot, width in zip(layout.slots, mask.slot_widths.tolist(), strict=True):
+        columns[slot.view][slot.feature] = columns[slot.view].get(slot.feature, 0) + width
+    settings = compression.model_dump(mode="json")
+    return {**settings, "columns_kept": columns, "rows_kept": mask.num_rows_kept, "before": dict(before)}

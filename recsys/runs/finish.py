@@ -17,8 +17,7 @@ from recsys.export import quantized_copy
 from recsys.ranker import Ranker
 from recsys.report.model_card import model_card
 from recsys.report.write import EvaluatedSplit, write_report
-from recsys.runs.compression_record import compression_figures
-from recsys.runs.evaluate import export_ranker, metrics_of
+from recsys.runs.evaluate import compression_figures, export_ranker, metrics_of
 from recsys.runs.process import peak_memory_mb
 from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.serving_cost import serving_cost

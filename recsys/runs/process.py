@@ -25,6 +25,13 @@ def require_training(*packages: str) -> None:
         raise InputError("training needs its packages", found=f"no {absent[0]}", remedy="make env")
 
 
+def require_finished(run: Path) -> None:
+    """Raise `InputError` for a run directory whose training has not ended."""
+    if not (run / "metrics.json").is_file():
+        remedy = "give the same `muxrec train` command again: it resumes"
+        raise InputError(f"{run}: expected a finished run", found="no metrics.json", remedy=remedy)
+
+
 def prepare_for_training() -> None:
     """Keep freed memory, and make idle OpenMP threads release their core soon; has no effect without glibc.
 

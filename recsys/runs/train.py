@@ -88,7 +88,15 @@ def train_run(
         valid = Split(data, "valid")
         with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
-            options = {"progress": progress, "on_epoch": _on_epoch(tracker, on_epoch)}
+            meter = ResourceMeter()
+
+            def epoch_ended(record: dict[str, Any]) -> None:
+                if tracker:
+                    tracker.log_epoch({**record, **meter.used()})
+                if on_epoch:
+                    on_epoch(record)
+
+            options = {"progress": progress, "on_epoch": epoch_ended}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, **options)
         return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker, report=report)
 
@@ -129,43 +137,25 @@ def _fit(
     return trainer.fit(train, valid)
 
 
-def _on_epoch(
-    tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | None
-) -> Callable[[dict[str, Any]], None]:
-    """Log an epoch with the cores and memory that it used, then call `also`."""
-    meter = ResourceMeter()
-
-    def ended(record: dict[str, Any]) -> None:
-        if tracker:
-            tracker.log_epoch({**record, **meter.used()})
-        if also:
-            also(record)
-
-    return ended
-
-
 def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
     """The MLflow run of a run directory: the recorded one, or a new one."""
     if tracker := Tracker.of(run.record):
         tracker.resume()
     else:
-        tracker = _new_tracker(run, experiment, train, more_tags)
+        name = train.info.name
+        tags = {
+            "dataset.name": name,
+            "dataset.digest": train.info.digest,
+            "registry.fingerprint": train.registry.fingerprint(),
+            "seed": str(experiment.seed),
+            "stage": "train",
+            "mlflow.note.content": f"{experiment.name} on {name}, in {run.path.absolute()}",
+        }
+        if commit := git_commit(Path(__file__).parent):
+            tags["mlflow.source.git.commit"] = commit
+        key = run.run_info()["key"]
+        tracker = Tracker.start(experiment=name, name=experiment.name, tags={**tags, **more_tags}, key=key)
     run.update_run_info(tracker.run_info())  # the store may have moved
     for record in run.history():  # epochs that a killed process did not send, or sent to another store
         tracker.log_epoch(record)
     return tracker
-
-
-def _new_tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
-    name = train.info.name
-    tags = {
-        "dataset.name": name,
-        "dataset.digest": train.info.digest,
-        "registry.fingerprint": train.registry.fingerprint(),
-        "seed": str(experiment.seed),
-        "stage": "train",
-        "mlflow.note.content": f"{experiment.name} on {name}, in {run.path.absolute()}",
-    }
-    commit = git_commit(Path(__file__).parent)
-    tags |= {"mlflow.source.git.commit": commit, **more_tags} if commit else more_tags
-    return Tracker.start(experiment=name, name=experiment.name, tags=tags, key=run.run_info()["key"])

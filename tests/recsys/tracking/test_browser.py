@@ -31,10 +31,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.compare_page import VIEW, comparison_page
-from recsys.tracking.compare_runs import compare_runs
+from recsys.tracking.compare_runs import compare_runs, tracked_runs
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
-from recsys.tracking.tracked_runs import tracked_runs
 from recsys.tracking.tracker import Tracker
 from serving.bundle import Bundle
 

@@ -20,7 +20,7 @@ from features.registry import FeatureRegistry
 from recsys.config import Experiment, flatten
 from recsys.runs.train import train_run
 from recsys.tracking import tracker
-from recsys.tracking.tracked_runs import tracked_runs
+from recsys.tracking.compare_runs import tracked_runs
 from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer
 from serving.scorer import Scorer
