@@ -55,7 +55,7 @@ class PromotionCheck(NamedTuple):
     """Found and required figures."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Promotion:
     """Result of a promotion."""
 
@@ -80,7 +80,7 @@ class Promotion:
             "name": self.version.name,
             "version": self.version.number,
             "alias": self.alias,
-            "champion": self.champion.number if self.champion else None,
+            "champion": _number(self.champion),
             "passed": self.passed,
             "checks": [check._asdict() for check in self.checks],
             "comparison": self.comparison.as_json() if self.comparison else None,
@@ -108,7 +108,8 @@ def promote(
     run.metrics()
     scorer = Scorer(bundle or run.bundle)
     name = name or str(scorer.bundle.profile.get("dataset") or run.experiment().name)
-    checks = [_verified(scorer)]
+    gap, allowed = scorer.verify(), scorer.bundle.golden_tolerance
+    checks = [_check("verify", gap <= allowed, f"golden rows differ by {gap:.1e}, {allowed:.1e} allowed")]
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         remedy = "use letters, digits, _ and -; `latest`, `v1` and so on are MLflow's own"
         raise InputError("--to: expected a name that an alias may have", found=repr(alias), remedy=remedy)
@@ -118,14 +119,7 @@ def promote(
     for _ in range(MAX_ROUNDS):
         champion = registry.holder(name, alias)
         against_champion, comparison = _against_champion(registry, champion, version, scorer, rows, margins)
-        found = Promotion(
-            store=registry.store,
-            version=version,
-            alias=alias,
-            champion=champion,
-            checks=[*checks, *against_champion],
-            comparison=comparison,
-        )
+        found = Promotion(registry.store, version, alias, champion, [*checks, *against_champion], comparison)
         with _promotion_lock(name):
             # Another promotion may have moved the alias meanwhile: then compare with the new champion.
             if _number(registry.holder(name, alias)) == _number(champion):
@@ -140,11 +134,6 @@ def promote(
 
 def _number(version: RegisteredVersion | None) -> str | None:
     return version.number if version else None
-
-
-def _verified(scorer: Scorer) -> PromotionCheck:
-    difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
-    return _check("verify", difference <= tolerance, f"golden rows differ by {difference:.1e}, {tolerance:.1e} allowed")
 
 
 def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> PromotionCheck:
@@ -178,10 +167,8 @@ def _against_champion(
 
 def _not_worse(name: str, one: Difference, margin: float, rows: int) -> PromotionCheck:
     """Passed where the challenger is with 95 % confidence not worse by more than the margin."""
-    note = (
-        f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
-    )
-    note += f", may lose {margin:g}"
+    bounds = f"bounds {one.low:+.5f} to {one.high:+.5f}"
+    note = f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, {bounds}), may lose {margin:g}"
     room = margin - (one.loss + one.loss_at_least) / 2
     if one.loss > margin and room > 0:  # if the loss itself were too large, more rows would not help
         # The interval shrinks with the square root of the rows.
@@ -239,7 +226,7 @@ def _promotion_lock(name: str) -> Iterator[None]:
 def _tags(found: Promotion) -> dict[str, str]:
     tags = {f"gate.{check.name}": f"{check.outcome}: {check.note}" for check in found.checks}
     tags |= {"validation_status": "passed" if found.passed else "failed", "gate.alias": found.alias}
-    tags["gate.champion"] = found.champion.number if found.champion else "none"
+    tags["gate.champion"] = _number(found.champion) or "none"
     if found.comparison:
         test = found.comparison.test
         tags["gate.test"] = f"{test['rows']} rows of {test['name']}, digest {test['digest']}"

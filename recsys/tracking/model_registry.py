@@ -133,7 +133,9 @@ class ModelRegistry:
                         if not target.is_dir():
                             raise
         os.utime(target)
-        _forget_old(folder)
+        versions = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        for path in sorted(versions, key=lambda path: -path.stat().st_mtime)[KEPT_VERSIONS:]:
+            shutil.rmtree(path, ignore_errors=True)
         return target
 
 
@@ -158,13 +160,6 @@ def _is_whole(target: Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def _forget_old(folder: Path) -> None:
-    """Delete the versions whose last use is longest ago."""
-    versions = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    for path in sorted(versions, key=lambda path: -path.stat().st_mtime)[KEPT_VERSIONS:]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _version(found: ModelVersion) -> RegisteredVersion:

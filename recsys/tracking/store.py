@@ -198,7 +198,13 @@ def run_of(record: Path) -> "tuple[MlflowClient, str, Run] | None":
         run = unless_absent(lambda: client.get_run(run_id))
         if run is None:
             raise InputError(expected, found="no such run", remedy=remedy)
-        _refuse_deleted(client, run, f"{expected}; found it deleted", anew)
+        if run.info.lifecycle_stage == "deleted":  # in MLflow's UI, say, alone or with its experiment
+            experiment, expected = client.get_experiment(run.info.experiment_id), f"{expected}; found it deleted"
+            restore = f"mlflow runs restore --run-id {run_id}"
+            if experiment.lifecycle_stage == "deleted":
+                restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                expected += f" with its experiment {experiment.name!r}"
+            raise InputError(expected, remedy=f"bring it back ({restore}), or {anew}")
     return client, uri, run
 
 
@@ -212,19 +218,6 @@ def unless_absent(ask: Callable[[], T]) -> T | None:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-
-
-def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str) -> None:
-    """Raise `InputError` for a run that was deleted (in MLflow's UI, say), alone or with its experiment."""
-    if run.info.lifecycle_stage != "deleted":
-        return
-    experiment = client.get_experiment(run.info.experiment_id)
-    if experiment.lifecycle_stage == "deleted":
-        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        expected += f" with its experiment {experiment.name!r}"
-    else:
-        restore = f"mlflow runs restore --run-id {run.info.run_id}"
-    raise InputError(expected, remedy=f"bring it back ({restore}), or {anew}")
 
 
 def experiment_of_environment(client: "MlflowClient", default: str) -> "Experiment | None":

@@ -76,7 +76,11 @@ class Tracker:
             name_of_it = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
             experiment_id = known.experiment_id if known else client.create_experiment(name_of_it)
             made = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-            tags = {**_source(tags), **tags, KEY_TAG: key}
+            # MLflow's columns "Source" and "Created by".
+            source = {"mlflow.source.name": f"muxrec {tags.get('stage', '')}".strip(), "mlflow.source.type": "LOCAL"}
+            with suppress(OSError, KeyError):  # a container's user may have no name
+                source["mlflow.user"] = getpass.getuser()
+            tags = {**source, **tags, KEY_TAG: key}
             run = made[0] if made else client.create_run(experiment_id, run_name=name, tags=tags)
         tracker = Tracker(client, uri, run.info.run_id, experiment_id)
         tracker.seconds = time.perf_counter() - began
@@ -115,8 +119,11 @@ class Tracker:
         from mlflow.entities import Param
 
         with self.timed():
-            flat = flatten(params)
-            self.client.log_batch(self.run_id, params=[Param(key, _text(value)) for key, value in flat.items()])
+            texts = {
+                key: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                for key, value in flatten(params).items()
+            }
+            self.client.log_batch(self.run_id, params=[Param(key, t[:MAX_PARAM_LENGTH]) for key, t in texts.items()])
             if info is not None:
                 self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
 
@@ -210,14 +217,6 @@ class Tracker:
         self.finish()
 
 
-def _source(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags behind MLflow's columns "Source" and "Created by"."""
-    source = {"mlflow.source.name": f"muxrec {tags.get('stage', '')}".strip(), "mlflow.source.type": "LOCAL"}
-    with suppress(OSError, KeyError):  # a container's user may have no name
-        source["mlflow.user"] = getpass.getuser()
-    return source
-
-
 def git_commit(directory: Path) -> str | None:
     """Commit that is checked out; None outside a checkout."""
     command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
@@ -225,12 +224,6 @@ def git_commit(directory: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        value = ",".join(str(part) for part in value)
-    return str(value)[:MAX_PARAM_LENGTH]
 
 
 def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> "DatasetInput":
