@@ -47,7 +47,6 @@ class Result(NamedTuple):
 
     cell: Cell
     records: Mapping[int, Record]
-    """Seed to record."""
 
     def values(self, name: str) -> list[float]:
         """A figure of every run that has it."""

@@ -70,7 +70,6 @@ class Scored(NamedTuple):
     digest: str
     """32 hexadecimal digits of the rows' files."""
     name: str
-    """Description of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,6 @@ class ModelComparison:
     differences: list[Difference]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         differences = {one.metric: {**one._asdict()} for one in self.differences}
         return {**vars(self), "differences": differences}
 

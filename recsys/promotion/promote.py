@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
@@ -49,10 +49,8 @@ class PromotionCheck(NamedTuple):
     """One check, and whether the model passed it."""
 
     name: str
-    outcome: str
-    """passed or failed."""
+    outcome: Literal["passed", "failed"]
     note: str
-    """Found and required figures."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,6 @@ class Promotion:
         return all(check.outcome == "passed" for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {
             "store": self.store,
             "name": self.version.name,
@@ -151,7 +148,6 @@ def _against_champion(
     test: TestSet,
     margins: Margins,
 ) -> tuple[list[PromotionCheck], ModelComparison | None]:
-    """The checks against the champion on the test rows."""
     if champion is None or champion.number == version.number:
         note = "no champion yet" if champion is None else "is the champion"
         return [PromotionCheck("auc", "passed", note), PromotionCheck("calibration", "passed", note)], None

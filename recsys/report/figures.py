@@ -101,7 +101,6 @@ def reliability(axes: Axes, predictions: Predictions, metrics: Mapping[str, floa
 
 
 def _shown(name: str, metrics: Mapping[str, float]) -> str:
-    """Title and value of a metric."""
     return f"{METRICS[name].title} {METRICS[name].text(metrics[name])}"
 
 

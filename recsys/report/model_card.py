@@ -17,7 +17,6 @@ from recsys.report.write import EvaluatedSplit
 MOST_FEATURES = 3
 """Features whose segments the card shows: those that matter most; report/segments.csv has all."""
 SEGMENT_METRICS = ("auc", "logloss", "calibration_ratio")
-"""Metrics of the card's segments; report/segments.csv has all."""
 LARGE_CALIBRATION_ERROR = 0.05
 HIGH_UNKNOWN_SHARE = 0.01
 
@@ -140,7 +139,6 @@ def _costs(experiment: Experiment, perf: Mapping[str, float], collisions: Collis
 def _limits(
     experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: EvaluatedSplit
 ) -> list[str]:
-    """Limits of the figures, and warnings that follow from them."""
     lines = [
         f"Figures hold for rows like those of the split ({info.split_rule}); nothing here says how they age.",
         "One seed: settings are compared over several (`muxrec compare`).",

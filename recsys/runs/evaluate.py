@@ -61,7 +61,6 @@ def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | Non
 
 
 def _training_split(run_info: Mapping[str, Any], examples: Split) -> Split:
-    """The rows that the run was trained on."""
     train = Split(examples.directory, "train")
     if train.info.digest != run_info["dataset_digest"]:
         train = Split(run_info["dataset"], "train")

@@ -42,7 +42,6 @@ class Trained(NamedTuple):
     train: Split
     valid: Split
     state: TrainState
-    """The trainer's."""
     before: dict[str, float]
     """Figures of the run that this one was compressed from; empty for others."""
 

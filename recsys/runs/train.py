@@ -138,7 +138,6 @@ def _fit(
 
 
 def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
-    """The MLflow run of a run directory: the recorded one, or a new one."""
     if tracker := Tracker.of(run.record):
         tracker.resume()
     else:

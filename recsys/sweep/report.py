@@ -35,9 +35,7 @@ class TrialResult(NamedTuple):
     """Best validation score."""
     epochs: int
     settings: dict[str, Any]
-    """Key to its value."""
     run: Path
-    """Run directory."""
     metrics: dict[str, dict[str, float]]
     """Those of metrics.json; empty for a trial that is not complete."""
     error: str | None

@@ -67,9 +67,7 @@ class SweepRecord(BaseModel):
     experiment: dict[str, Any]
     """The varied run, resolved."""
     space: dict[str, dict[str, Any]]
-    """Key to its range."""
     seed: int
-    """Of the sampler."""
     dataset: str
     dataset_digest: str
     mlflow_run_id: str | None = None
@@ -302,7 +300,6 @@ class Sweep:
         return self._end(trial, {"end": "failed", "error": error})
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> TrialResult:
-        """Record a trial's end in the study."""
         with self._mutex:
             for key in ("metrics", "error"):
                 if key in ended:

@@ -227,7 +227,6 @@ def _scatter(comparison: RunComparison) -> str:
 
 
 def _padded(values: list[float], start: float, stop: float) -> svg.Scale:
-    """An axis of these values with room at both ends."""
     low, high = min(values), max(values)
     room = 0.05 * (high - low) or 0.001
     return svg.Scale(low - room, high + room, start, stop)

@@ -96,9 +96,7 @@ class Row(NamedTuple):
     settings: Mapping[str, str]
     """Params that differ between rows."""
     data: str
-    """Digest of the dataset."""
     runs: tuple[TrackedRun, ...]
-    """By seed."""
 
     def values(self, metric: str) -> list[float]:
         """The metric of every run that has it."""
@@ -273,7 +271,6 @@ def runs_table(comparison: RunComparison, width: int = 160) -> Table:
 
 
 def _width(title: str, cells: Sequence[str]) -> int:
-    """Width of a column in characters."""
     return 2 + max(len(line) for text in (title.replace(" ", "\n"), *cells) for line in text.split("\n"))
 
 
