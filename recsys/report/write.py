@@ -4,7 +4,7 @@ n examples, M table rows.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,12 +53,9 @@ def write_report(
     figures.save(directory / "collisions.png", figures.collisions, collisions, left=names)
     if kept:
         figures.save(directory / "kept.png", figures.kept, kept, num_axes=2, left=names)
-        _write_records(directory / "kept.csv", KeptColumns._fields, kept)
+        write_text(directory / "kept.csv", csv_text([one._asdict() for one in kept], KeptColumns._fields))
     write_text(directory / "segments.csv", csv_text([one.record() for one in judged.segments], segment_columns()))
-    _write_records(directory / "importance.csv", Importance._fields, judged.importance)
+    losses = csv_text([one._asdict() for one in judged.importance], Importance._fields)
+    write_text(directory / "importance.csv", losses)
     write_text(directory / "collisions.json", json.dumps(collisions.model_dump(), indent=1))
     write_text(directory / "collisions.csv", csv_text(collisions.rows()))
-
-
-def _write_records(path: Path, columns: Sequence[str], records: Iterable[NamedTuple]) -> None:
-    write_text(path, csv_text([one._asdict() for one in records], columns))

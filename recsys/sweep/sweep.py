@@ -193,9 +193,11 @@ class Sweep:
     def _work(self, number: int, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
         """Body of a thread: take trials and have them trained until none is left."""
         process: LineWorker | None = None
+        log, threads = self.out / f"worker-{number}.log", max(1, len(os.sched_getaffinity(0)) // workers)
         try:
             while (trial := self._next()) is not None:
-                process = process or self._start(number, workers)
+                process = process or start_worker(log, threads, self.lock_descriptor)
+                self._running.add(process)
                 try:
                     result = self._trial(trial, process, tracker)
                 except WorkerError as death:
@@ -215,12 +217,6 @@ class Sweep:
             if process:
                 process.close()
                 self._running.discard(process)
-
-    def _start(self, number: int, workers: int) -> LineWorker:
-        threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        process = start_worker(self.out / f"worker-{number}.log", threads, self.lock_descriptor)
-        self._running.add(process)
-        return process
 
     def _next(self) -> Trial | None:
         """An interrupted trial, else a new one; None once there are enough."""
@@ -276,12 +272,9 @@ class Sweep:
         """Report an epoch to the study; True where the trial should end there."""
         with self._mutex:
             # Reported a second time where the trial was interrupted right after the first.
-            if record["epoch"] not in self._frozen(trial).intermediate_values:
+            if record["epoch"] not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
                 trial.report(record[f"valid_{self.experiment.trainer.monitor}"], record["epoch"])
             return bool(trial.should_prune())  # Optuna returns numpy's bool, which is not JSON
-
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[trial.number]
 
     def _crashed(self, trial: Trial, death: WorkerError) -> TrialResult | None:
         """Retry a trial whose process died (None), or fail it after `MAX_CRASHES`."""
@@ -306,7 +299,7 @@ class Sweep:
                     trial.set_user_attr(key, ended[key])
             score = ended["metrics"]["valid"][self.experiment.trainer.monitor] if "metrics" in ended else None
             self.study.tell(trial.number, score, state=STATES[ended["end"]])
-            return self._result(self._frozen(trial))
+            return self._result(self.study.get_trials(deepcopy=False)[trial.number])
 
     def results(self) -> list[TrialResult]:
         """All trials that ended, by number."""

@@ -4,6 +4,7 @@ mlflow takes a second to import, so it is imported inside functions: an untracke
 """
 
 import getpass
+import json
 import math
 import os
 import subprocess
@@ -20,12 +21,13 @@ from recsys.tracking.store import (
     CHECK_STORE,
     connect,
     experiment_of_environment,
+    is_there,
     page_of,
     refuse_other_run,
-    run_of,
     shown_uri,
     store_errors,
     tracking_uri,
+    unless_absent,
 )
 
 if TYPE_CHECKING:
@@ -88,11 +90,38 @@ class Tracker:
 
     @staticmethod
     def of(record: Path) -> "Tracker | None":
-        """The MLflow run that a run.json or sweep.json names; None for an untracked one. Raises as `run_of` does."""
-        if (found := run_of(record)) is None:
+        """The MLflow run that a run.json or sweep.json names; None for an untracked one.
+
+        The store is the environment's, else the recorded one. Raises `InputError`, naming both stores, where the run is
+        missing, and where it or its experiment was deleted.
+        """
+        document: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        run_id, recorded = document.get("mlflow_run_id"), document.get("mlflow_tracking_uri")
+        if run_id is None:
             return None
-        client, uri, run = found
-        return Tracker(client, uri, run.info.run_id, run.info.experiment_id)
+        refuse_other_run(f"{record} names its own MLflow run", run_id)
+        uri = tracking_uri(recorded)
+        expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"
+        anew = f"set mlflow_run_id in {record} to null to log it again (a finished run by `muxrec promote`)"
+        if recorded and recorded != uri:
+            remedy = f"unset MLFLOW_TRACKING_URI to use {shown_uri(recorded)}, where it was logged, or {anew}"
+        else:
+            remedy = f"set MLFLOW_TRACKING_URI to the store that holds it, or {anew}"
+        if not is_there(uri):
+            raise InputError(expected, found="no such store", remedy=remedy)
+        client = connect(uri)
+        with store_errors(f"cannot ask {shown_uri(uri)} for the MLflow run {run_id}"):
+            run = unless_absent(lambda: client.get_run(run_id))
+            if run is None:
+                raise InputError(expected, found="no such run", remedy=remedy)
+            if run.info.lifecycle_stage == "deleted":  # in MLflow's UI, say, alone or with its experiment
+                experiment, expected = client.get_experiment(run.info.experiment_id), f"{expected}; found it deleted"
+                restore = f"mlflow runs restore --run-id {run_id}"
+                if experiment.lifecycle_stage == "deleted":
+                    restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                    expected += f" with its experiment {experiment.name!r}"
+                raise InputError(expected, remedy=f"bring it back ({restore}), or {anew}")
+        return Tracker(client, uri, run_id, run.info.experiment_id)
 
     @property
     def page(self) -> str:
