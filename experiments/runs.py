@@ -1,6 +1,6 @@
 """RUNS: every name that `muxrec train` knows; a run is a function that returns an Experiment. SPACES: what sweeps vary.
 
-Every model has a run of its own name with general defaults; a variant calls its parent and changes some fields.
+Every model has a run of the same name with general defaults; a variant calls its parent and changes some fields.
 """
 
 from collections.abc import Callable

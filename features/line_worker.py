@@ -1,8 +1,8 @@
-"""Worker processes that are asked by a line of JSON and answer by one.
+"""Worker processes that receive requests and send answers as lines of JSON.
 
-`LineWorker` is the end of the process that asks. The worker is a module of its own, started by `python -P -m`, whose
-`main` calls `LineServer().run(function)`. A worker ends when its standard input does, even in the middle of its work,
-so it never outlives its parent, however that ended.
+`LineWorker` is the asking side. The worker is a separate module, started by `python -P -m`, whose `main` calls
+`LineServer().run(function)`. A worker ends when its standard input does, even in the middle of its work, so it never
+outlives its parent, even one that was killed.
 """
 
 import contextlib
@@ -179,7 +179,7 @@ class LineServer:
 
 
 def pack(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What a function returns, or the `InputError` that it raises, in a form that leaves the process.
+    """The result of a function, or the `InputError` that it raises, in a form that another process can read.
 
     >>> unpack(pack(max, 3, 5))
     5

@@ -79,7 +79,7 @@ class FeatureRegistry(BaseModel):
         rule = dict(document["label"])
         column = rule.pop("column", None)
         if not isinstance(column, str):
-            remedy = "write `label: {column: rating, at_least: 4}`, say"
+            remedy = "write, for example, `label: {column: rating, at_least: 4}`"
             raise InputError("a label with a rule needs `column:`", found=repr(column), remedy=remedy)
         return {**document, "label": column, "label_rule": rule or None}
 
@@ -97,7 +97,7 @@ class FeatureRegistry(BaseModel):
         for feature in features:
             if feature.name in RESERVED_NAMES:
                 remedy = f"rename the column; reserved are {', '.join(sorted(RESERVED_NAMES))}"
-                raise InputError("a feature needs a name of its own", found=repr(feature.name), remedy=remedy)
+                raise InputError("a feature needs a name that is not reserved", found=repr(feature.name), remedy=remedy)
             for kind, value in (("name", feature.name), ("key", feature.stable_key)):
                 if not is_plain_name(value):
                     remedy = "rename it" if kind == "key" else "rename the column"
@@ -249,7 +249,7 @@ def _from_mapping(document: object, where: str) -> FeatureRegistry:
     for name, value in features.items():
         settings: object = {"type": value} if isinstance(value, str) else value
         if not isinstance(settings, dict):
-            remedy = "write `NAME: categorical`, say"
+            remedy = "write, for example, `NAME: categorical`"
             expected = f"{where}: a feature is a type or a mapping with `type:`"
             raise InputError(expected, found=f"{name}: {value!r}", remedy=remedy)
         kind = settings.get("type", "categorical")

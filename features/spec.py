@@ -27,8 +27,8 @@ MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
 LATER_SETTINGS = ("value_type", "decimal")
-"""Settings that are newer than the first format, None by default. They are written only where they are set, so a
-registry without them keeps its fingerprint."""
+"""Settings newer than the first format, None by default. They are written only if they are set, so a registry
+without them keeps its fingerprint."""
 
 
 class FeatureSpec(BaseModel):
@@ -68,7 +68,7 @@ class FeatureSpec(BaseModel):
     def parse(self, column: pl.Series) -> pl.Series:
         """The raw column [N] with its texts parsed; a parsed column is returned unchanged.
 
-        Raises `InputError` for a text that is no value of the feature.
+        Raises `InputError` for a text that is not a value of the feature.
         """
         return column
 

@@ -255,7 +255,7 @@ def _seed_of(random_state: Any) -> int:
 def _split(
     codes: npt.NDArray[np.uint8], share: float, seed: int
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which rows [n] are held out, and which are learned from: of each class at least one, if need be the same one."""
+    """Flags of the rows [n] to hold out and to learn from; each has at least one row per class, if need be the same."""
     if not 0 < share < 1:
         raise InputError("validation_fraction must be between 0 and 1", found=str(share), remedy="0.1 is usual")
     random = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ class DriftReport:
     model: str
     model_id: str
     created_at: str
-    """When the bundle was written; UTC, ISO 8601."""
+    """Time at which the bundle was written; UTC, ISO 8601."""
     dataset: str | None
     """Dataset that it was trained on, and its digest."""
     inputs: list[str]

@@ -107,12 +107,12 @@ def undocumented(node: ast.AST, parents: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def is_setter(node: ast.AST) -> bool:
-    """Whether this is the second half of a property, whose docstring stands at the first."""
+    """True if this is the second half of a property, whose docstring stands at the first."""
     return any(isinstance(one, ast.Attribute) and one.attr == "setter" for one in getattr(node, "decorator_list", []))
 
 
 def is_inherited(module: str, name: str) -> bool:
-    """Whether a name is a method that overrides one with a docstring."""
+    """True if a name is a method that overrides one with a docstring."""
     *owners, last = name.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
     return bool(owners) and not inspect.isclass(getattr(owner, last)) and bool(inspect.getdoc(getattr(owner, last)))

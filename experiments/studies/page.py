@@ -264,7 +264,7 @@ def grouped(results: Sequence[Result], key: Callable[[Cell], Any]) -> dict[Any, 
 
 
 def _is_curve(line: Sequence[Result]) -> bool:
-    """Whether a label belongs in the panel of curves: several sizes, or the level that the others approach."""
+    """True if a label belongs in the panel of curves: several sizes, or the level that the others approach."""
     sizes = {result.cell.budget for result in line}
     return len(sizes) > 1 or line[0].cell.settings.get("embedding.kind") == "collisionless"
 

@@ -2,7 +2,7 @@
 
     python -m experiments.studies.runner --data work/frappe --data work/movielens [--study NAME]...
 
-A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a process of its own. Run
+A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a separate process. Run
 directories in the work folder are the record of what is done: a finished one counts while it holds the same resolved
 experiment, seed included, on data of the same digest. Studies share the runs that they have in common.
 """
@@ -60,7 +60,7 @@ class StudyRun(NamedTuple):
 class RunStore:
     """Run directories of the studies in a work folder: `runs/KEY`, and `runs/KEY-DIGEST` for what was made of it.
 
-    `NAME.json` beside a directory has what the study measured of the run: `seconds` of pruning, the scorer's time, or
+    `NAME.json` next to a directory has what the study measured of the run: `seconds` of pruning, the scorer's time, or
     why the run is `unreachable`.
     """
 
@@ -166,7 +166,7 @@ class RunError(Exception):
 
 
 class Processes:
-    """Trains and prunes by `muxrec` commands in processes of their own."""
+    """Trains and prunes by `muxrec` commands in separate processes."""
 
     def __init__(self, store: RunStore, *, threads: int = 1, track: bool = False, lock: int | None = None) -> None:
         """`lock`: descriptor of the work folder's lock, which each process inherits, as it may outlive this one."""

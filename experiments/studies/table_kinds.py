@@ -21,7 +21,7 @@ from recsys.models import MODELS
 from recsys.ranker import model_config
 
 WIDTH = 16
-"""Floats per row of a collisionless or a hashed table; budgets are in bytes, however many floats a value reads."""
+"""Floats per row of a collisionless or a hashed table; budgets are in bytes, for any number of floats per value."""
 
 SEEDS: dict[str, int] = {
     "frappe *": 3,
@@ -88,7 +88,7 @@ class Cell(NamedTuple):
     data: str
     model: str
     label: str
-    """What is tried; one line of a figure."""
+    """Name of the variant; one line of a figure."""
     budget: float | None
     """Bytes of the table in units of the collisionless one; None where size is not the question."""
     run: str
@@ -168,7 +168,7 @@ class Study(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a value reads of a table: `probes` rows of `width` floats."""
+    """The part of a table that a value reads: `probes` rows of `width` floats."""
 
     probes: int
     width: int

@@ -1,8 +1,8 @@
-"""Compressor: what every method of compression promises; its result is a table of another shape, a `Mask`, or both.
+"""Compressor: the interface of the compression methods. The result is a table of another shape, a `Mask`, or both.
 
 M table rows, w row width, S slots, n_f distinct values of a feature in train.
 
-`muxrec prune` runs a method in four stages, each of which a method may leave as it is:
+`muxrec prune` runs a method in four stages, each of which a method may leave out:
 
     reshape   the table's settings under a byte budget; before anything is trained
     wrap      training with something that learns what to keep (thresholds, gates): the supernet
@@ -33,19 +33,19 @@ from recsys.trainer import Batches, Keep, TrainerConfig
 from serving.bundle.table import TableDtype
 
 InitFrom = Literal["rewind", "finetune", "as_is"]
-"""Weights that the last training begins with: the first ones of the run, or those that the mask was found with, which
-stay where no epoch makes them better; or `as_is`: the latter, and no training."""
+"""Initial weights of the last training: those of the run, or those that the mask was found with, which are kept if no
+epoch improves on them; `as_is`: the latter, without training."""
 
 Counts = npt.NDArray[np.int64]
 
 
 class Budget(NamedTuple):
-    """What may be spent."""
+    """The bytes that a compressed table may take."""
 
     num_bytes: int
-    """Of the bundle's embedding files on disk: table and vocabulary."""
+    """Limit of the bundle's embedding files on disk: table and vocabulary."""
     dtype: TableDtype
-    """Of the exported rows."""
+    """Type of the exported rows."""
 
     def too_few(self, found: str, remedy: str) -> InputError:
         """The error for a budget that no table meets, or no mask.
@@ -62,18 +62,18 @@ class ValueCounts(NamedTuple):
     tokens: Tokens
     """[n_f], increasing."""
     counts: Counts
-    """[n_f]: how often each stands there."""
+    """[n_f]: how often each occurs in train."""
 
 
 class TrainingStats(NamedTuple):
-    """What is known of the training data before anything is trained."""
+    """Statistics of the training data that are known before training."""
 
     views: dict[str, tuple[str, ...]]
     """View to the features that the model reads in it."""
     values: dict[str, ValueCounts]
     """Every token feature."""
     probes: Mapping[str, int] = {}
-    """Of the features that the registry gives a number of their own."""
+    """Feature to its probes, where the registry sets them."""
 
     @property
     def num_entries(self) -> int:
@@ -81,12 +81,12 @@ class TrainingStats(NamedTuple):
         return self._replace(probes={}).num_reads(1)
 
     def num_reads(self, probes: int) -> int:
-        """Reads of a table by those entries, each by so many probes, or as many as its feature has of its own."""
+        """Reads of a table by those entries: `probes` per entry, unless the registry sets the feature's own number."""
         names = [name for names in self.views.values() for name in names]
         return sum(len(self.values[name].tokens) * self.probes.get(name, probes) for name in names)
 
     def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotLookups"]:
-        """What each slot [S] reads of the table in training."""
+        """Rows that each slot [S] reads in training."""
         found: list[SlotLookups] = []
         rows = {name: rows_of(layout, vocabulary, name, values.tokens) for name, values in self.values.items()}
         places = {name: iter(range(len(own))) for name, own in rows.items()}
@@ -97,21 +97,21 @@ class TrainingStats(NamedTuple):
 
 
 class SlotLookups(NamedTuple):
-    """The rows that a slot reads in training, one entry a distinct value."""
+    """The rows that a slot reads in training, one entry per distinct value."""
 
     rows: Tensor
-    """[n_f] int64; a row stands there twice where two values collide."""
+    """[n_f] int64; a row occurs twice if two values collide."""
     counts: Tensor
     """[n_f] int64: training examples (list features: tokens) that read it."""
 
 
 class PruningContext(NamedTuple):
-    """What `build_mask` may look at."""
+    """Everything that `build_mask` may use."""
 
     ranker: Ranker
     """The supernet at the weights that the method asked for, or the finished run at its best; in evaluation mode."""
     reads: list[SlotLookups]
-    """Of each slot [S]."""
+    """Lookups of each slot [S]."""
     train: Batches
     valid: Batches
     num_bytes: Callable[[Mask], int]
@@ -119,16 +119,16 @@ class PruningContext(NamedTuple):
     budget: Budget
     seed: int
     directory: Path
-    """Where a long search keeps its state, so that it can go on after it was killed."""
+    """Directory in which a long search keeps its state, to resume after it was killed."""
     progress: bool = False
     trainer: TrainerConfig = TrainerConfig()
-    """Of the run."""
+    """Trainer settings of the run."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """Of the ranker's table."""
+    """Settings of the ranker's table."""
 
     @property
     def layout(self) -> TableLayout:
-        """Of the ranker's table."""
+        """Layout of the ranker's table."""
         return self.ranker.embedding.layout
 
     @property
@@ -142,7 +142,7 @@ class Compressor:
 
     Args:
         config: its own settings.
-        budget: what may be spent.
+        budget: bytes and type of the stored rows.
     """
 
     class Config(BaseModel):
@@ -151,17 +151,17 @@ class Compressor:
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     replaces_table: ClassVar[bool] = False
-    """True where `reshape` is all that there is: the new table is trained once from first weights, without a mask."""
+    """True if `reshape` is the whole method: the new table is trained once from initial weights, without a mask."""
     keeps_every_row: ClassVar[bool] = False
-    """True where no row is removed: then the run's bytes are the budget where the user names none, else a tenth."""
+    """True if no row is removed; the default budget is then the run's bytes instead of a tenth of them."""
     has_supernet: bool = False
-    """True where `install_supernet` installs something that learns."""
+    """True if `install_supernet` installs something that learns."""
     supernet_keeps: Keep = "best"
-    """Weights of the supernet that `build_mask` sees."""
+    """Epoch of the supernet whose weights `build_mask` sees."""
     start: ClassVar[InitFrom] = "finetune"
-    """What the last training begins with, where the user does not say; of no meaning where `replaces_table`."""
+    """Default initial weights of the last training; not used if `replaces_table`."""
     has_one_start: ClassVar[bool] = False
-    """True where the last training can begin with nothing else, as it is where `replaces_table`."""
+    """True if `start` cannot be changed; that also holds if `replaces_table`."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config
@@ -170,12 +170,12 @@ class Compressor:
     def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
         """The table to train; by default the run's own. Raises `InputError` for a budget that no table can meet.
 
-        Where it differs from the run's, the supernet (or the table to be frozen) is trained anew.
+        If it differs from the run's, the supernet (or the table to be frozen) is trained from the start.
         """
         return embedding
 
     def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
-        """Install what learns in a fresh ranker, as `ranker.embedding.gate`; returns the optimiser of both."""
+        """Set the `gate` that learns in a fresh ranker's embedding; returns the optimiser of gate and table."""
         return optimizer
 
     def supernet_trainer(self, trainer: TrainerConfig) -> TrainerConfig:
@@ -183,5 +183,5 @@ class Compressor:
         return trainer
 
     def build_mask(self, evidence: PruningContext) -> Mask:
-        """What is kept, within the budget; raises `InputError` where nothing fits it."""
+        """The mask of what is kept within the budget; raises `InputError` if not even an empty table fits."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
-"""Evolutionary search over tuples of small integers: the second stage of OptEmbed, and nothing of tables in it.
+"""Evolutionary search over tuples of small integers: the second stage of OptEmbed, independent of tables.
 
-G genes of a candidate. Every fitness is a line of a file, written when it is known. The search itself follows from its
-seed alone, so that one that was killed runs through the known ones in no time, goes on, and ends at the same winner.
+G genes of a candidate. Every fitness is appended to a file as soon as it is known. The search depends only on its seed,
+so after a kill it repeats the known candidates at once, continues, and ends at the same winner.
 """
 
 import hashlib
@@ -21,28 +21,28 @@ Genome = tuple[int, ...]
 """G genes: gene g is one of 0..num_choices[g] - 1."""
 
 _ATTEMPTS = 50
-"""Draws of a child before one that is known already has to do."""
+"""Draws of a child before a candidate that is known already is accepted."""
 
 
 class SearchConfig(BaseModel):
-    """How long to search, and how far apart children fall from their parents."""
+    """Length of the search, and distance of children from their parents."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     generations: int = Field(default=4, ge=1)
     """Rounds; the first one is random."""
     num_mutations: int = Field(default=6, ge=1)
-    """Children a round that are a parent with some genes drawn anew."""
+    """Children per round that are a parent with some genes drawn anew."""
     num_crossovers: int = Field(default=6, ge=1)
-    """Children a round that take each gene from one of two parents."""
+    """Children per round that take each gene from one of two parents."""
     num_parents: int = Field(default=6, ge=2)
-    """The best candidates so far, which the next children come from."""
+    """Number of best candidates so far from which the next children come."""
     mutation_rate: float = Field(default=0.1, gt=0, le=1)
-    """Probability of a gene to be drawn anew; one gene is in any case."""
+    """Probability that a gene is drawn anew; at least one gene always is."""
 
 
 class Winner(NamedTuple):
-    """What a search ends with."""
+    """Result of a search."""
 
     genome: Genome
     fitness: float

@@ -90,12 +90,12 @@ def row_norms(values: Tensor, norm: Norm) -> Tensor:
 class OptEmbedGate(Gate):
     """values -> values * prefix * step(norm / scale - threshold); thresholds rise by the penalty alpha * sum exp(-t).
 
-    On a shared table a row has no feature of its own, so a threshold masks lookups: a row goes when all its readers
-    mask it. And the norms of a shared table grow with the number of its readers: `scale` brings them to one unit.
+    A row of a shared table belongs to no single feature, so a threshold masks lookups, and a row is removed when all
+    its readers mask it. The norms of a shared table grow with the number of its readers; `scale` is their unit.
     """
 
     thresholds: Tensor
-    """[R]: what a reader's rows must exceed."""
+    """[R]: the norm that a reader's rows must exceed."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class OptEmbedGate(Gate):
         return values * is_kept[:, None]
 
     def prefix(self, reads: Reads) -> Tensor:
-        """Which columns [n, w] of the reads a draw keeps."""
+        """Flags [n, w] of the columns that each read keeps, drawn at random."""
         num_examples = int(reads.examples.max()) + 1 if len(reads.examples) else 0
         widths = self.steps.draw(num_examples)
         if self.prefix_rate < 1:
@@ -143,7 +143,7 @@ class OptEmbedGate(Gate):
 
 
 class ThresholdSGD(TableOptimizerWrapper):
-    """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a rate of their own.
+    """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a separate rate.
 
     Its state is the table's: thresholds are part of the model.
     """

@@ -1,11 +1,11 @@
-"""Importance: each row stores the prefix that is worth its bytes, by the squared error that the rest leaves behind.
+"""Importance: each row stores the prefix that is worth its bytes, measured by the squared error of leaving it out.
 
 M table rows, w row width, K rows that training reads, J widths that a row may have. A removed cell reads as 0. Over
-training, that changes the network's inputs by reads * value^2, summed over the cells that are gone. The mask makes this
-sum as small as the budget admits, as reverse water-filling does for the components of a signal.
+training, that changes the network's inputs by reads * value^2, summed over the removed cells. The mask minimises this
+sum within the budget, as reverse water-filling does for the components of a signal.
 
-Two things count for more than they are worth: a value of a mean-pooled list, which is divided by its length before
-the network sees it, and, where slots of different widths share a row, columns that only some of them hand on.
+The sum overestimates two things: a value of a mean-pooled list, which is divided by the length of the list before the
+network sees it; and, where slots of different widths share a row, columns that only some of the slots use.
 """
 
 import torch
@@ -19,13 +19,13 @@ from recsys.embedding.mask import Mask
 
 
 class Importance(WideTable):
-    """Reads times squares, cell by cell; no supernet, no search."""
+    """Keeps cells by reads times squared value; no supernet, no search."""
 
     class Config(WideConfig):
-        """The table, and how finely its rows are cut."""
+        """Settings of the table and of the row widths."""
 
         columns_a_step: int = Field(default=4, ge=1)
-        """Widths are multiples of it: fewer different ones are cheaper to store."""
+        """Widths are multiples of this: fewer different widths are cheaper to store."""
 
     def build_mask(self, evidence: PruningContext) -> Mask:
         """The mask of the least squared error within the budget."""
@@ -34,7 +34,7 @@ class Importance(WideTable):
 
 
 def least_error_mask(table: Tensor, slot_widths: Tensor, columns_a_step: int, evidence: PruningContext) -> Mask:
-    """Where slots [S] hand on so many columns: what is kept of a table [M, w] within the budget."""
+    """The least-error mask of a table [M, w] within the budget, given the columns that each slot [S] uses."""
     caps, width = row_caps(evidence, slot_widths), table.shape[1]
     rows = caps.nonzero().flatten()
     widths = torch.arange(0, width + columns_a_step, columns_a_step).clamp(max=width)

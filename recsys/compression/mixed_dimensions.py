@@ -2,9 +2,9 @@
 
 M table rows, w row width. Ginart et al., "Mixed Dimension Embeddings with Application to Memory-Efficient
 Recommendation Systems", ISIT 2021, arXiv 1909.11810: dimensions follow popularity by a power law,
-d = scale * popularity^temperature, and nobody has less than one. Here popularity is that of a row, and where one float
-for everybody is too much for the budget, those of less than one go. No matrix projects a short row to full width: the
-first layer of the network reads columns, and does the same.
+d = scale * popularity^temperature, with at least one each. Here popularity is that of a row, and if one float for every
+row exceeds the budget, rows with d below one are removed. No matrix projects a short row to full width, because the
+first layer of the network reads columns and does the same.
 """
 
 import torch
@@ -21,10 +21,10 @@ from serving.bundle.quantize import ROTATED_BITS
 
 
 class MixedDimensions(WideTable):
-    """Row widths by a power law of reads; rows that training never reads go."""
+    """Row widths by a power law of reads; rows that training never reads are removed."""
 
     class Config(WideConfig):
-        """The table and the law."""
+        """Settings of the table and of the power law."""
 
         temperature: float = Field(default=0.4, ge=0, le=1)
         """Exponent of the popularity: 0 makes all rows equally wide."""

@@ -1,10 +1,10 @@
-"""OptFS: a gate a row, annealed from soft to hard while the network trains; what ends open is kept.
+"""OptFS: one gate per row, annealed from soft to hard while the network trains; rows whose gates end open are kept.
 
 M table rows, w row width, n reads of a batch. Lyu et al., "Optimizing Feature Set for Click-Through Rate Prediction",
-WWW 2023, arXiv 2301.10909: a row r hands on sigmoid(t m_r) / sigmoid(m_0) times its values, the temperature t grows
-from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes gates that bring
-nothing. They keep m_r > 0, whatever that comes to; under a byte budget the gates are ranked by m_r instead. The
-division by sigmoid(m_0) is left to the weights when the network is trained again.
+WWW 2023, arXiv 2301.10909: the values of a row r are multiplied by sigmoid(t m_r) / sigmoid(m_0), the temperature t
+grows from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes useless gates.
+The paper keeps all rows with m_r > 0; under a byte budget the gates are ranked by m_r instead. When the network is
+trained again, its weights absorb the division by sigmoid(m_0).
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from recsys.trainer import Keep, TrainerConfig
 
 
 class OptFS(WideTable):
-    """Gates of rows, trained with the network by an Adam of their own."""
+    """Gates of rows, trained with the network by a separate Adam."""
 
     class Config(WideConfig):
         """The table, and how its gates are trained."""
@@ -34,7 +34,7 @@ class OptFS(WideTable):
         gamma: float = Field(default=200.0, ge=1)
         """Temperature of the last epoch."""
         penalty: float = Field(default=1e-8, ge=0)
-        """What an open gate costs, in units of the mean log loss."""
+        """Cost of an open gate, in units of the mean log loss."""
         start: float = 0.0
         """m_0: where every gate starts."""
         learning_rate: float = Field(default=0.01, gt=0)
@@ -51,7 +51,7 @@ class OptFS(WideTable):
         self.supernet_keeps = config.rank_by
 
     def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
-        """A gate a row in front of the network, and an optimiser that steps them beside the table."""
+        """One gate per row in front of the network, and an optimiser that steps gates and table."""
         gate = RowGate(ranker.embedding.layout.num_rows, self.config)
         ranker.embedding.gate = gate
         return GatedTable(optimizer, gate, self.config.learning_rate)
@@ -66,7 +66,7 @@ class OptFS(WideTable):
         gate = evidence.ranker.embedding.gate
         assert isinstance(gate, RowGate)
         openness = gate.openness.detach().double()
-        # Above 0 for every row, as a score of 0 would say that nothing is lost.
+        # Above 0 for every row, because a score of 0 means that removing the row loses nothing.
         return keep_best_rows(openness - openness.min() + 1, evidence)
 
 
@@ -106,7 +106,7 @@ class RowGate(Gate):
 
 
 class GatedTable(TableOptimizerWrapper):
-    """A table's optimiser, and beside it the Adam of the gates; a flush ends an epoch."""
+    """Optimiser of a table, with the Adam of the gates; a flush ends an epoch."""
 
     def __init__(self, table: TableOptimizer, gate: RowGate, learning_rate: float) -> None:
         super().__init__(table)

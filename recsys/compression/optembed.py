@@ -5,16 +5,16 @@ M table rows, w row width, S slots, R readers (a reader is a feature in a view),
 Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction", CIKM 2022, arXiv
 2208.04482. What differs from the reference code, and why:
 
-- By default the supernet is left out (`supernet`), and the result is tuned and not trained again from the first
-  weights: a search over widths, the paper's second stage, on a plainly trained table. docs/results calls that "width
-  search", and "OptEmbed" what `supernet=true` with `start=rewind` does, all that the paper describes.
-- Rows are shared, so thresholds mask lookups, and a row goes when all its readers mask it; norms are taken in units of
-  the median row's, as they grow with the number of readers.
-- There is a byte budget, where the code's search knows AUC alone. Each candidate is filled up to the same bytes: every
-  row gets the prefix that is worth its bytes, by the squared error which the network's inputs would have without.
-- Widths are multiples of some columns, as fewer different ones are cheaper to store; 0 is one of them.
-- Mutation copies its parent, crossover cuts between features and not between columns, every width can be drawn, the
-  best candidates stay parents, sizes are those of the file, and batch norm is taken anew for each candidate. The
+- By default there is no supernet (`supernet`), and the result is tuned instead of trained again from the first
+  weights: only the paper's second stage, a search over widths, on a plainly trained table. docs/results calls that
+  "width search", and the paper's whole procedure (`supernet=true` with `start=rewind`) "OptEmbed".
+- Rows are shared, so thresholds mask lookups, and a row is removed when all its readers mask it. Norms are in units
+  of the median row's norm, because they grow with the number of readers.
+- There is a byte budget; the reference search knows only AUC. Each candidate is filled up to the same bytes: every row
+  keeps the prefix that is worth its bytes, measured by the squared error in the network's inputs without it.
+- Widths are multiples of a number of columns, because fewer different widths are cheaper to store; 0 is allowed.
+- Mutation copies its parent, crossover cuts between features instead of columns, every width can be drawn, the best
+  candidates stay parents, sizes are those of the file, and batch norm statistics are computed for each candidate. The
   vocabulary is that of train.
 """
 
@@ -42,21 +42,21 @@ class OptEmbed(WideTable):
         """Settings of the supernet and of the search."""
 
         supernet: bool = False
-        """Whether thresholds and prefixes are learned at all; else the search is on the plainly trained table."""
+        """True to learn thresholds and prefixes; else the search starts from the plainly trained table."""
         alpha: float = Field(default=1e-4, ge=0)
         """Weight of the penalty exp(-t), which makes thresholds rise."""
         threshold_learning_rate: float = Field(default=1e-2, gt=0)
-        """Of the thresholds' own gradient descent."""
+        """Learning rate of the thresholds, which have their own gradient descent."""
         norm: Literal["l1", "l2"] = "l1"
-        """Of a row, to be compared with its readers' thresholds."""
+        """Norm of a row that is compared with its readers' thresholds."""
         columns_a_step: int = Field(default=4, ge=1)
-        """Widths that the supernet draws and the search chooses are multiples of it."""
+        """The supernet and the search use widths that are multiples of this."""
         prefix_rate: float = Field(default=1.0, ge=0, le=1)
         """Share of the reads that the supernet cuts to a random prefix; the paper cuts all of them."""
         may_drop: bool = True
-        """Whether 0 is such a width: a feature that is not read at all. The paper has widths 1 to D."""
+        """True to allow width 0, a feature that is not read at all. The paper has widths 1 to D."""
         tuning_steps: int = Field(default=80, ge=0)
-        """Steps that each candidate is trained; the better of before and after counts. The paper's have none."""
+        """Training steps per candidate; the better score of before and after counts. The paper has none."""
         search: SearchConfig = SearchConfig()
 
     def __init__(self, config: Any, budget: Budget) -> None:
@@ -101,7 +101,7 @@ class OptEmbed(WideTable):
 
 
 def row_margins(table: Tensor, reads: list[SlotLookups], gate: OptEmbedGate) -> Tensor:
-    """By how much each row [M] exceeds the lowest threshold among its readers; minus infinity where nobody reads it.
+    """Norm of each row [M] less the lowest threshold among its readers; minus infinity for a row without readers.
 
     A row is removed where this is 0 or less: all its readers mask it.
     """
@@ -113,7 +113,7 @@ def row_margins(table: Tensor, reads: list[SlotLookups], gate: OptEmbedGate) -> 
 
 
 class Choices:
-    """What a genome means: a width a reader, in steps of some columns; the budget then says what each row stores."""
+    """Masks of genomes: a genome is one width per reader, and the budget decides what each row stores of it."""
 
     def __init__(self, evidence: PruningContext, steps: WidthChoices) -> None:
         self.evidence, self.steps = evidence, steps
@@ -123,7 +123,7 @@ class Choices:
             self._table = self._table * (row_margins(self._table, evidence.reads, gate) > 0)[:, None]
 
     def simple(self) -> list[Genome]:
-        """Where a search begins: everything, everything but one reader, and three quarters, half, a quarter of all."""
+        """Genomes to begin with: all columns, all but one reader, and three quarters, half and a quarter of all."""
         full = [n - 1 for n in self.num_choices]
         without = [tuple(0 if other == reader else n for other, n in enumerate(full)) for reader in range(len(full))]
         shares = [tuple(round(share * n) for n in full) for share in (0.75, 0.5, 0.25)]

@@ -1,4 +1,4 @@
-"""Rows and columns by what each is worth, down to a byte budget: what most methods come down to.
+"""Selection of the most valuable rows and columns within a byte budget, which most methods share.
 
 M table rows, w row width, K rows that training reads, J widths that a row may have.
 """
@@ -15,12 +15,12 @@ from serving.bundle.table_plan import CODE_BITS, STORED_DTYPES
 from serving.bundle.tensors import NUMPY_DTYPES
 
 _ROW_BYTES = 1.0
-"""What the place of a kept row costs on the disk beside its columns, about."""
+"""Approximate bytes on disk that the position of a kept row costs, in addition to its columns."""
 _BISECTIONS = 50
 
 
 def read_counts(evidence: PruningContext, slot_widths: Tensor | None = None) -> Tensor:
-    """How often training reads each row [M], float64; of the slots [S] that hand on any column."""
+    """Reads of each row [M] in training, float64, by the slots [S] that use at least one column."""
     counts = torch.zeros(evidence.layout.num_rows, dtype=torch.float64)
     for position, slot in enumerate(evidence.reads):
         if slot_widths is None or slot_widths[position] > 0:
@@ -29,7 +29,7 @@ def read_counts(evidence: PruningContext, slot_widths: Tensor | None = None) -> 
 
 
 def row_caps(evidence: PruningContext, slot_widths: Tensor) -> Tensor:
-    """Columns of each row [M] that any slot hands on which reads it in training; 0 for rows that none reads."""
+    """Most columns of each row [M] that a slot which reads it in training uses; 0 for rows that are not read."""
     caps = torch.zeros(evidence.layout.num_rows, dtype=torch.int64)
     for slot, width in zip(evidence.reads, slot_widths.tolist(), strict=True):
         caps[slot.rows] = caps[slot.rows].clamp(min=width)
@@ -37,10 +37,10 @@ def row_caps(evidence: PruningContext, slot_widths: Tensor) -> Tensor:
 
 
 def keep_best_rows(scores: Tensor, evidence: PruningContext) -> Mask:
-    """Everything but the rows of the lowest scores [M]: as many rows as the budget admits.
+    """The mask that keeps the rows with the highest scores [M], as many as the budget admits.
 
-    Rows that training never reads, and those of score 0 or less, go in any case: nothing is lost with them. Raises
-    `InputError` where not even an empty table fits.
+    Rows that training never reads, and those with a score of 0 or less, are always removed, as that loses nothing.
+    Raises `InputError` if not even an empty table fits.
     """
     slot_widths = Mask.full(evidence.layout).slot_widths
     widths = row_caps(evidence, slot_widths)

@@ -10,18 +10,18 @@ from recsys.compression.base import Budget
 from serving.bundle.table import table_bytes
 
 MAX_UNREAD = 1e-6
-"""Expected rows that training never reads, above which the file is taken to need a bitmap that says which."""
+"""Number of expected rows that training never reads, above which the file needs a bitmap of them."""
 
 
 def most_rows(budget: Budget, width: int, num_reads: int | None = None) -> int:
     """The largest M whose table file of M full rows fits a budget.
 
-    `num_reads` entries read all rows by hash; None where each feature reads a range of its own, in which rows may be
-    left over however many there are. Raises `InputError` where not even one row fits.
+    `num_reads` entries read all rows by hash; None if each feature reads its own range, in which any number of rows may
+    be unread. Raises `InputError` if not even one row fits.
     """
 
     def fits(num_rows: int) -> bool:
-        # Where a row may stand that training never reads, the file has a bitmap that says so.
+        # If training may leave rows unread, the file has a bitmap of them.
         has_unread = num_reads is None or num_rows * math.exp(-num_reads / num_rows) > MAX_UNREAD
         size = table_bytes(num_rows, width, budget.dtype, has_trained_rows=has_unread)
         return size <= budget.num_bytes

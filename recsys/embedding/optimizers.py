@@ -168,8 +168,8 @@ class FusedRowWiseAdagrad:
 class TableOptimizerWrapper:
     """Forwards to a table's optimiser; a subclass also steps something else.
 
-    The rate and the gradients are those of the table: what else a subclass trains has a rate of its own, and is not in
-    the global norm.
+    The rate and the gradients are those of the table: what else a subclass trains has its own rate and is not
+    in the global norm.
     """
 
     def __init__(self, table: TableOptimizer) -> None:

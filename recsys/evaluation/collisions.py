@@ -1,4 +1,4 @@
-"""Who shares rows with whom: load, collisions inside and between features, and each feature's share of the reads.
+"""Shared rows of a table: load, collisions inside and between features, and each feature's share of the reads.
 
 M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (Coleman et
 al., "Unified Embedding", NeurIPS 2023): of k + 1 entries that may read the same R rows, one shares its row with
@@ -158,9 +158,9 @@ def _share(flags: npt.NDArray[np.bool_]) -> float:
 
 
 def _multiplicity(rows: Counts, scratch: Counts) -> Counts:
-    """How often each entry's row stands among all entries; of the shape of `rows`.
+    """Number of entries with the same row, for each entry; the shape is that of `rows`.
 
-    `scratch` [M] is all zeros, before and after: counts made anew for each feature and probe would cost M each.
+    `scratch` [M] is all zeros, before and after: new counts for each feature and probe would cost M each.
     """
     np.add.at(scratch, rows.ravel(), 1)
     found = scratch[rows]

@@ -42,12 +42,12 @@ class Difference(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """How much worse the challenger may be, at the bad end of the interval; negative where it is surely better."""
+        """Loss of the challenger at the unfavourable end of the interval; negative if it is surely better."""
         return -self.low if self.higher_is_better else self.high
 
     @property
     def loss_at_least(self) -> float:
-        """How much worse the challenger is at the good end of the interval."""
+        """Loss of the challenger at the favourable end of the interval."""
         return -self.high if self.higher_is_better else self.low
 
 
@@ -65,7 +65,7 @@ def compare(
         labels: [N], 0 or 1, both present.
         champion: [N], probabilities.
         challenger: [N], probabilities of the same rows.
-        groups: [N], whose rows depend on each other (of a user, say); None: all rows are independent.
+        groups: [N], whose rows depend on each other, such as those of a user; None: all rows are independent.
         weights: [N], from 0; None: every row counts alike.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Predictions of a model beside the labels, and the checks and runs of ties that metrics and curves share.
+"""Predictions of a model with the labels, and the checks and runs of ties that metrics and curves share.
 
 Shapes: ``N`` rows, ``R`` runs of rows with equal score, ``G`` groups. A row of weight k counts as k rows, and one of
 weight 0 does not count. Without weights rows are counted in integers.

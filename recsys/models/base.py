@@ -1,4 +1,4 @@
-"""What every model is: a frozen Config beside a module that turns an example's columns into one logit.
+"""Model, the base of all models: a frozen Config, and a module that turns an example's columns into one logit.
 
 Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of an
 ``InputVector``.
@@ -26,8 +26,8 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 class Model(nn.Module):
     """The contract of an entry of ``MODELS``; a new model is a file with a subclass, and a line in that dict.
 
-    A model is handed embedded tokens and plain numbers. It knows no table, no optimiser and no trainer, so that it
-    exports as it is. Its constructor takes its own Config and the ModelInputs that its views led to:
+    A model gets embedded tokens and plain numbers. It knows no table, no optimiser and no trainer, so it exports as it
+    is. Its constructor takes its own Config and the ModelInputs that follow from its views:
 
     >>> from recsys.models import MODELS
     >>> cls = MODELS["mlp"]
@@ -52,7 +52,7 @@ class Model(nn.Module):
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
         def contexts(self) -> dict[str, tuple[str, ...]]:
-            """View name -> features that the model reads once more, through rows of their own; none by default.
+            """View name -> features that the model reads once more, through other rows; none by default.
 
             The settings that hold them are named after the view: ``fs1_context`` for view "fs1".
 
@@ -103,7 +103,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def loss(self, embedded: Tensor, dense: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """What a training step makes smaller: the log loss of ``forward``, unless a model knows better.
+        """The loss that a training step reduces: the log loss of ``forward``, unless a model overrides it.
 
         Args:
             embedded: [B, W], float32.
@@ -156,7 +156,7 @@ class Model(nn.Module):
 
 
 class InputVector(nn.Module):
-    """The input of a network: the main view's columns, then each numeric feature times a vector of its own.
+    """The input of a network: the main view's columns, then each numeric feature times its own vector.
 
     >>> inputs = ModelInputs(views={"main": {"user": 3}}, dense_features=("price",), dense_width=2)
     >>> vector = InputVector(inputs)(torch.ones(5, 3), torch.zeros(5, 1))
@@ -215,7 +215,7 @@ def field_shape(inputs: ModelInputs, reader: str) -> tuple[int, int]:
         if other != width:
             raise InputError(
                 f"{reader} needs features of equal width",
-                found=f"{name!r} of {other} columns beside others of {width}",
+                found=f"{name!r} of {other} columns, next to others of {width}",
                 remedy="let every `probes:` of the registry equal embedding.probes",
             )
     return len(widths), width

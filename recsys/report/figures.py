@@ -39,7 +39,7 @@ CURVES = ((0, "logloss", BLUE), (1, "auc", BLUE), (1, "gauc", ORANGE))
 MOST_SHARING = 40
 """Entries of a row that its figure tells apart."""
 MOST_BARS = 30
-"""Features that a figure has room for; the table beside it has all."""
+"""Features that a figure has room for; its table has all."""
 
 
 def save(path: Path, draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, *, left: float = PLAIN) -> None:
@@ -55,7 +55,7 @@ def save(path: Path, draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, 
 
 
 def curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Losses and ranking by epoch; the best one, whose weights are kept, is 0 where training made nothing better."""
+    """Losses and ranking by epoch; the best epoch, whose weights are kept, is 0 if no epoch improved the weights."""
     epochs = [record["epoch"] for record in history]
     shown = [best_epoch, *epochs]  # none where nothing was trained, as for low-bit rows
     lines = [
@@ -108,7 +108,7 @@ def _shown(name: str, metrics: Mapping[str, float]) -> str:
 def scores(
     axes: Axes, labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], weights: npt.NDArray[Any] | None
 ) -> None:
-    """Where the scores of each class lie: two histograms, each of area 1."""
+    """Distribution of the scores of each class: two histograms, each of area 1."""
     edges = np.linspace(0, max(float(probabilities.max()), 1e-6), 41)
     for value, color, name in ((0, GREY, "label 0"), (1, BLUE, "label 1")):
         rows = labels == value
@@ -136,7 +136,7 @@ def gain_lift(axes: Sequence[Axes], predictions: Predictions) -> None:
 
 
 def importance(axes: Axes, found: Sequence[Importance]) -> None:
-    """What AUC loses where a feature is shuffled."""
+    """The AUC lost when a feature is shuffled."""
     shown = found[:MOST_BARS]
     _bars(axes, [one.feature for one in shown], [[one.auc_loss for one in shown]], [BLUE])
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -146,7 +146,7 @@ def importance(axes: Axes, found: Sequence[Importance]) -> None:
 
 
 def row_usage(axes: Axes, usage: npt.NDArray[Any], report: CollisionReport) -> None:
-    """How many rows are read by how many entries; `usage` [M]."""
+    """Number of rows by the number of entries that read them; `usage` [M]."""
     most = int(min(usage.max(initial=0), MOST_SHARING))
     counts = np.bincount(np.minimum(usage, most), minlength=most + 1)
     axes.bar(np.arange(len(counts)), counts, color=BLUE)

@@ -15,11 +15,11 @@ NAMES = {
     "table": "table stored as",
     "unused": "columns not used",
 }
-"""What results are called for people, where their name in --json does not say it; of others, blanks are enough."""
+"""Readable names of results, if the name in --json is not enough; in other names, blanks replace underscores."""
 
 
 def result_table(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; a nested mapping becomes one line a key, whose name may be a column's and stays.
+    """Two columns, name and value; a nested mapping becomes one line per key, whose name may be a column's and stays.
 
     >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
     2

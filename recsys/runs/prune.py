@@ -105,7 +105,7 @@ def _planned(
     table_dtype: str,
     overrides: Sequence[str],
 ) -> tuple[Experiment, TrainingStats]:
-    """The run with its compression, by the best method for this budget where none is given; and its training stats."""
+    """The run with its compression (by default the best method for this budget), and its training stats."""
     if any(override.startswith("compression.method=") for override in overrides):
         raise InputError("expected settings", found="compression.method", remedy="give --method")
     settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
@@ -186,7 +186,7 @@ class Stages(NamedTuple):
         if changed is not None and not self._trains(experiment):
             asked, mine = ({changed: one.model_dump(mode="json")[changed]} for one in (experiment, own))
             found = differences(asked, mine)
-            remedy = "leave it as it is, or train a run of its own with it and prune that one"
+            remedy = "leave it as it is, or train another run with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 
     def check_reachable(self, experiment: Experiment) -> None:
@@ -254,7 +254,7 @@ class Stages(NamedTuple):
         return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
 
     def _trains(self, experiment: Experiment) -> bool:
-        """True where the mask comes from a training of its own: a supernet, or the run's model on another table."""
+        """True if the mask comes from another training: a supernet, or the run's model on another table."""
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:

@@ -89,7 +89,7 @@ class RunDirectory:
             "mlflow_tracking_uri": None,
             "mlflow_experiment_id": None,
         }
-        # Written beside and renamed, so that a process killed here leaves no directory or one to resume.
+        # Written elsewhere and renamed, so a process that is killed here leaves no directory, or one to resume.
         with temporary_directory_beside(self.path.absolute()) as temporary:
             write_text(temporary / "experiment.yaml", experiment.to_yaml())
             write_text(temporary / "registry.json", registry.to_json())

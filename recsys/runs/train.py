@@ -9,7 +9,8 @@ The life of a run:
 6. The MLflow run starts, or resumes where run.json names one; the epochs of log.jsonl are logged again.
 7. `muxrec prune` alone: supernet/ is trained and mask.safetensors written; each stage resumes by itself.
 8. Training writes log.jsonl and checkpoint/; a killed process resumes at the last state.safetensors.
-9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; a killed finish starts over.
+9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; if it is killed, it starts
+   over.
 10. metrics.json comes last and makes the run finished.
 """
 
@@ -55,7 +56,7 @@ def train_run(
     """Train in a run directory and return its metrics; an interrupted run is resumed, a finished one returned as it is.
 
     `prepare` may apply a mask to the fresh ranker; its figures go into the section `compression` of the metrics. `tags`
-    are added to the MLflow run. `on_epoch` takes each record of the history; the same one again after an interruption.
+    are added to the MLflow run. `on_epoch` gets each record of the history, after an interruption perhaps again.
     Raises `InputError` for a directory of another run or in use by another process, a dataset without a validation
     split, and settings that do not fit the data.
     """
@@ -100,7 +101,7 @@ def train_run(
 
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:
-    """Metrics of a finished run; raises `InputError` where the store that the command prints does not hold it."""
+    """Metrics of a finished run; raises `InputError` if it is not in the store that the command prints."""
     if track:
         Tracker.of(run.record)
     return run.metrics()
@@ -117,7 +118,7 @@ def _fit(
     progress: bool,
     on_epoch: Callable[[dict[str, Any]], None],
 ) -> TrainState:
-    """The trainer's last state; a new one for a compressed model that is not trained again."""
+    """The trainer's last state; an empty one for a compressed model that is not trained again."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":

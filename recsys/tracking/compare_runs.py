@@ -49,7 +49,7 @@ COSTS = (
 
 
 def compared_columns() -> list[Column]:
-    """What rows are chosen by, the other metrics of the test split, and the costs."""
+    """Columns of the page: the metric by which rows are chosen, the metrics of the test split, and the costs."""
     auc, log_loss = METRICS["auc"], METRICS["logloss"]
     return [
         _metric_column("val/auc", auc._replace(title=f"valid {auc.title}"), is_short=True),

@@ -1,4 +1,4 @@
-"""Logs a scoring job to MLflow, in a worker process of its own.
+"""Logs a scoring job to MLflow, in a separate worker process.
 
 So the process that scores never imports mlflow, and a store that cannot be reached costs no scores.
 """

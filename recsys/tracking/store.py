@@ -218,7 +218,7 @@ def _way_to(uri: str, recorded: str | None, anew: str) -> str:
 
 
 def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str) -> None:
-    """Raise `InputError` for a run that was deleted (in MLflow's UI, say), alone or with its experiment."""
+    """Raise `InputError` for a run that was deleted, for example in MLflow's UI, alone or with its experiment."""
     if run.info.lifecycle_stage != "deleted":
         return
     experiment = client.get_experiment(run.info.experiment_id)
@@ -252,7 +252,7 @@ def experiment_of_environment(client: "MlflowClient", default: str) -> "Experime
 
 
 def refuse_deleted_experiment(known: "Experiment | None") -> None:
-    """Raise `InputError` for an experiment that was deleted (in MLflow's UI, say)."""
+    """Raise `InputError` for an experiment that was deleted, for example in MLflow's UI."""
     if known and known.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {known.experiment_id}"
         remedy = f"bring it back ({restore}), or use another name (MLFLOW_EXPERIMENT_NAME)"

@@ -56,7 +56,7 @@ def open_output(job: Job, planned: Sequence[str], *, overwrite: bool) -> None:
     """
     drafts, parts, rejected = _contents(job.out, planned)
     if overwrite:
-        # In this order: never a _SUCCESS beside half of the parts.
+        # In this order, so that _SUCCESS is never next to half of the parts.
         stale = [job.out / SUCCESS, job.out / MANIFEST, *(job.out / name for name in parts), *rejected]
     else:
         stale = []

@@ -1,7 +1,7 @@
 """Row sets: which K of n rows are stored, as a bitmap or as positions in Elias and Fano's code.
 
 A bitmap takes n / 8 bytes in the file, the positions about K (2 + log2(n / K)) / 8: less where few rows are stored.
-Either answers "is row r in the set, and how many are before it", which is where r stands among the stored rows.
+Both answer "is row r in the set, and how many are before it"; the latter is the position of r among the stored rows.
 
 N rows asked for. A bitmap holds bit r in byte r // 8 at r % 8, the least significant bit first.
 """
@@ -32,7 +32,7 @@ class RowSet(Protocol):
     """K."""
 
     def rank(self, rows: Rows) -> tuple[Flags, Rows]:
-        """Whether each row [N] is in the set, and how many members precede it (of use where it is)."""
+        """Flags [N] of the rows that are in the set, and the number of members before each (valid for members)."""
         ...
 
 
@@ -102,7 +102,7 @@ def _code(count: int, num_rows: int) -> _Code:
 
 
 def stored_form(count: int, num_rows: int) -> tuple[bool, int]:
-    """Whether positions are the better form of K of n rows, and the bytes of the better form.
+    """True if positions are the smaller form of K of n rows, and the bytes of the smaller form.
 
     >>> stored_form(500, 1000), stored_form(10, 1000)
     ((False, 125), (True, 12))

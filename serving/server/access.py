@@ -27,7 +27,7 @@ def check_token(token: str | None, path: str, header: str | None) -> None:
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:
-    """Whether a connection comes from this machine.
+    """True if a connection comes from this machine.
 
     >>> is_loopback(("127.0.0.1", 50000)), is_loopback(("10.0.0.9", 50000)), is_loopback(None)
     (True, False, False)

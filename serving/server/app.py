@@ -112,7 +112,7 @@ class App:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the server takes new requests: a model is loaded, and it is not stopping."""
+        """True if the server takes new requests: a model is loaded, and it is not stopping."""
         return bool(self._host.served) and not self.is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -244,11 +244,11 @@ class App:
         return PlainTextResponse(installed_version())
 
     async def live(self, request: Request) -> Response:
-        """Whether the process answers."""
+        """True if the process answers."""
         return _json({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether the server takes new requests."""
+        """True if the server takes new requests."""
         if not self.is_ready:
             self._host.find()  # raises while the first model is loading
             expected, found = "expected a running server", "one that is stopping"
@@ -256,7 +256,7 @@ class App:
         return _json({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
-        """Whether a version of the model is loaded."""
+        """True if a version of the model is loaded."""
         served = self._found(request)
         return _json({"name": served.name, "ready": True})
 

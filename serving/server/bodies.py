@@ -51,7 +51,7 @@ class ParsedRequest(NamedTuple):
     id: str | None = None
     """The client's name for the request, where the protocol has one."""
     is_binary: bool = False
-    """Whether to answer with raw bytes, where its protocol allows it."""
+    """True to answer with raw bytes, where its protocol allows it."""
 
 
 class Reply(NamedTuple):

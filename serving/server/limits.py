@@ -179,7 +179,7 @@ class Workers:
     """Threads that score, with a bounded number of slots for requests that run or wait.
 
     A request holds its slot from its body's last byte until its work ends, even if its client has left or was told that
-    it timed out. So the work in progress is bounded, whatever clients do.
+    it timed out. So clients cannot make the work in progress exceed its bound.
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -34,7 +34,7 @@ NO_MODEL = ModelVersion("", "")
 
 
 class AnsweredRequest(NamedTuple):
-    """How a request ended."""
+    """The outcome of a request."""
 
     version: ModelVersion
     endpoint: str

@@ -314,7 +314,7 @@ def test_large_and_negative_integers(raw: Callable[..., Path], kind: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": {"label": "categorical"}}, "a feature needs a name of its own; found 'label'; rename the column"),
+        ({"features": {"label": "categorical"}}, "a name that is not reserved; found 'label'; rename the column"),
         ({"features": {"a": "numeric"}, "label": "a"}, "the label cannot be a feature; found 'a'; remove it from"),
         (
             {"features": {"a": {"key": "b"}, "b": "categorical"}},

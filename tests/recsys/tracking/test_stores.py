@@ -191,7 +191,7 @@ def test_the_number_of_an_experiment_counts_and_that_of_a_run_is_refused(logged,
 
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123")
     assert "found MLFLOW_RUN_ID=0123; unset MLFLOW_RUN_ID" in one_line(muxrec("promote", logged))
-    with pytest.raises(InputError, match="of its own; found MLFLOW_RUN_ID=0123"):
+    with pytest.raises(InputError, match="its own MLflow run; found MLFLOW_RUN_ID=0123"):
         Tracker.start(experiment="other", name="a", tags={}, key="b")
     monkeypatch.setenv("MLFLOW_RUN_ID", run_info["mlflow_run_id"])
     assert Tracker.of(RunDirectory(logged).record).run_id == run_info["mlflow_run_id"]
