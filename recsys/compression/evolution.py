@@ -1,7 +1,7 @@
-"""Evolutionary search over tuples of small integers: the second stage of OptEmbed, independent of tables.
+"""Evolutionary search over tuples of small integers: the second stage of OptEmbed. It knows nothing of tables.
 
-G genes of a candidate. Every fitness is appended to a file as soon as it is known. The search depends only on its seed,
-so after a kill it repeats the known candidates at once, continues, and ends at the same winner.
+G genes of a candidate. Every fitness is appended to a file when it is known. The search depends on its seed alone, so a
+killed one replays the known candidates at once, continues, and ends at the same winner.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ Genome = tuple[int, ...]
 """G genes: gene g is one of 0..num_choices[g] - 1."""
 
 _ATTEMPTS = 50
-"""Draws of a child before a candidate that is known already is accepted."""
+"""Draws of a child before a known one is accepted."""
 
 
 class SearchConfig(BaseModel):
@@ -84,8 +84,8 @@ def evolve(
 ) -> Winner:
     """The genome of the highest fitness that a search of fixed length finds; ties go to the smallest genome.
 
-    `start` are candidates of the first generation beside the random ones. What `path` knows is not computed again, as
-    long as it belongs to a search with the same arguments and the same JSON-able `identity`.
+    `start` are candidates of the first generation beside the random ones. Fitness values in `path` are reused if they
+    belong to a search with the same arguments and the same JSON-able `identity`.
     """
     known = _Known(path, [list(num_choices), config.model_dump(), seed, [list(one) for one in start], identity])
     size = config.num_mutations + config.num_crossovers
@@ -121,7 +121,7 @@ def _children(
     known: "_Known",
     generator: np.random.Generator,
 ) -> Iterator[Genome]:
-    """Mutations, then crossovers, of the parents; preferably such as were not seen yet."""
+    """Mutations, then crossovers, of the parents; new ones if possible."""
 
     def parent() -> Genome:
         return parents[int(generator.integers(len(parents)))]
@@ -140,7 +140,7 @@ def _children(
 
 
 class _Known:
-    """Fitness by genome. The file may know more than this pass has come by so far: only the latter count."""
+    """Fitness by genome. The file may hold more genomes than this pass has reached; only admitted ones count."""
 
     def __init__(self, path: Path, identity: Any) -> None:
         self._path = path

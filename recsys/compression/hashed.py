@@ -1,7 +1,7 @@
-"""Per-feature hashing: one table per feature and view, with rows in proportion to its values and one read per value.
+"""Per-feature hashing: one range per feature and view, its rows in proportion to its values, one lookup per value.
 
-Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009, arXiv 0902.2206. Production systems
-had one table per feature before tables were shared.
+Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009, arXiv 0902.2206; one
+table per feature is what production systems had before tables were shared.
 """
 
 from pydantic import Field
@@ -22,8 +22,8 @@ class Hashed(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
-        """A table of one probe, with a range for each feature and view."""
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
+        """One probe into the range of each feature."""
         width = self.config.width
         num_rows = most_rows(self.budget, width)
         return embedding.model_copy(update={"kind": "hashed", "num_rows": num_rows, "width": width, "probes": 1})
