@@ -165,7 +165,7 @@ class RunError(Exception):
 
 
 class Processes:
-    """Trains and prunes by `muxrec` commands, each in a process of its own."""
+    """Trains and prunes by `muxrec` commands, each in a separate process."""
 
     def __init__(self, store: RunStore, *, threads: int = 1, track: bool = False, lock: int | None = None) -> None:
         """`lock`: descriptor of the work folder's lock, which each process inherits, as it may outlive this one."""

@@ -164,7 +164,7 @@ class Study(NamedTuple):
     """Datasets that `cells` takes."""
     cells: Callable[[Mapping[str, StudyData]], list[Cell]]
     target: float | None = None
-    """Of a study of compression: the test AUC that a tenth of the bytes may cost."""
+    """Test AUC that a tenth of the bytes may cost, in a study of compression."""
 
 
 class Shape(NamedTuple):

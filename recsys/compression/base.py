@@ -152,17 +152,17 @@ class Compressor:
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     replaces_table: ClassVar[bool] = False
-    """Whether `reshape` is the whole method: the new table is trained once from its initial weights, without a mask."""
+    """True if `reshape` is the whole method: the new table is trained once from its initial weights, without a mask."""
     keeps_every_row: ClassVar[bool] = False
-    """Whether no row is removed. The default budget is then the size of the run's table; otherwise it is a tenth."""
+    """True if no row is removed. The default budget is then the size of the run's table; otherwise it is a tenth."""
     has_supernet: bool = False
-    """Whether `install_supernet` installs anything."""
+    """True if `install_supernet` installs anything."""
     supernet_keeps: Keep = "best"
     """Epoch of the supernet whose weights `build_mask` sees."""
     start: ClassVar[InitFrom] = "finetune"
     """Default start of the last training; unused if `replaces_table`."""
     has_one_start: ClassVar[bool] = False
-    """Whether `start` is the only possible one, as it is if `replaces_table`."""
+    """True if `start` is the only possible one, as it is if `replaces_table`."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config

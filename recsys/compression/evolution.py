@@ -84,7 +84,7 @@ def evolve(
 ) -> Winner:
     """The genome of the highest fitness that a search of fixed length finds; ties go to the smallest genome.
 
-    `start` are candidates of the first generation beside the random ones. Fitness values in `path` are reused if they
+    `start` are candidates of the first generation, next to random ones. Fitness values in `path` are reused if they
     belong to a search with the same arguments and the same JSON-able `identity`.
     """
     known = _Known(path, [list(num_choices), config.model_dump(), seed, [list(one) for one in start], identity])

@@ -54,7 +54,7 @@ class OptEmbed(WideTable):
         prefix_rate: float = Field(default=1.0, ge=0, le=1)
         """Share of the lookups that the supernet cuts to a random prefix; the paper cuts all of them."""
         may_drop: bool = True
-        """Whether 0 is such a width, which drops the feature. The paper has widths 1 to D."""
+        """True to allow width 0, which drops the feature. The paper has widths 1 to D."""
         tuning_steps: int = Field(default=80, ge=0)
         """Training steps per candidate; the better score of before and after counts. The paper has none."""
         search: SearchConfig = SearchConfig()

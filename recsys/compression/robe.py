@@ -27,7 +27,7 @@ class Robe(Compressor):
     replaces_table = True
 
     def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
-        """As many probes of width 1 as floats; raises `InputError` for a registry with `probes:` of its own."""
+        """As many probes of width 1 as floats; raises `InputError` for a registry with other `probes:`."""
         floats, block = self.config.floats, self.config.block
         other = next((name for name, probes in stats.probes.items() if probes != floats), None)
         if other is not None:

@@ -15,7 +15,7 @@ from serving.bundle.table_plan import CODE_BITS, STORED_DTYPES
 from serving.bundle.tensors import NUMPY_DTYPES
 
 _ROW_BYTES = 1.0
-"""Approximate bytes that the position of a kept row takes beside its columns."""
+"""Approximate bytes that the position of a kept row takes, in addition to its columns."""
 _BISECTIONS = 50
 
 

@@ -1,6 +1,6 @@
 """A table with many more rows than values, which pruning turns into a perfect hash of the kept values.
 
-M table rows, w row width. Where a value reads one row of its own, a row can be removed without touching another value.
+M table rows, w row width. If each value reads its own row, a row can be removed without changing another value.
 A row without a lookup in training shrinks to zero under L2, and a row of zeros takes less than a bit on disk. So extra
 rows cost memory only in training, and they avoid collisions without being stored.
 """

@@ -35,7 +35,7 @@ class FeatureCollisions(BaseModel):
     load: float
     """Distinct values times probes, over the rows that they may read."""
     share_of_reads: float
-    """Of all row reads that training examples make, over all views."""
+    """Share of all row reads of the training examples, over all views."""
     expected_intra: float
     """Share of values whose row another value of the same feature reads too, by the same probe."""
     measured_intra: float

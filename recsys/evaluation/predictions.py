@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
         groups: ArrayLike | None = None,
         weights: ArrayLike | None = None,
     ) -> Self:
-        """From lists or arrays; nothing is checked before a metric or curve reads them."""
+        """Predictions from lists or arrays; metrics and curves check them."""
         optional = [None if values is None else np.asarray(values) for values in (groups, weights)]
         return cls(np.asarray(labels), np.asarray(probabilities), *optional)
 

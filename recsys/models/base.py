@@ -52,7 +52,7 @@ class Model(nn.Module):
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
         def contexts(self) -> dict[str, tuple[str, ...]]:
-            """View name -> features that the model reads a second time, through rows of their own; none by default.
+            """View name -> features that the model reads a second time, through other rows; none by default.
 
             The settings that hold them are named after the view: ``fs1_context`` for view "fs1".
 

@@ -1,4 +1,4 @@
-"""DCN V2: cross layers, each of which multiplies by the input once more, beside or below an MLP.
+"""DCN V2: cross layers, each of which multiplies by the input once more, parallel to an MLP or below it.
 
 Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank Systems",
 WWW 2021, arXiv 2008.13535.

@@ -39,9 +39,9 @@ class Margins(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     auc: float = Field(default=0.001, ge=0)
-    """In AUC; CTR papers call .001 a difference that matters."""
+    """Allowed loss of AUC; CTR papers call .001 a difference that matters."""
     calibration: float = Field(default=0.01, ge=0)
-    """In calibration error: clicks predicted at the wrong place, as a share of all clicks."""
+    """Allowed loss of calibration: wrongly placed clicks as a share of all clicks."""
 
 
 class PromotionCheck(NamedTuple):

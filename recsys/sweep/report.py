@@ -40,7 +40,7 @@ class TrialResult(NamedTuple):
     run: Path
     """Run directory."""
     metrics: dict[str, dict[str, float]]
-    """Those of metrics.json; empty for a trial that is not complete."""
+    """Metrics of metrics.json; empty for a trial that is not complete."""
     error: str | None
 
 

@@ -68,7 +68,7 @@ class SweepRecord(BaseModel):
     space: dict[str, dict[str, Any]]
     """Key to its range."""
     seed: int
-    """Of the sampler."""
+    """Seed of the sampler."""
     dataset: str
     dataset_digest: str
     mlflow_run_id: str | None = None

@@ -20,7 +20,7 @@ MAX_COMPARED = 100
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 340, 70, 26, 14, 48
 """The figure and its margins, in pixels."""
 MAX_LABELS = 12
-"""Of more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
+"""With more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
 MIN_SIZE_RATIO = 1.01
 """Largest to smallest bundle; below this there is no figure."""
 

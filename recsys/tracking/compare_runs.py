@@ -95,7 +95,7 @@ class AucDifference(NamedTuple):
 
     auc: float
     p: float | None
-    """Of Welch's t-test; None with a single seed on either side."""
+    """P-value of Welch's t-test; None with a single seed on either side."""
 
 
 class RunComparison(NamedTuple):

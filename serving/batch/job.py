@@ -56,7 +56,7 @@ class ScoringReport:
     """Parts that an earlier run had finished."""
     seconds: float
     rows_per_second: float
-    """Without the skipped parts."""
+    """Rate without the skipped parts."""
     score_mean: float | None
     """None if there are no rows."""
     score_quantiles: dict[str, float]

@@ -1,7 +1,7 @@
 """Scores one input file into one part, which appears whole or not at all, with its lineage in its metadata.
 
-The same input, bundle and settings give the same bytes, whatever the time, the number of threads and processes, and the
-number of interruptions.
+The same input, bundle and settings give the same bytes. These do not depend on the time, nor on the number of threads,
+processes and interruptions.
 """
 
 from collections import deque

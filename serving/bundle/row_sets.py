@@ -91,7 +91,7 @@ class _Code(NamedTuple):
     """Bits of the first part: for the i-th position p, bit (p >> l) + i is set."""
     high_bytes: int
     num_bytes: int
-    """Of both parts; the second has the l lowest bits of each position, one after the other."""
+    """Bytes of both parts; the second has the l lowest bits of each position, one after the other."""
 
 
 def _code(count: int, num_rows: int) -> _Code:

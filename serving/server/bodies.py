@@ -45,7 +45,7 @@ class ParsedRequest(NamedTuple):
     """Rows to score, and what the answer needs of the request."""
 
     arguments: tuple[Any, ...]
-    """Of `Scorer.encode`: rows, or a context and candidates."""
+    """Arguments of `Scorer.encode`: rows, or a context and candidates."""
     num_rows: int
     """B."""
     id: str | None = None
@@ -230,7 +230,7 @@ _EXPECTED = {
     "too_short": ("{min_length} or more", "see /docs"),
     **dict.fromkeys(("too_long", "int_type", "greater_than_equal", "less_than"), _SHAPE),
 }
-"""By pydantic's type of error: what was expected, and the remedy."""
+"""Type of pydantic's error to what was expected, and the remedy."""
 
 
 def _mistake(error: ValidationError, document: Mapping[str, Any]) -> InputError:

@@ -51,7 +51,7 @@ class Limits:
     max_list_values: int = 10_000
     """Values in one list; the scorer takes one step per value."""
     timeout_seconds: float = 10.0
-    """From the first byte of a request to its answer."""
+    """Limit from the first byte of a request to its answer."""
     max_concurrent: int = 64
     """Scoring requests that wait or run at a time; as many bodies of the largest size fit in memory."""
     num_workers: int = 2

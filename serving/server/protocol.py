@@ -74,7 +74,7 @@ class Tensor(BaseModel):
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """Name in messages."""
         return f"input {self.name[:80]!r}"
 
     @property
