@@ -249,7 +249,7 @@ def test_empty_files(raw: Callable[..., Path], tmp_path: Path):
     assert "split 'train': expected rows; found none" in refusal(tmp_path / "none.parquet", registry)
     (tmp_path / "header.csv").write_text("label,user,tags,price\n")
     assert "split 'train': expected rows; found none" in refusal(tmp_path / "header.csv")
-    good = raw()  # the rows of a good file beside them are used
+    good = raw()  # the rows of a good file next to them are used
     info = prepare(FeatureRegistry.of(features=FEATURES), {"train": [tmp_path / "*.*"]}, tmp_path / "out")
     assert sum(split.rows for split in info.splits.values()) == len(pl.read_parquet(good))
 

@@ -142,7 +142,7 @@ def test_a_column_of_nulls_at_the_end_is_not_ragged(tmp_path: Path):
 def test_a_bad_csv_file(tmp_path: Path, kind: str, content: bytes, found: str):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(gzip.compress(content) if kind == "csv.gz" and content else content)
-    for columns in (None, ["a"]):  # the fault is seen whichever columns are read
+    for columns in (None, ["a"]):  # the fault is seen for any choice of columns
         assert found.replace("csv file", f"{kind} file") in refusal(path, columns=columns)
 
 

@@ -1,4 +1,4 @@
-"""Every metric beside a brute-force oracle, hand-computed cases, and the laws that hold for all of them."""
+"""Every metric against a brute-force oracle, hand-computed cases, and the laws that hold for all of them."""
 
 import math
 import time

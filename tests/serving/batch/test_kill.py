@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("KILLS", "4"))
 KILLED, DONE = -signal.SIGKILL, 0
 
-# A job in a process of its own, slow enough to be hit. With `workers`, the pace is set in theirs by the files' sizes.
+# A job in a separate process, slow enough to be hit. With `workers`, the pace is set in theirs by the files' sizes.
 JOB = """
 import sys, time
 import serving.batch.job, serving.batch.parts
@@ -64,7 +64,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(bundle: Bundle, logs: Path) -> Iterator[Start]:
-    """Start a job on the logs; whatever is left of it is killed at the end."""
+    """Start a job on the logs; what is left of it is killed at the end."""
     processes: list[subprocess.Popen[str]] = []
 
     def begin(out: Path, *, workers: int = 1, pause: float = 0.01) -> "subprocess.Popen[str]":
@@ -139,7 +139,7 @@ def processes_of(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(bundle: Bundle, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The output of a job that nobody disturbed."""
+    """The output of an uninterrupted job."""
     out = tmp_path_factory.mktemp("whole") / "out"
     arguments = [str(bundle.path), str(logs), str(out), "1", "0"]
     subprocess.run([sys.executable, "-c", JOB, *arguments], check=True)
@@ -172,7 +172,7 @@ def test_a_killed_job_is_taken_up_again(
 
 
 def test_killed_at_random(start: Start, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Each job takes kills until one comes too late for it; a watcher reads whatever is visible all the time."""
+    """Each job takes kills until one comes too late for it; a watcher reads all visible files all the time."""
     dice = random.Random(KILLS)
     kills = job = looks = 0
     while kills < KILLS:

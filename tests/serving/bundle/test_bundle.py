@@ -19,7 +19,7 @@ Fresh = Callable[..., Bundle]
 
 
 def edit_manifest(path: Path, **changes: Any) -> None:
-    """Change a manifest as a careless hand would."""
+    """Change a manifest as a careless edit would."""
     document = json.loads((path / "manifest.json").read_text()) | changes
     (path / "manifest.json").write_text(json.dumps(document, indent=1))
 
@@ -63,7 +63,7 @@ def test_other_software_reads_the_table(fresh: Fresh) -> None:
 
 @pytest.mark.parametrize("scale_dtype", [np.float32, np.float16])
 def test_an_int8_table_of_format_version_1_is_read(fresh: Fresh, scale_dtype: Any) -> None:
-    """Integers and a scale a row, as they were written before there were codebooks, and by other software."""
+    """Integers and a scale per row, as they were written before there were codebooks, and by other software."""
     path = fresh().path
     scale = (np.abs(table()).max(axis=1) / 127).astype(scale_dtype)
     rows = np.rint(table() / scale.astype(np.float32)[:, None]).clip(-127, 127).astype(np.int8)
@@ -189,7 +189,7 @@ def test_a_graph_of_another_shape(fresh: Fresh, graph: bytes, message: str) -> N
 
 
 def test_a_graph_cannot_read_other_files(fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime would take weights from any file below or beside the working directory."""
+    """onnxruntime would take weights from any file below or next to the working directory."""
     model = onnx.load_from_string(dense_graph())
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == "w")
     raw_data = weights.raw_data

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol as NVIDIA's own client speaks it: raw tensors beside JSON, bit for bit; abuses."""
+"""The Open Inference Protocol as NVIDIA's own client speaks it: raw tensors and JSON, bit for bit; abuses."""
 
 import json
 import re
@@ -94,7 +94,7 @@ def test_lists(client: Client) -> None:
 
 
 def test_what_is_missing(client: Client) -> None:
-    """NaN in a float tensor, a tensor that is not sent, and null in JSON, beside tensors that are raw."""
+    """NaN in a float tensor, a tensor that is not sent, and null in JSON, next to raw tensors."""
     users = given("user", [7.0, np.nan], "FP64")
     assert infer(client, users) == rows(client, {"user": 7}, {"user": None})
     raw = struct.pack("<2d", 1.5, np.nan)

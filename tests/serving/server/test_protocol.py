@@ -1,4 +1,4 @@
-"""What each path answers: scores beside plain loops and beside MLflow's own parser, errors in one line."""
+"""The answers of each path: scores against plain loops and MLflow's own parser, errors in one line."""
 
 import html
 import json
