@@ -97,7 +97,7 @@ def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl
     for feature in unfitted:
         summary = summaries[feature.name]
         if not summary.count:
-            remedy = "remove it from the registry: it says nothing"
+            remedy = "remove it from the registry: it has no information"
             raise InputError(f"column {feature.name!r}: expected numbers", found="no value in train", remedy=remedy)
         edges = summary.boundaries(feature.num_buckets) if feature.transform == "bucketize" else ()
         fit = NumericFit(mean=summary.mean, std=summary.std, boundaries=edges)

@@ -152,4 +152,4 @@ def _checked_weights(weights: ArrayLike, num_rows: int) -> Floats:
 def _check_length(values: NDArray[Any], num_rows: int, name: str) -> None:
     if values.shape != (num_rows,):
         found = f"{list(values.shape)}"
-        raise InputError(f"{name}s must have shape [{num_rows}]", found=found, remedy=f"one {name} a row")
+        raise InputError(f"{name}s must have shape [{num_rows}]", found=found, remedy=f"give one {name} per row")

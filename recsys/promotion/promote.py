@@ -134,7 +134,7 @@ def promote(
                         registry.set_alias(alias, version)
                 return found
     remedy = "wait for the other promotions to end"
-    raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
+    raise InputError(f"{name}@{alias}: expected a stable champion", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
 
 
 def _number(version: RegisteredVersion | None) -> str | None:

@@ -36,7 +36,7 @@ def log_scoring_run(report: Mapping[str, Any], params: Mapping[str, Any]) -> str
         failure = InputError("cannot log the scoring run", found=error.last_line or str(error))
     except InputError as error:
         failure = error
-    remedy = "the scores are whole; check MLFLOW_TRACKING_URI, and start again to log them alone"
+    remedy = "the scores are complete; check MLFLOW_TRACKING_URI, and start again, which only logs them"
     raise InputError(failure.expected, found=failure.found, remedy=remedy)
 
 

@@ -40,7 +40,7 @@ def locked(out: Path) -> Iterator[int]:
         raise cannot_write(out, error) from None
     if descriptor is None:
         remedy = "wait until it is done, or choose another output"
-        raise InputError(f"{out}: expected no other job at work on it", found="one that holds its lock", remedy=remedy)
+        raise InputError(f"{out}: expected no other job in it", found="one that holds its lock", remedy=remedy)
     try:
         yield descriptor
     finally:

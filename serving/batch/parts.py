@@ -119,7 +119,9 @@ class PartScorer:
                 metadata = self._write(part, digest, draft, note)
                 if _state(part.file) != before:
                     remedy = "start again when its writer has finished"
-                    raise InputError(f"{part.file}: expected a file at rest", found="one that changed", remedy=remedy)
+                    raise InputError(
+                        f"{part.file}: expected an unchanged file", found="one that changed", remedy=remedy
+                    )
                 draft.publish(metadata)
         except OSError as error:
             raise cannot_write(target, error) from None

@@ -231,4 +231,4 @@ def to_json(document: Mapping[str, Any], name: str) -> bytes:
         return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         remedy = "use text, finite numbers, lists and mappings"
-        raise InputError(f"{name}: expected what JSON can hold", found=str(error), remedy=remedy) from None
+        raise InputError(f"{name}: expected a value that JSON can hold", found=str(error), remedy=remedy) from None

@@ -22,7 +22,7 @@ def check_token(token: str | None, path: str, header: str | None) -> None:
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
         expected, headers = "expected `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
         raise RefusedError(
-            401, "unauthorised", expected, found="none that fits", remedy="send the token", headers=headers
+            401, "unauthorised", expected, found="no valid token", remedy="send the token", headers=headers
         )
 
 

@@ -366,7 +366,7 @@ def test_a_full_disk(raw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
 
 def test_an_output_below_its_input_is_refused_the_first_time(raw: Callable[..., Path]):
     folder = raw().parent
-    with pytest.raises(InputError, match=r"out: expected an output that is no input; found '.*', which names it"):
+    with pytest.raises(InputError, match=r"an output that is not an input too; found '.*', which names it"):
         prepare(FeatureRegistry.of(features=FEATURES), {"train": [folder]}, folder / "out")
     assert not (folder / "out").exists()
 

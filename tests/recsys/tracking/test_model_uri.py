@@ -51,7 +51,7 @@ def test_a_path_stays(tmp_path: Path):
 
 def test_without_mlflow_it_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="models:/ads@champion: its registry is asked through mlflow; found no mlflow"):
+    with pytest.raises(InputError, match="models:/ads@champion: reading its registry needs mlflow; found no mlflow"):
         resolve_bundle("models:/ads@champion")
 
 

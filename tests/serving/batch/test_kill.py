@@ -215,7 +215,7 @@ def test_a_worker_that_dies_is_told(start: Start, tmp_path: Path, monkeypatch: p
     os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "expected a scoring process to finish it; found SIGKILL; the memory may not suffice" in err
+    assert "expected a scoring process to finish it; found SIGKILL; memory may have run out" in err
 
 
 # --- two jobs at once -------------------------------------------------------------------------------------------------
@@ -226,9 +226,7 @@ def test_a_second_job_on_the_directory_is_refused(
 ) -> None:
     monkeypatch.setattr(serving.batch.output, "LOCK_TIMEOUT_SECONDS", 0.2)
     with locked(tmp_path / "out"):
-        with pytest.raises(
-            InputError, match=r"out: expected no other job at work on it; found one that holds its lock"
-        ):
+        with pytest.raises(InputError, match=r"out: expected no other job in it; found one that holds its lock"):
             run(inputs=[logs])
         assert visible(tmp_path / "out") == []
 
@@ -239,7 +237,7 @@ def test_the_lock_is_free_when_its_holder_has_ended(tmp_path: Path) -> None:
         code = "import sys, pathlib\nfrom serving.batch import output\noutput.LOCK_TIMEOUT_SECONDS = 0.2\n"
         code += "with output.locked(pathlib.Path(sys.argv[1])): pass"
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
-        assert "expected no other job at work on it" in done.stderr
+        assert "expected no other job in it" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
     with locked(tmp_path / "out"):
         pass

@@ -261,8 +261,8 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(fresh: Fresh, tmp_path:
     golden = {"golden": first.golden}
     for changes, message in [
         ({"dense_onnx": dense_graph(num_dense=5)}, "expected float tensors"),
-        ({"profile": {"rate": float("nan")}}, "profile.json: expected what JSON can hold"),
-        ({"profile": {"rate": object()}}, "profile.json: expected what JSON can hold"),
+        ({"profile": {"rate": float("nan")}}, "profile.json: expected a value that JSON can hold"),
+        ({"profile": {"rate": object()}}, "profile.json: expected a value that JSON can hold"),
         ({"table": table()[1:]}, r"expected a table \[211, 5\]; found \[210, 5\]"),
         ({"table": np.full_like(table(), np.nan)}, "table rows must be finite numbers"),
         ({"trained_rows": np.zeros(7, np.uint8)}, "trained_rows: expected 211 flags or their bitmap"),

@@ -144,7 +144,7 @@ def test_the_client_with_its_defaults(serve: Any, versions: list[Bundle]) -> Non
             r"\[415\] expected a plain body; found 'deflate'": lambda: client.infer(
                 NAME, inputs, request_compression_algorithm="deflate"
             ),
-            r"\[400\] outputs: expected values as they are; found classification": lambda: client.infer(
+            r"\[400\] outputs: expected plain values; found classification": lambda: client.infer(
                 NAME, inputs, outputs=[triton.InferRequestedOutput("probability", class_count=2)]
             ),
             r"\[404\] expected model 'clicks'; found 'other'": lambda: client.get_model_metadata("other"),
@@ -293,7 +293,7 @@ def test_content_types_that_mean_what_is_meant_here(client: Client) -> None:
         ),
         (
             {"inputs": [ONE | {"parameters": {"shared_memory_region": "x"}}]},
-            "values as they are; found shared_memory_re",
+            "plain values; found shared_memory_re",
         ),
     ],
 )
