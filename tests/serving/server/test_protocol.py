@@ -296,7 +296,7 @@ WRONG: list[tuple[str, Any, str]] = [
     (
         INFER,
         {"inputs": [tensor("words__values", "BYTES", ["a"]), tensor("words__offsets", "INT64", [0, 2])]},
-        r"where each row's values begin, from 0 to 1; found \[0, 2\]",
+        r"start of each row's values, from 0 to 1; found \[0, 2\]",
     ),
     (
         "/invocations",
