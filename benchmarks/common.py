@@ -112,7 +112,7 @@ def in_turn(names: Sequence[str], number: int) -> list[str]:
 
 
 def ratio(own: Iterable[float], other: Iterable[float]) -> str:
-    """Median of the ratios inside the rounds; empty where the two did not take turns.
+    """Median of the ratios inside the rounds; empty if the two did not take turns.
 
     >>> ratio([2.0, 4.0, 3.0], [1.0, 1.0, 1.0]), ratio([2.0], [])
     ('3.00', '')

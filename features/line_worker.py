@@ -33,7 +33,7 @@ class WorkerError(Exception):
 
     def __init__(self, code: int, last_line: str = "") -> None:
         self.last_line = last_line[:200]
-        """Last line of its standard error; empty where that is not captured."""
+        """Last line of its standard error; empty if that is not captured."""
         self.signal_name = signal.Signals(-code).name if code < 0 else None
         ending = f"by signal {-code} ({self.signal_name})" if code < 0 else f"with exit code {code}"
         super().__init__(f"ended {ending}" + (f"; {self.last_line}" if last_line else ""))

@@ -120,7 +120,7 @@ class FeatureRegistry(BaseModel):
 
     @property
     def has_later_settings(self) -> bool:
-        """True where `to_json` has keys that readers of the first format refuse."""
+        """True if `to_json` has keys that readers of the first format refuse."""
         models = (self, *self.features)
         return any(type(model).model_fields[key].exclude_if for model in models for key in model.model_dump())
 

@@ -76,11 +76,11 @@ class Addressing:
     """
 
     has_own_ranges: ClassVar[bool] = False
-    """True where each reader has its own range, whose size depends on the distinct values of train."""
+    """True if each reader has its own range, whose size depends on the distinct values of train."""
     has_vocabulary: ClassVar[bool] = False
-    """True where tokens are looked up among those of train, which a bundle then has to store."""
+    """True if tokens are looked up among those of train, which a bundle then has to store."""
     has_blocks: ClassVar[bool] = False
-    """True where the setting `block` is read."""
+    """True if the setting `block` is read."""
     min_rows: ClassVar[int] = 0
     """Fewest rows per reader."""
     num_probes: ClassVar[int | None] = None
@@ -136,7 +136,7 @@ class Addressing:
         if wrong:
             number, width = ("one probe", 16) if cls.num_probes == 1 else ("two probes", 8)
             others = "and no other `probes:` in the registry"
-            remedy = f"set, for example, embedding.probes={cls.num_probes}, embedding.width={width}, {others}"
+            remedy = f"set embedding.probes={cls.num_probes} and embedding.width={width} (for example), {others}"
             raise InputError(f"a {kind} table is read by {number}", found=wrong[0], remedy=remedy)
         expected = cls.table_rows(num_rows, counts_of_readers(views, counts))
         if num_rows != expected:

@@ -71,7 +71,7 @@ class Compression(BaseModel):
 
     @property
     def is_tuned(self) -> bool:
-        """True where the last training begins with trained weights."""
+        """True if the last training begins with trained weights."""
         return self.start == "finetune" and not self.compressor().replaces_table
 
     @property

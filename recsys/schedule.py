@@ -55,7 +55,7 @@ class TrainState:
 
 
 class Decision(NamedTuple):
-    """What to do after an epoch."""
+    """Decision of a schedule after an epoch."""
 
     is_best: bool
     """True if this epoch's weights are the ones to keep."""

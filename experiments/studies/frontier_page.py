@@ -76,7 +76,7 @@ def _lines(points: Sequence[Result], reference: Result) -> list[dict[str, Any]]:
 
 
 def best_types(points: Sequence[Result]) -> list[Result]:
-    """Each method at each budget with the type of rows that is best on validation; nothing where none was reached."""
+    """Each method at each budget with the type of rows that is best on validation; nothing if none was reached."""
     best: dict[tuple[str, float | None], Result] = {}
     for result in points:
         reached = {seed: record for seed, record in result.records.items() if "unreachable" not in record}
@@ -221,7 +221,7 @@ def _costs(best: Sequence[Result], reference: Result) -> str:
 
 
 def _mean(point: Result, name: str, unit: str, digits: int) -> str:
-    """A mean figure, or nothing where no run has it."""
+    """A mean figure, or nothing if no run has it."""
     value = point.mean(name)
     return "" if value is None else f"{value:,.{digits}f} {unit}"
 

@@ -88,7 +88,7 @@ class RunStore:
         return base.with_name(f"{base.name}-{_digest(words)}") if words else base
 
     def record(self, run: StudyRun) -> Record | None:
-        """Figures of a finished run; None where it is missing."""
+        """Figures of a finished run; None if it is missing."""
         path, how = self.path(run), run.cell.compression
         done, notes = RunDirectory(path), self._notes(path)
         if "unreachable" in notes:

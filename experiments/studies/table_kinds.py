@@ -90,7 +90,7 @@ class Cell(NamedTuple):
     label: str
     """Name of the variant; one line of a figure."""
     budget: float | None
-    """Bytes of the table in units of the collisionless one; None where size is not the question."""
+    """Bytes of the table in units of the collisionless one; None if size is not the question."""
     run: str
     """Key into RUNS."""
     settings: dict[str, Any]
@@ -182,7 +182,7 @@ COLLISIONLESS, HASHED = f"collisionless {SINGLE}", f"hashed {SINGLE}"
 
 
 def read_data(directory: Path) -> StudyData:
-    """A dataset directory and the number of its training values; raises `InputError` where there is no dataset."""
+    """A dataset directory and the number of its training values; raises `InputError` if there is no dataset."""
     train = Split(directory, "train")
     vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
     num_values = {feature.name: len(vocabulary[feature.name]) for feature in train.registry.token_features}

@@ -184,5 +184,5 @@ class Compressor:
         return trainer
 
     def build_mask(self, context: PruningContext) -> Mask:
-        """The rows and columns to keep, within the budget; raises `InputError` where nothing fits."""
+        """The rows and columns to keep, within the budget; raises `InputError` if nothing fits."""
         raise NotImplementedError

@@ -37,7 +37,7 @@ class MixedDimensions(WideTable):
         return super().reshape(embedding, stats)
 
     def build_mask(self, context: PruningContext) -> Mask:
-        """The widest rows that the budget admits; raises `InputError` where not even one row fits."""
+        """The widest rows that the budget admits; raises `InputError` if not even one row fits."""
         full = Mask.full(context.layout)
         lookups, width = lookup_counts(context), context.layout.width
         check_empty(Mask(torch.zeros_like(full.row_widths), full.slot_widths), context)

@@ -16,7 +16,7 @@ class Quantized(Compressor):
     start = "as_is"
 
     def build_mask(self, context: PruningContext) -> Mask:
-        """Everything but rows of zeros; raises `InputError` where that is more than the budget."""
+        """Everything but rows of zeros; raises `InputError` if that is more than the budget."""
         mask = Mask(stored_widths(context.table), Mask.full(context.layout).slot_widths)
         size = context.num_bytes(mask)
         if size > context.budget.num_bytes:

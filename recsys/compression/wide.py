@@ -21,7 +21,7 @@ class WideConfig(Compressor.Config):
 
 
 def wide_table(embedding: EmbeddingConfig, stats: TrainingStats, rows_a_value: float | None) -> EmbeddingConfig:
-    """A unified table of single wide rows, `rows_a_value` for each value; the same table where that is None."""
+    """A unified table of single wide rows, `rows_a_value` for each value; the same table if that is None."""
     if rows_a_value is None:
         return embedding
     num_rows = min(MAX_NUM_ROWS, max(1, round(rows_a_value * stats.num_entries)))

@@ -30,7 +30,7 @@ class TableOptimizer(Protocol):
     def learning_rate(self, value: float) -> None: ...
 
     def gradients(self) -> list[Tensor]:
-        """Gradients of the table, which clipping scales in place; none where the update is fused."""
+        """Gradients of the table, which clipping scales in place; none if the update is fused."""
         ...
 
     def step(self) -> None:
@@ -61,7 +61,7 @@ class AdamTable(RowSparseAdam):
         return self._active_rows.w.requires_grad_()
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the gathered rows [U, w]; none where the batch had no token."""
+        """The gradient of the gathered rows [U, w]; none if the batch had no token."""
         return _gradients(self._active_rows)
 
     def step(self) -> None:

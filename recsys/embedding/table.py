@@ -106,7 +106,7 @@ class UnifiedEmbedding(nn.Module):
 
     @property
     def mask(self) -> Mask | None:
-        """The mask of the table; None where all of it is kept."""
+        """The mask of the table; None if all of it is kept."""
         return self.gate.mask if isinstance(self.gate, MaskGate) else None
 
     def apply_mask(self, mask: Mask) -> None:

@@ -69,7 +69,7 @@ class Promotion:
 
     @property
     def passed(self) -> bool:
-        """True where every check passed."""
+        """True if every check passed."""
         return all(check.outcome == "passed" for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def prune_run(
 
 
 def _data_of(parent: RunDirectory) -> Split:
-    """The run's training split; raises `InputError` where it has changed or has no token feature."""
+    """The run's training split; raises `InputError` if it has changed or has no token feature."""
     train = Split(parent.run_info()["dataset"], "train")
     if train.info.digest != parent.run_info()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"

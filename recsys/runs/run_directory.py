@@ -130,7 +130,7 @@ class RunDirectory:
         write_text(self.record, json.dumps({**self.run_info(), **changes}, indent=1))
 
     def info(self) -> DatasetInfo | None:
-        """The dataset that the run was trained on; None where it is missing or was prepared again since."""
+        """The dataset that the run was trained on; None if it is missing or was prepared again since."""
         run_info = self.run_info()
         try:
             info, _ = read_dataset(run_info["dataset"])

@@ -190,7 +190,7 @@ def _links(row: Row, ui: str) -> str:
 
 
 def _scatter(comparison: RunComparison) -> str:
-    """Quality against bytes as an inline picture; empty where all bundles are of one size."""
+    """Quality against bytes as an inline picture; empty if all bundles are of one size."""
     metric, title = comparison.metric, "test AUC" if comparison.metric == "test/auc" else "validation AUC"
     found = [
         (row, size, quality, spread(row.values(metric)) or 0.0)

@@ -112,7 +112,7 @@ def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
 
 
 def connect_existing(uri: str) -> "MlflowClient":
-    """A client of a store that exists already; raises `InputError` where there is none."""
+    """A client of a store that exists already; raises `InputError` if there is none."""
     if not is_there(uri):
         remedy = "set MLFLOW_TRACKING_URI to the store that holds the runs and models"
         raise InputError("expected an MLflow store", found=f"none at {shown_uri(uri)}", remedy=remedy)
@@ -233,7 +233,7 @@ def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str
 def experiment_of_environment(client: "MlflowClient", default: str) -> "Experiment | None":
     """The experiment that `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` names, else the one called `default`.
 
-    None where there is none of that name yet. Raises `InputError` where the two variables contradict each other, for an
+    None if there is none of that name yet. Raises `InputError` if the two variables contradict each other, for an
     unknown number, and for a deleted experiment.
     """
     number, name = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")

@@ -113,7 +113,7 @@ class FeatureProfile(Strict):
     floats: FloatBins | None = None
     tokens: TokenBins | None = None
     unseen: float | None = None
-    """Share of the validation rows' values that training had not seen; None where it was not counted."""
+    """Share of the validation rows' values that training had not seen; None if it was not counted."""
 
     @property
     def bins(self) -> FloatBins | TokenBins:

@@ -39,7 +39,7 @@ class RankedBitmap:
         self._before = np.cumsum(counts) - counts
 
     def rank(self, rows: Rows) -> tuple[Flags, Rows]:
-        """Whether each row [N] is in the set, and how many members precede it (of use where it is)."""
+        """Flags [N] of the rows that are in the set, and the number of members before each (valid for members)."""
         word, bit = self._words[rows >> 6], (rows & 63).astype(np.uint64)
         below = np.bitwise_count(word & ((np.uint64(1) << bit) - np.uint64(1)))
         return (word >> bit) & np.uint64(1) == 1, self._before[rows >> 6] + below

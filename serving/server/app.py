@@ -239,11 +239,11 @@ class App:
         return PlainTextResponse(installed_version())
 
     async def live(self, request: Request) -> Response:
-        """Whether the process answers."""
+        """Liveness of the process."""
         return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """True if the server takes new requests."""
+        """Readiness for new requests."""
         if not self.is_ready:
             self._host.find()  # raises while the first model is loading
             expected, found = "expected a running server", "one that is stopping"
@@ -251,7 +251,7 @@ class App:
         return json_response({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
-        """True if a version of the model is loaded."""
+        """Readiness of the model: a version of it is loaded."""
         served = self._found(request)
         return json_response({"name": served.name, "ready": True})
 
