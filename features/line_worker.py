@@ -139,7 +139,7 @@ class LineServer:
     """The worker's end of the conversation. `stop` is called when the input ends in the middle of a request."""
 
     def __init__(self, stop: Callable[[], object] = lambda: os._exit(1)) -> None:
-        # Libraries print to standard output, from C too. That goes to standard error, so that lines of ours stay alone.
+        # Libraries print to standard output, from C too. That goes to standard error, so only answers are left here.
         self._output = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._stop = stop

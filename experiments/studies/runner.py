@@ -193,7 +193,7 @@ class Processes:
         try:
             self.muxrec(["prune", str(base), *run.cell.prune_arguments()], path)
         except RunError as error:
-            # The method has no table, or no mask, as small as that: a result. Anything else is a failure.
+            # If the method cannot make a table or mask that small, that is a result. Any other error is a failure.
             if error.code != 2 or "bytes are too few" not in str(error):
                 raise
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Studies of the kinds of table: which runs answer which question.
+"""Studies of the kinds of table: the runs that answer each question.
 
 A study is a function from its datasets to its cells. A cell is one row of a report: a named run of `muxrec train` with
 some settings changed, trained with several seeds. Tables are compared by bytes, in units of the collisionless table of
@@ -26,7 +26,7 @@ WIDTH = 16
 SEEDS: dict[str, int] = {
     "frappe *": 3,
     "movielens *": 5,
-    # Enough to see a gap as wide as that of a hashed table, or one that no question depends on.
+    # Fewer seeds are enough where the gap is as wide as that of a hashed table, or where no question depends on it.
     "frappe final_mlp hashed*": 1,
     "frappe final_mlp hashed*@1": 2,
     "frappe final_mlp unified 4x4*": 2,

@@ -55,7 +55,7 @@ class NumericSummary:
     @property
     def std(self) -> float:
         """Population standard deviation; 0 without values or for equal ones."""
-        # The mean of equal values may be rounded; then the squares do not add up to 0.
+        # Equal values may have a rounded mean, and then the squares do not add up to 0.
         return float(np.sqrt(self.sum_of_squares / self.count)) if self.low < self.high else 0.0
 
     def boundaries(self, num_buckets: int) -> tuple[float, ...]:

@@ -78,7 +78,7 @@ def score(
         from recsys.tracking.store import shown_uri, tracking_uri
 
         logged = {"mlflow_run_id": log_scoring_run(values, params), "store": shown_uri(tracking_uri())}
-    if as_json:  # programs may check that scoring imports none of these; people have no use for it
+    if as_json:  # lets programs check that scoring imports none of these; people do not need it
         heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
         show(True, {**values, **logged, "heavy_modules": heavy})
     else:

@@ -1,8 +1,8 @@
 """`muxrec promote`: register a run's bundle as a model version, and move an alias to it if it passes the checks.
 
 The checks: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
-worse than the champion's on the same test rows by more than a margin. The bad end of a 95 % interval must be inside the
-margin, so a model does not pass by luck on a small test set.
+worse than the champion's on the same test rows by more than a margin. The unfavourable end of a 95 % interval must be
+inside the margin, so a model does not pass by luck on a small test set.
 """
 
 import os
@@ -30,7 +30,7 @@ from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5
-"""Comparisons before a promotion gives up, where other promotions change the champion meanwhile."""
+"""Comparisons before a promotion gives up, if other promotions keep changing the champion."""
 
 
 class Margins(BaseModel):
@@ -176,7 +176,7 @@ def _against_champion(
 
 
 def _not_worse(name: str, one: Difference, margin: float, rows: int) -> PromotionCheck:
-    """Passed where the challenger is with 95 % confidence not worse by more than the margin."""
+    """Passed if, with 95 % confidence, the challenger is worse by at most the margin."""
     note = (
         f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
     )

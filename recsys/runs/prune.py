@@ -32,7 +32,7 @@ from serving.bundle.table_plan import table_bytes
 
 DEFAULT_METHOD = "optembed"
 DEFAULT_FACTOR = 10
-"""Bytes before to bytes after where no budget is given; 1 for a method that keeps every row."""
+"""Bytes before to bytes after if no budget is given; 1 for a method that keeps every row."""
 MIN_BYTES_PER_VALUE = 2.5
 """Bytes per value of train below which a smaller table is better than a pruned one: docs/results."""
 
