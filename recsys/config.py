@@ -41,7 +41,7 @@ class Compression(BaseModel):
     target_bytes: int = Field(ge=1)
     """Budget for the bundle's embedding files: table and vocabulary."""
     table_dtype: TableDtype = "int4"
-    """Of the stored rows; the run is evaluated with it."""
+    """Type of the stored rows; the run is evaluated with it."""
     start: InitFrom
     """Initial weights of the last training; the method's own choice by default."""
     learning_rate_share: float = Field(default=0.1, gt=0)
@@ -68,7 +68,7 @@ class Compression(BaseModel):
 
     @property
     def is_tuned(self) -> bool:
-        """True where the last training begins with trained weights."""
+        """True if the last training begins with trained weights."""
         return self.start == "finetune" and not self.compressor().replaces_table
 
     @property
@@ -110,7 +110,7 @@ class Experiment(BaseModel):
     name: str
     """Name of the run, and of its MLflow run."""
     seed: int = Field(default=1, ge=0, lt=2**63)
-    """Of the initial weights, the order of the examples and the dropout."""
+    """Seed of the initial weights, the order of the examples and the dropout."""
     model: ModelSettings
     """The network: `name`, one of MODELS, and that model's own settings."""
     embedding: EmbeddingConfig = EmbeddingConfig()
@@ -118,7 +118,7 @@ class Experiment(BaseModel):
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that the data kept; the bundle corrects its probabilities to the original share."""
     compression: Compression | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Of a run that `muxrec prune` made of another; not written for the others."""
+    """Compression of a run that `muxrec prune` made from another; not written for other runs."""
 
     def params(self) -> dict[str, Any]:
         """Every setting, for MLflow; a compression method's own as one text, without those at their defaults.

@@ -21,7 +21,7 @@ from recsys.report.text import csv_text, markdown_table
 from serving.bundle.table_plan import table_bytes
 
 NEAR = 0.015
-"""How far below the collisionless table the second panel of the figure reaches, in AUC."""
+"""AUC below the collisionless table to which the second panel of the figure reaches."""
 COLUMNS = (
     *("data", "method", "table_dtype", "budget", "target_bytes", "seed", "reached"),
     *("test_auc", "test_logloss", "valid_auc", "valid_logloss"),
@@ -31,7 +31,7 @@ COLORS = (
     *("#1b3a57", "#c8553d", "#5a9367", "#8d5a97", "#e0a23f", "#2a9fb7"),
     *("#7d7d7d", "#b5838d", "#9aa36b", "#444444", "#6b4226", "#3d6f3d"),
 )
-# Lines can be told apart without colour: each has a marker of its own.
+# Lines can be told apart without colour: each has its own marker.
 STYLES = list(zip(COLORS, "os^DvPX<>*hp", ["-"] * 3 + ["--"] * 3 + [":"] * 3 + ["-."] * 3, strict=True))
 TEXTS = {
     "chosen": "Mean test AUC ± standard deviation between seeds, with the type of rows that was best on validation at "
@@ -76,7 +76,7 @@ def _lines(points: Sequence[Result], reference: Result) -> list[dict[str, Any]]:
 
 
 def best_types(points: Sequence[Result]) -> list[Result]:
-    """Each method at each budget with the type of rows that is best on validation; nothing where none was reached."""
+    """Each method at each budget with the type of rows that is best on validation; nothing if none was reached."""
     best: dict[tuple[str, float | None], Result] = {}
     for result in points:
         reached = {seed: record for seed, record in result.records.items() if "unreachable" not in record}

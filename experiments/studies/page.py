@@ -56,7 +56,7 @@ class Result(NamedTuple):
         return [record[name] for record in self.records.values() if record.get(name) is not None]
 
     def mean(self, name: str) -> float | None:
-        """Mean of a figure over the runs that have it; None where no run does."""
+        """Mean of a figure over the runs that have it; None if no run does."""
         values = self.values(name)
         return statistics.fmean(values) if values else None
 
@@ -88,7 +88,7 @@ class Comparison(NamedTuple):
 
 
 def write_study(out: Path, name: str, study: Study, results: Sequence[Result], data: Mapping[str, StudyData]) -> None:
-    """Write the page of a study, its figure, and its lines of a csv; nothing where no run has finished.
+    """Write the page of a study, its figure, and its lines of a csv; nothing if no run has finished.
 
     `NAME.md` and `NAME.png` of a study of table kinds; results.csv keeps its lines of other studies.
     """

@@ -1,4 +1,4 @@
-"""What the verbs share: common options, named runs, and how a result is printed."""
+"""Shared parts of the verbs: common options, named runs, and the printing of results."""
 
 import json
 import signal

@@ -1,8 +1,8 @@
 """`muxrec promote`: register a run's bundle as a model version, and move an alias to it if it passes the checks.
 
 The checks: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
-worse than the champion's on the same test rows by more than a margin. The bad end of a 95 % interval must be inside the
-margin, so a model does not pass by luck on a small test set.
+worse than the champion's on the same test rows by more than a margin. The unfavourable end of a 95 % interval must be
+inside the margin, so a model does not pass by luck on a small test set.
 """
 
 import os
@@ -31,7 +31,7 @@ from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5
-"""Comparisons before a promotion gives up, where other promotions change the champion meanwhile."""
+"""Comparisons before a promotion gives up, if other promotions keep changing the champion."""
 
 
 class Margins(BaseModel):
@@ -40,9 +40,9 @@ class Margins(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     auc: float = Field(default=0.001, ge=0)
-    """In AUC; CTR papers call .001 a difference that matters."""
+    """Allowed loss of AUC; CTR papers call .001 a difference that matters."""
     calibration: float = Field(default=0.01, ge=0)
-    """In calibration error: clicks predicted at the wrong place, as a share of all clicks."""
+    """Allowed loss of calibration: wrongly placed clicks as a share of all clicks."""
 
 
 class PromotionCheck(NamedTuple):
@@ -68,7 +68,7 @@ class Promotion:
 
     @property
     def passed(self) -> bool:
-        """True where every check passed."""
+        """True if every check passed."""
         return all(check.outcome == "passed" for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def promote(
                         registry.set_alias(alias, version)
                 return found
     remedy = "wait for the other promotions to end"
-    raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
+    raise InputError(f"{name}@{alias}: expected a stable champion", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
 
 
 def _number(version: RegisteredVersion | None) -> str | None:
@@ -162,7 +162,7 @@ def _against_champion(
 
 
 def _not_worse(name: str, one: Difference, margin: float, rows: int) -> PromotionCheck:
-    """Passed where the challenger is with 95 % confidence not worse by more than the margin."""
+    """Passed if, with 95 % confidence, the challenger is worse by at most the margin."""
     bounds = f"bounds {one.low:+.5f} to {one.high:+.5f}"
     note = f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, {bounds}), may lose {margin:g}"
     room = margin - (one.loss + one.loss_at_least) / 2

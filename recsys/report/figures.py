@@ -39,7 +39,7 @@ CURVES = ((0, "logloss", BLUE), (1, "auc", BLUE), (1, "gauc", ORANGE))
 MOST_SHARING = 40
 """Most entries per row that its figure shows apart."""
 MOST_BARS = 30
-"""Features that a figure has room for; the table beside it has all."""
+"""Features that a figure has room for; its table has all."""
 
 
 def save(path: Path, draw: Callable[..., None], *contents: Any, num_axes: int = 1, left: float = PLAIN) -> None:

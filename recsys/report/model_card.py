@@ -47,7 +47,7 @@ def model_card(
         "the table with another value of the feature, or with another feature, in the mean over probes.",
         "## Size and speed",
         _costs(experiment, metrics["perf"], collisions),
-        "Speeds are of the machine that trained, beside whatever it did then.",
+        "Speeds are those of the machine that trained, with any other load that it had then.",
         "## Limits",
         "\n".join(f"- {line}" for line in _limits(experiment, info, metrics[judged.split], judged)),
         "## How to score",
@@ -63,7 +63,7 @@ def _summary(experiment: Experiment, registry: FeatureRegistry, figures: Mapping
         f"{experiment.seed}. It gives the probability that `{registry.label}` is 1. {split.capitalize()}: AUC "
         f"{figures['auc']:.4f}, log loss {figures['logloss']:.4f}, calibration ratio "
         f"{figures['calibration_ratio']:.3f}. "
-        "`experiment.yaml` beside this card holds every setting and repeats the run."
+        "`experiment.yaml` in the run directory has every setting and repeats the run."
     )
 
 
@@ -140,7 +140,7 @@ def _limits(
     experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: EvaluatedSplit
 ) -> list[str]:
     lines = [
-        f"Figures hold for rows like those of the split ({info.split_rule}); nothing here says how they age.",
+        f"Figures hold for rows like those of the split ({info.split_rule}); they do not show how the model ages.",
         "One seed: settings are compared over several (`muxrec compare`).",
     ]
     if "test" not in info.splits:

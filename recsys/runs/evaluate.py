@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
     collisions: dict[str, Any]
     """The collision report of the training data, as plain values."""
     segments: list[Segment]
-    """By how often training saw the feature's value; empty where no feature was asked for."""
+    """Metrics by how often training saw the feature's value; empty if no feature was given."""
 
 
 def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | None = None) -> Evaluation:

@@ -84,7 +84,7 @@ def parity_of(
 
 
 def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Ranker, bundle: Bundle) -> bool:
-    """True where torch with the trainer's layout and numpy with the bundle's read the same rows."""
+    """True if torch with the trainer's layout and numpy with the bundle's read the same rows."""
     layout = trained.embedding.layout
     for name, tokens in encode(raw, registry).tokens.items():
         addressing = addressing_of(layout, trained.embedding.vocabulary, layout.positions_of(name))

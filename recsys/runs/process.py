@@ -73,7 +73,7 @@ def frozen_gc() -> Iterator[None]:
 def locked_directory(folder: Path, *, timeout_seconds: float = 0.0) -> Iterator[int]:
     """Lock a folder by its file `lock`; yields the descriptor, through which child processes can hold the lock too.
 
-    Raises `InputError` where another process still holds it after `timeout_seconds`.
+    Raises `InputError` if another process still holds it after `timeout_seconds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = take_lock(folder / "lock", timeout_seconds=timeout_seconds)

@@ -31,7 +31,7 @@ from serving.bundle.table_plan import table_bytes
 
 DEFAULT_METHOD = "optembed"
 DEFAULT_FACTOR = 10
-"""Bytes before to bytes after where no budget is given; 1 for a method that keeps every row."""
+"""Bytes before to bytes after if no budget is given; 1 for a method that keeps every row."""
 MIN_BYTES_PER_VALUE = 2.5
 """Bytes per value of train below which a smaller table is better than a pruned one: docs/results."""
 
@@ -92,7 +92,7 @@ def prune_run(
 
 
 def _data_of(parent: RunDirectory) -> Split:
-    """The run's training split; raises `InputError` where it has changed or has no token feature."""
+    """The run's training split; raises `InputError` if it has changed or has no token feature."""
     train = Split(parent.run_info()["dataset"], "train")
     if train.info.digest != parent.run_info()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"
@@ -111,7 +111,7 @@ def _planned(
     table_dtype: str,
     overrides: Sequence[str],
 ) -> tuple[Experiment, TrainingStats]:
-    """The run with its compression, by the best method for this budget where none is given; and its training stats."""
+    """The run with its compression (by default the best method for this budget), and its training stats."""
     if any(override.startswith("compression.method=") for override in overrides):
         raise InputError("expected settings", found="compression.method", remedy="give --method")
     settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
@@ -175,7 +175,7 @@ class Stages(NamedTuple):
         if changed is not None and not self._trains(experiment):
             asked, mine = ({changed: one.model_dump(mode="json")[changed]} for one in (experiment, own))
             found = differences(asked, mine)
-            remedy = "leave it as it is, or train a run of its own with it and prune that one"
+            remedy = "leave it as it is, or train another run with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 
     def check_reachable(self, experiment: Experiment) -> None:
@@ -240,7 +240,7 @@ class Stages(NamedTuple):
         return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
 
     def _trains(self, experiment: Experiment) -> bool:
-        """True where the mask comes from a training of its own: a supernet, or the run's model on another table."""
+        """True if the mask comes from another training: a supernet, or the run's model on another table."""
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:

@@ -90,7 +90,7 @@ class RunDirectory:
             "mlflow_tracking_uri": None,
             "mlflow_experiment_id": None,
         }
-        # Written beside and renamed, so that a process killed here leaves no directory or one to resume.
+        # Written elsewhere and renamed, so a process that is killed here leaves no directory, or one to resume.
         with temporary_directory_beside(self.path.absolute()) as temporary:
             write_text(temporary / "experiment.yaml", experiment.to_yaml())
             write_text(temporary / "registry.json", registry.to_json())
@@ -131,7 +131,7 @@ class RunDirectory:
         write_text(self.record, json.dumps({**self.run_info(), **changes}, indent=1))
 
     def info(self) -> DatasetInfo | None:
-        """The dataset that the run was trained on; None where it is missing or was prepared again since."""
+        """The dataset that the run was trained on; None if it is missing or was prepared again since."""
         run_info = self.run_info()
         try:
             info, _ = read_dataset(run_info["dataset"])

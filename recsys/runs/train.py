@@ -9,7 +9,8 @@ The life of a run:
 6. The MLflow run starts, or resumes where run.json names one; the epochs of log.jsonl are logged again.
 7. `muxrec prune` alone: supernet/ is trained and mask.safetensors written; each stage resumes by itself.
 8. Training writes log.jsonl and checkpoint/; a killed process resumes at the last state.safetensors.
-9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; a killed finish starts over.
+9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; if it is killed, it starts
+   over.
 10. metrics.json comes last and makes the run finished.
 """
 
@@ -102,7 +103,7 @@ def train_run(
 
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:
-    """Metrics of a finished run; raises `InputError` where the store that the command prints does not hold it."""
+    """Metrics of a finished run; raises `InputError` if it is not in the store that the command prints."""
     if track:
         Tracker.of(run.record)
     return run.metrics()
@@ -117,7 +118,7 @@ def _fit(
     valid: Split,
     **options: Any,
 ) -> TrainState:
-    """The trainer's last state; a new one for a compressed model that is not trained again."""
+    """The trainer's last state; an empty one for a compressed model that is not trained again."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":

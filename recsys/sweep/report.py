@@ -37,7 +37,7 @@ class TrialResult(NamedTuple):
     settings: dict[str, Any]
     run: Path
     metrics: dict[str, dict[str, float]]
-    """Those of metrics.json; empty for a trial that is not complete."""
+    """Metrics of metrics.json; empty for a trial that is not complete."""
     error: str | None
 
 

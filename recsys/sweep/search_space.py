@@ -1,4 +1,4 @@
-"""SearchSpace: the settings that a sweep varies, each with its range; declared beside its run.
+"""SearchSpace: the settings that a sweep varies, each with its range; declared next to its run.
 
 A space maps keys as `muxrec train` takes them (`embedding.l2`) to `Float`, `Int` or `Choice`.
 """

@@ -269,9 +269,9 @@ class Sweep:
         return result
 
     def _prune(self, trial: Trial, record: dict[str, Any]) -> bool:
-        """Report an epoch to the study; True where the trial should end there."""
+        """Report an epoch to the study; True if the trial should end there."""
         with self._mutex:
-            # Reported a second time where the trial was interrupted right after the first.
+            # An interruption right after the report makes the trial report this epoch again.
             if record["epoch"] not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
                 trial.report(record[f"valid_{self.experiment.trainer.monitor}"], record["epoch"])
             return bool(trial.should_prune())  # Optuna returns numpy's bool, which is not JSON

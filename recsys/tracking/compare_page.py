@@ -21,7 +21,7 @@ MAX_COMPARED = 100
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 340, 70, 26, 14, 48
 """The figure and its margins, in pixels."""
 MAX_LABELS = 12
-"""Of more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
+"""With more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
 MIN_SIZE_RATIO = 1.01
 """Largest to smallest bundle; below this there is no figure."""
 
@@ -185,7 +185,7 @@ def _links(row: Row, ui: str) -> str:
 
 
 def _scatter(comparison: RunComparison) -> str:
-    """Quality against bytes as an inline picture; empty where all bundles are of one size."""
+    """Quality against bytes as an inline picture; empty if all bundles are of one size."""
     metric, title = comparison.metric, "test AUC" if comparison.metric == "test/auc" else "validation AUC"
     found = [
         (row, size, quality, spread(row.values(metric)) or 0.0)

@@ -107,7 +107,7 @@ class Row(NamedTuple):
         return [f"{key}={value}" for key, value in self.settings.items() if value]
 
     def mean(self, metric: str) -> float | None:
-        """Mean over seeds; None where no run has the metric."""
+        """Mean over seeds; None if no run has the metric."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
@@ -117,7 +117,7 @@ class AucDifference(NamedTuple):
 
     auc: float
     p: float | None
-    """Of Welch's t-test; None with a single seed on either side."""
+    """P-value of Welch's t-test; None with a single seed on either side."""
 
 
 class RunComparison(NamedTuple):
@@ -190,7 +190,7 @@ def compare_runs(
 ) -> RunComparison:
     """Group runs into rows; `baseline` is a run's name, its id or the beginning of its id.
 
-    Raises `InputError` where no run has finished, and for a baseline that matches no row or several.
+    Raises `InputError` if no run has finished, and for a baseline that matches no row or several.
     """
     trained = [run for run in runs if run.tags.get("stage") != "sweep"]
     finished = [run for run in trained if run.status == "FINISHED" and "val/auc" in run.metrics]

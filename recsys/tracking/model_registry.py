@@ -48,7 +48,7 @@ class ModelRegistry:
 
     @staticmethod
     def open(uri: str | None = None) -> "ModelRegistry":
-        """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
+        """The registry at `uri`, by default that of the environment; raises `InputError` if there is no store."""
         uri = tracking_uri(uri)
         return ModelRegistry(connect_existing(uri), uri)
 
@@ -63,13 +63,13 @@ class ModelRegistry:
         return _version(found)
 
     def holder(self, name: str, alias: str) -> RegisteredVersion | None:
-        """The version that an alias points to; None where there is no such model or alias yet."""
+        """The version that an alias points to; None if there is no such model or alias yet."""
         with _registry_errors(f"cannot look up {name}@{alias}"):
             model = unless_absent(lambda: self.client.get_registered_model(name))
             return self.version(name, str(model.aliases[alias])) if model and alias in model.aliases else None
 
     def logged_model(self, run_id: str, bundle: Bundle) -> str | None:
-        """Identifier of a run's LoggedModel with the same model_id as the bundle; None where there is none."""
+        """Identifier of a run's LoggedModel with the same model_id as the bundle; None if there is none."""
         with _registry_errors(f"cannot list the models of run {run_id}"):
             experiment = self.client.get_run(run_id).info.experiment_id
             for model in self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):

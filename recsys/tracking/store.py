@@ -115,7 +115,7 @@ def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
 
 
 def connect_existing(uri: str) -> "MlflowClient":
-    """A client of a store that exists already; raises `InputError` where there is none."""
+    """A client of a store that exists already; raises `InputError` if there is none."""
     if not is_there(uri):
         remedy = "set MLFLOW_TRACKING_URI to the store that holds the runs and models"
         raise InputError("expected an MLflow store", found=f"none at {shown_uri(uri)}", remedy=remedy)
@@ -180,7 +180,7 @@ def unless_absent(ask: Callable[[], T]) -> T | None:
 def experiment_of_environment(client: "MlflowClient", default: str) -> "Experiment | None":
     """The experiment that `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` names, else the one called `default`.
 
-    None where there is none of that name yet. Raises `InputError` where the two variables contradict each other, for an
+    None if there is none of that name yet. Raises `InputError` if the two variables contradict each other, for an
     unknown number, and for a deleted experiment.
     """
     number, name = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
@@ -199,7 +199,7 @@ def experiment_of_environment(client: "MlflowClient", default: str) -> "Experime
 
 
 def refuse_deleted_experiment(known: "Experiment | None") -> None:
-    """Raise `InputError` for an experiment that was deleted (in MLflow's UI, say)."""
+    """Raise `InputError` for an experiment that was deleted, for example in MLflow's UI."""
     if known and known.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {known.experiment_id}"
         remedy = f"bring it back ({restore}), or use another name (MLFLOW_EXPERIMENT_NAME)"

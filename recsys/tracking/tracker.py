@@ -69,7 +69,7 @@ class Tracker:
         `MLFLOW_EXPERIMENT_NAME` and `MLFLOW_EXPERIMENT_ID` override `experiment`; `MLFLOW_RUN_ID` is refused.
         """
         began = time.perf_counter()
-        refuse_other_run("muxrec makes an MLflow run of its own")
+        refuse_other_run("muxrec makes its own MLflow run")
         uri = tracking_uri()
         remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
         client = connect(uri, remedy)

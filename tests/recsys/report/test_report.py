@@ -1,4 +1,4 @@
-"""What a run says of itself: importance, figures, the model card, and what serving it costs."""
+"""The report of a run: importance, figures, the model card, and what serving it costs."""
 
 import csv
 import os
@@ -222,7 +222,7 @@ def test_the_card_of_a_pruned_run_says_what_is_kept(judged):
 
 
 def test_what_a_mask_keeps_by_feature():
-    """Three values of `a` read rows 0, 1 and 1 by hand; row 1 is removed, and of two columns `a` hands on one."""
+    """Three values of `a` read rows 0, 1 and 1 by hand; row 1 is removed, and `a` uses one of two columns."""
     registry = FeatureRegistry.of(features={"a": "categorical"})
     layout = TableLayout.of(registry, num_rows=2, width=2, probes=1, views={"main": ("a",)})
     tokens = np.arange(1, 60, dtype=np.uint64)

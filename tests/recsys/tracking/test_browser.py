@@ -1,4 +1,4 @@
-"""What people see: MLflow's pages and the page of `muxrec compare`, opened in chromium.
+"""Pages in a browser: MLflow's pages and the page of `muxrec compare`, opened in chromium.
 
     SCREENSHOTS=work/pictures pytest -m browser
 
@@ -132,7 +132,7 @@ def register(tracker: Tracker, directory: RunDirectory) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
@@ -152,7 +152,7 @@ def wait_for(address: str) -> None:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[WebDriver]:
-    """Chromium without a window, with a profile of its own."""
+    """Chromium without a window, with a new profile."""
     options = Options()
     options.binary_location = CHROMIUM or ""
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")

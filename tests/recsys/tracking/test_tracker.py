@@ -1,4 +1,4 @@
-"""A tracked run in a SQLite store of its own: cut off, resumed, finished; and the model that MLflow loads from it."""
+"""A tracked run in a separate SQLite store: cut off, resumed, finished; and the model that MLflow loads from it."""
 
 import json
 import subprocess
@@ -207,7 +207,7 @@ print(model.metadata.signature.outputs.input_names())
 
 @pytest.mark.slow
 def test_mlflow_loads_the_model_and_scores_alike(tracked: Tracked, store: Path):
-    """In another process, with the code that was logged beside the model and without torch."""
+    """In another process, with the code that was logged with the model and without torch."""
     (logged,) = tracked.client.search_logged_models([tracked.run.info.experiment_id])
     assert logged.source_run_id == tracked.run.info.run_id
     raw = pl.read_parquet(store / "test.parquet").drop("label", "true_probability")
