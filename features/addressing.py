@@ -1,7 +1,4 @@
-"""Rows of the table for tokens of a layout's features, whatever its kind.
-
-N tokens, P slots of one feature.
-"""
+"""Rows of a table of any kind for N tokens of a feature with P slots."""
 
 from collections.abc import Sequence
 
@@ -40,9 +37,9 @@ def rows_of(layout: TableLayout, vocabulary: Vocabulary | None, feature: str, to
 
 
 def known(is_trained: Flags, *, is_pruned: bool) -> Flags:
-    """Which values [N] are known, given which of their rows [N, P] were read in training and not pruned since.
+    """Flags of known values [N], given which of their rows [N, P] were read in training and are not pruned.
 
-    A pruned row may have been read in training, so in a pruned table a value is known while one of its rows is left.
+    In a pruned table one such row suffices, as the pruned ones may have been read too.
 
     >>> known(np.array([[True, False], [False, False]]), is_pruned=True).tolist()
     [True, False]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from features.errors import InputError
 from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
-from features.spec import Probes
+from features.spec import CategoricalList, Probes
 from features.table_kinds import TABLE_KINDS, Addressing, Slot, TableKind, counts_of_readers
 
 
@@ -94,7 +94,7 @@ class TableLayout(BaseModel):
             views=slots,
             keys={name: feature.stable_key for name, feature in features.items()},
             pooling={
-                name: getattr(feature, "pooling", "mean") for name, feature in features.items() if feature.is_list
+                name: feature.pooling for name, feature in features.items() if isinstance(feature, CategoricalList)
             },
             kind=kind,
             num_values=counts,

@@ -81,11 +81,7 @@ Probes = Annotated[int, Field(ge=1, le=64)]
 
 
 class Categorical(FeatureSpec):
-    """One value per example: text, integers, booleans, or floats that are integers.
-
-    >>> Categorical(name="user").encode(pl.Int64()).meta.output_name()
-    'user'
-    """
+    """One value per example: text, integers, booleans, or floats that are integers."""
 
     type: Literal["categorical"] = "categorical"
     probes: Probes | None = None
@@ -289,11 +285,7 @@ class Numeric(FeatureSpec):
 
 
 def canonical_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Canonical text of a categorical value: 7, 7.0 and "7" agree; true and false; strings unchanged.
-
-    >>> pl.select(canonical_text(pl.lit(7.0), pl.Float64())).item()
-    '7'
-    """
+    """Canonical text of a categorical value: 7, 7.0 and "7" agree; true and false; strings unchanged."""
     if dtype.is_float():
         return column.fill_nan(None).cast(pl.Int64).cast(pl.String)
     if isinstance(dtype, pl.Decimal):
