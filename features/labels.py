@@ -1,7 +1,4 @@
-"""Columns of an example besides its features: the label, the weight and the group.
-
-B examples.
-"""
+"""Columns of B examples besides their features: the label, the weight and the group."""
 
 from typing import Self
 
