@@ -58,8 +58,7 @@ class RawDataset:
 
 def check_sha256(path: Path, expected: str, *, remedy: str) -> None:
     """Raise `InputError` unless the file has the sha256 `expected`."""
-    found = sha256_of(path)
-    if found != expected:
+    if (found := sha256_of(path)) != expected:
         raise InputError(f"{path.name}: expected sha256 {expected}", found=found, remedy=remedy)
 
 
@@ -159,8 +158,8 @@ def find_file(raw: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (raw / name).is_file():
             return raw / name
-    inside = sorted(path.name for path in raw.iterdir())
-    found = f"{', '.join(inside[:8]) or 'nothing'} in {raw}"
+    inside = sorted(path.name for path in raw.iterdir())[:8]
+    found = f"{', '.join(inside) or 'nothing'} in {raw}"
     remedy = "point --raw at the published files, or at a folder with train.parquet, valid.parquet and test.parquet"
     raise InputError(f"expected {' or '.join(names)}", found=found, remedy=remedy)
 

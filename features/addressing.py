@@ -1,7 +1,4 @@
-"""Rows of the table for tokens of a layout's features, for every kind of table.
-
-N tokens, P slots of one feature.
-"""
+"""Rows of a table of any kind for N tokens of a feature with P slots."""
 
 from collections.abc import Sequence
 
@@ -40,9 +37,9 @@ def rows_of(layout: TableLayout, vocabulary: Vocabulary | None, feature: str, to
 
 
 def known(is_trained: Flags, *, is_pruned: bool) -> Flags:
-    """Flags [N] of known values, from flags of their rows [N, P] that were read in training and not pruned.
+    """Flags of known values [N], given which of their rows [N, P] were read in training and are not pruned.
 
-    In a pruned table a value is known if at least one of its rows is left, because the others may have been pruned.
+    In a pruned table one such row suffices, as the pruned ones may have been read too.
 
     >>> known(np.array([[True, False], [False, False]]), is_pruned=True).tolist()
     [True, False]

@@ -23,12 +23,7 @@ from features.values import Text, bucket_texts, check_unicode, lists_of, numbers
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedBatch:
-    """Examples in the two forms that a model reads: bags of tokens and float columns.
-
-    >>> registry = FeatureRegistry.of(features={"user": "categorical", "price": "numeric"})
-    >>> EncodedBatch(num_examples=0, tokens={}, lengths={}, dense=np.zeros((0, 1), np.float32)).dense.shape
-    (0, 1)
-    """
+    """Examples in the two forms that a model reads: bags of tokens and float columns."""
 
     num_examples: int
     """B."""
@@ -39,8 +34,7 @@ class EncodedBatch:
     dense: Float32s
     """Float columns [B, N], in registry order."""
     num_missing: Mapping[str, int] = field(default_factory=dict)
-    """Missing values per float column encoded here; the column itself holds 0 there. For a token feature, count
-    its missing tokens."""
+    """Missing values per float column encoded here, which holds 0 there; a token feature has missing tokens."""
 
     @staticmethod
     def from_frame(encoded: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
@@ -54,9 +48,8 @@ class EncodedBatch:
                 column = column.explode(empty_as_null=False)
             tokens[feature.name] = column.to_numpy()
         columns = [encoded[feature.name].to_numpy() for feature in registry.dense_features]
-        return EncodedBatch(
-            num_examples=len(encoded), tokens=tokens, lengths=lengths, dense=_dense(columns, len(encoded))
-        )
+        dense = _dense(columns, len(encoded))
+        return EncodedBatch(num_examples=len(encoded), tokens=tokens, lengths=lengths, dense=dense)
 
 
 def _dense(columns: Sequence[Float32s], num_examples: int) -> Float32s:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -40,9 +41,7 @@ def made_in_cache(name: str) -> Path:
     folder = cache_directory() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{uuid.uuid4().hex[:8]}.tmp"
-        temporary.touch()
-        temporary.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         found = error.strerror or str(error)
         raise InputError(f"cannot keep files in {folder}", found=found, remedy=_SET_CACHE) from None
@@ -118,7 +117,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file under a temporary name, flush it to the disk and rename it into place."""
+    """`write_bytes` of a text in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 

@@ -1,7 +1,4 @@
-"""Columns of an example besides its features: the label, the weight and the group.
-
-B examples.
-"""
+"""Columns of B examples besides their features: the label, the weight and the group."""
 
 from typing import Self
 
@@ -52,8 +49,8 @@ class LabelRule(BaseModel):
         texts = column.cast(pl.String).str.strip_chars()
         flags = [str(value).lower() for value in self.positive if isinstance(value, bool)]
         words = [value for value in self.positive if isinstance(value, str)]
-        others = [value for value in self.positive if not isinstance(value, bool)]
-        numbers = pl.Series(map(str, others), dtype=pl.String).cast(pl.Float64, strict=False).drop_nulls()
+        others = [str(value) for value in self.positive if not isinstance(value, bool)]
+        numbers = pl.Series(others, dtype=pl.String).cast(pl.Float64, strict=False).drop_nulls()
         is_number = texts.cast(pl.Float64, strict=False).is_in(numbers.implode()).fill_null(False)
         return texts.is_in(words) | texts.str.to_lowercase().is_in(flags) | is_number
 
@@ -105,14 +102,12 @@ class LabelReader:
 
 
 def _check_scalars(column: pl.Series, expected: str, role: str) -> None:
-    """Raise `InputError` for a column of another type than texts, numbers and flags."""
     if not (column.dtype.is_numeric() or column.dtype in (*TEXT_TYPES, pl.Boolean, pl.Null)):
         remedy = f"name the right column under `{role}:`"
         raise InputError(expected, found=str(column.dtype)[:60], remedy=remedy)
 
 
 def _numbers(column: pl.Series) -> pl.Series:
-    """A column [B] of scalars as Float64, null where a text is blank; raises `InputError` for other texts."""
     return parse_numbers(column) if column.dtype in TEXT_TYPES else column.cast(pl.Float64)
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from features.errors import InputError
 from features.hashing import MAX_NUM_ROWS, Tokens, check_num_rows, salt
 from features.registry import FeatureRegistry
-from features.spec import Probes
+from features.spec import CategoricalList, Probes
 from features.table_kinds import TABLE_KINDS, Addressing, Slot, TableKind, counts_of_readers
 
 
@@ -74,7 +74,7 @@ class TableLayout(BaseModel):
         features = {feature.name: feature for feature in registry.token_features}
         unknown = [name for names in views.values() for name in names if name not in features]
         if unknown:
-            found, remedy = f"{unknown[0]!r}", f"use some of {', '.join(features)}"
+            found, remedy = repr(unknown[0]), f"use some of {', '.join(features)}"
             raise InputError("a view reads token features of the registry", found=found, remedy=remedy)
         num_probes = {name: feature.probes or probes for name, feature in features.items()}
         slots = {view: {name: num_probes[name] for name in features if name in set(views[view])} for view in views}
@@ -93,9 +93,7 @@ class TableLayout(BaseModel):
             seed=registry.seed,
             views=slots,
             keys={name: feature.stable_key for name, feature in features.items()},
-            pooling={
-                name: getattr(feature, "pooling", "mean") for name, feature in features.items() if feature.is_list
-            },
+            pooling={one.name: one.pooling for one in features.values() if isinstance(one, CategoricalList)},
             kind=kind,
             num_values=counts,
             block=block if addressing.has_blocks else 1,

@@ -1,7 +1,4 @@
-"""Texts as numbers, integers and flags, with the same rules for files, frames and requests.
-
-N values. A blank text and NaN are missing values.
-"""
+"""Texts [N] as numbers, integers or flags, with one set of rules. Blank texts and NaN are missing values."""
 
 import re
 from collections.abc import Callable

@@ -21,10 +21,7 @@ RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
 
 
 def is_plain_name(name: str) -> bool:
-    """True for names that are safe in salts and in polars.
-
-    The separator in salts is not printable, so two features never have the same salt; polars reads `*` and `^...$` as
-    patterns.
+    """True for names without the separator of salts, which is not printable, and that polars takes for no pattern.
 
     >>> [is_plain_name(name) for name in ("price in $", "a\x1fb", " ", "*", "^a$")]
     [True, False, False, False, False]

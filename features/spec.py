@@ -81,11 +81,7 @@ Probes = Annotated[int, Field(ge=1, le=64)]
 
 
 class Categorical(FeatureSpec):
-    """One value per example: text, integers, booleans, or floats that are integers.
-
-    >>> Categorical(name="user").encode(pl.Int64()).meta.output_name()
-    'user'
-    """
+    """One value per example: text, integers, booleans, or floats that are integers."""
 
     type: Literal["categorical"] = "categorical"
     probes: Probes | None = None
@@ -99,8 +95,7 @@ class Categorical(FeatureSpec):
 
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
-            remedy = "declare it `categorical_list`"
-            raise self.reject("one value per row", f"a list ({_type(column)})", remedy)
+            raise self.reject("one value per row", f"a list ({_type(column)})", "declare it `categorical_list`")
         check_text(self, column)
 
     def encode(self, dtype: pl.DataType) -> pl.Expr:
@@ -142,10 +137,8 @@ class CategoricalList(FeatureSpec):
         if inner == pl.Null or (inner.is_integer() and self.value_type == "integer"):
             return column
         texts = column.cast(pl.List(inner)).cast(pl.List(pl.String))
-        parsed = texts.to_frame().select(
-            pl.col(column.name).list.eval(text_of_value(pl.element(), self.value_type)).alias(column.name)
-        )
-        return parsed.to_series()
+        value = text_of_value(pl.element(), self.value_type)
+        return texts.to_frame().select(pl.col(column.name).list.eval(value)).to_series()
 
     def check(self, column: pl.Series) -> None:
         if isinstance(column.dtype, pl.List | pl.Array):
@@ -170,16 +163,12 @@ class CategoricalList(FeatureSpec):
             raise InputError(error.expected, found=error.found, remedy=error.remedy, row=row) from None
 
     def encode(self, dtype: pl.DataType) -> pl.Expr:
-        texts_type = pl.List(pl.String)
         if isinstance(dtype, pl.List | pl.Array):
             inner: Any = dtype.inner
-            values = pl.col(self.name).cast(pl.List(inner))
-            texts = values.list.eval(canonical_text(pl.element(), inner))
-        elif dtype == pl.Null:
-            texts = pl.col(self.name).cast(texts_type)
+            texts = pl.col(self.name).cast(pl.List(inner)).list.eval(canonical_text(pl.element(), inner))
         else:
-            texts = self._split(dtype)
-        missing = pl.lit([None], dtype=texts_type)
+            texts = pl.col(self.name).cast(pl.List(pl.String)) if dtype == pl.Null else self._split(dtype)
+        missing = pl.lit([None], dtype=pl.List(pl.String))
         return texts.fill_null(missing).list.eval(token_of_text(pl.element())).alias(self.name)
 
     def _split(self, dtype: pl.DataType) -> pl.Expr:
@@ -238,8 +227,7 @@ class Numeric(FeatureSpec):
     def check(self, column: pl.Series) -> None:
         dtype = column.dtype
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
-            remedy = "declare it `categorical`, or cast it before"
-            raise self.reject("a number", _describe(column), remedy)
+            raise self.reject("a number", _describe(column), "declare it `categorical`, or cast it before")
         if dtype.is_float():
             self.check_numbers(column.to_numpy())
 
@@ -289,11 +277,7 @@ class Numeric(FeatureSpec):
 
 
 def canonical_text(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Canonical text of a categorical value: 7, 7.0 and "7" agree; true and false; strings unchanged.
-
-    >>> pl.select(canonical_text(pl.lit(7.0), pl.Float64())).item()
-    '7'
-    """
+    """Canonical text of a categorical value: 7, 7.0 and "7" agree; true and false; strings unchanged."""
     if dtype.is_float():
         return column.fill_nan(None).cast(pl.Int64).cast(pl.String)
     if isinstance(dtype, pl.Decimal):

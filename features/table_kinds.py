@@ -1,7 +1,7 @@
-"""The kinds of embedding table: one class per kind, which divides the rows and finds the rows of tokens.
+"""The kinds of embedding table: one class per kind, listed in `TABLE_KINDS`, finds the rows of tokens.
 
 N tokens, S slots (one per view, feature and probe), M table rows, n_f distinct values of a feature in train. The
-readers of a table are its (view, feature) pairs, in output order. A new kind is a class here and a `TABLE_KINDS` line.
+readers of a table are its (view, feature) pairs, in output order.
 """
 
 import math
@@ -70,10 +70,7 @@ class _Constants(NamedTuple):
 
 
 class Addressing:
-    """Tokens to rows for some slots of a table; the class methods divide the table among its readers.
-
-    A subclass is one kind of table. This one is the base of those whose readers share all rows.
-    """
+    """Rows of tokens for some slots of a table; the class methods divide the table among its readers."""
 
     has_own_ranges: ClassVar[bool] = False
     """True if each reader has its own range, whose size depends on the distinct values of train."""
@@ -214,11 +211,7 @@ class QuotientRemainder(Hashed):
 
 
 class Collisionless(Hashed):
-    """Each value seen in train has its own row, in every view.
-
-    Row 0 of a range is for the missing value, row 1 for all values not seen in train, row 2 + k for the k-th token of
-    the vocabulary.
-    """
+    """Each value that train shows has a row of its own, in every view."""
 
     has_vocabulary = True
     min_rows = 0
@@ -233,6 +226,7 @@ class Collisionless(Hashed):
         return [count + 2 for count in counts]
 
     def rows(self, tokens: Any, xp: Any = np) -> Any:
+        # Row 0 of a range is for the missing value, 1 for all unseen ones, 2 + k for the k-th token.
         constants = self._on(tokens, xp)
         columns = xp.broadcast_to(tokens, (len(tokens), len(self._slots))).T
         keys = columns if xp is np else columns ^ -(2**63)
@@ -272,8 +266,7 @@ def split_rows(num_rows: int, counts: Sequence[int]) -> list[int]:
     weights = [max(1, count) for count in counts]
     total = sum(weights)
     ascending = sorted(range(len(counts)), key=lambda part: weights[part])
-    # A part whose share is below one row gets one row, and the others share the rest. The lightest part comes first,
-    # because each such row makes the rest smaller.
+    # A part with a share below one row gets one row; from the lightest on, as each such row makes the rest smaller.
     while ascending and rows * weights[ascending[0]] < total:
         rows, total = rows - 1, total - weights[ascending.pop(0)]
     for part in ascending:

@@ -190,8 +190,7 @@ def _digits(feature: FeatureSpec, value: int) -> str:
     try:
         return str(value)
     except ValueError:
-        remedy = "send it as text"
-        raise feature.reject("integers of at most 4300 digits", "a longer one", remedy) from None
+        raise feature.reject("integers of at most 4300 digits", "a longer one", "send it as text") from None
 
 
 def _shown(value: Any) -> str:

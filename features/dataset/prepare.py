@@ -259,8 +259,6 @@ def _encode(raw: pl.DataFrame, registry: FeatureRegistry, labels: LabelReader) -
 
 
 class _SplitWriter:
-    """Writes encoded rows as parquet parts of at most `part_rows` rows."""
-
     def __init__(self, directory: Path, part_rows: int) -> None:
         directory.mkdir()
         self.directory, self.part_rows = directory, part_rows

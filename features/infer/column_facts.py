@@ -73,7 +73,7 @@ class ColumnFacts:
     @property
     def uniqueness(self) -> float:
         """Distinct values per value, from 0 to 1."""
-        return self.num_values / len(self.values) if len(self.values) else 0.0
+        return self.num_values / max(1, len(self.values))
 
     @cached_property
     def low(self) -> float:

@@ -37,11 +37,7 @@ NO_LABEL_WORDS |= {"content", "credit", "imdb"}
 
 
 def words_of(name: str) -> set[str]:
-    """Lower-case words of a column name in snake or camel case.
-
-    >>> sorted(words_of("user_createdAt2"))
-    ['at', 'created', 'user']
-    """
+    """Lower-case words of a column name in snake or camel case: those of user_createdAt2 are user, created, at."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 

@@ -98,9 +98,8 @@ def _typed(frame: pl.DataFrame) -> pl.DataFrame:
 def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
     names = columns_of(file, csv)
     if is_text(file) and len(names) == 1:
-        counts = {separator: names[0].count(separator) for separator in SEPARATORS}
-        if any(counts.values()):
-            separator = max(counts, key=lambda separator: counts[separator])
+        separator = max(SEPARATORS, key=names[0].count)
+        if separator in names[0]:
             renamed = "rename it to .csv and " if ".tsv" in file.name.lower() else ""
             remedy = f"{renamed}pass `--separator {SEPARATORS[separator]}`"
             raise InputError(f"{file}: expected several columns", found=f"one, {names[0][:60]!r}", remedy=remedy)

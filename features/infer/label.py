@@ -161,10 +161,8 @@ def _among_many(facts: ColumnFacts) -> Outcome | None:
 def _is_positive(value: str, values: list[str]) -> bool:
     """True for a value that names an outcome (canceled, >50K) or is the only one that does not deny it."""
     is_denied = _is_denial(value, values)
-    if len(values) == 2:
-        other = values[0] if value == values[1] else values[1]
-        if is_denied != _is_denial(other, values):
-            return not is_denied
+    if len(values) == 2 and sum(_is_denial(one, values) for one in values) == 1:
+        return not is_denied
     return not is_denied and (value.strip().startswith(">") or bool(POSITIVE_WORDS & words_of(value)))
 
 

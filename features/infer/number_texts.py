@@ -1,6 +1,7 @@
 """Text columns that hold numbers, flags or weighted values: their values, their format, and the evidence for it."""
 
 import re
+from contextlib import suppress
 from typing import NamedTuple
 
 import polars as pl
@@ -30,10 +31,9 @@ class NumberStyle(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A text column [N] as what it holds."""
+    """A text column [N] as numbers or booleans if it holds those, otherwise unchanged."""
 
     column: pl.Series
-    """Numbers or booleans; otherwise the texts themselves."""
     style: NumberStyle | None = None
     almost: str | None = None
     """The commonest text that keeps a column of numbers from being one."""
@@ -64,8 +64,7 @@ def read_texts(column: pl.Series, *, is_delimited: bool) -> Reading:
         is_name = numbers.dtype.is_integer() and texts.str.starts_with("+").any()
         is_name |= numbers.dtype.is_float() and texts.str.contains(r"^-?\d{16,}(\.0*)?$").any()
         return Reading(column if is_name else numbers)
-    decorated = _decorated(trimmed, texts)
-    return decorated or Reading(column, almost=_obstacle(texts))
+    return _decorated(trimmed, texts) or Reading(column, almost=_obstacle(texts))
 
 
 def _plain_numbers(trimmed: pl.Series) -> pl.Series | None:
@@ -94,10 +93,8 @@ def _decorated(trimmed: pl.Series, texts: pl.Series) -> Reading | None:
         return None
     readings: dict[Decimal, pl.Series] = {}
     for decimal in (".", ","):
-        try:
+        with suppress(InputError):
             readings[decimal] = parse_numbers(trimmed, decimal)
-        except InputError:
-            continue
     if not readings:
         return None
     decimal, evidence = next(iter(readings)), ""

@@ -163,13 +163,9 @@ def _text(facts: ColumnFacts) -> Guess | None:
     return Guess("categorical", reason)
 
 
-def _inexact_codes(facts: ColumnFacts) -> Guess | None:
-    if facts.kind != "number" or not is_code(facts.name) or (facts.values != facts.values.round()).any():
-        return None
-    return _left_out("column of identifiers that a float cannot tell apart: store them as integers or text", facts)
-
-
 def _whole_numbers(facts: ColumnFacts) -> Guess | None:
+    if facts.kind == "number" and is_code(facts.name) and (facts.values == facts.values.round()).all():
+        return _left_out("column of identifiers that a float cannot tell apart: store them as integers or text", facts)
     if facts.kind != "integer":
         return None
     count = facts.num_values
@@ -187,8 +183,8 @@ def _whole_numbers(facts: ColumnFacts) -> Guess | None:
     if not is_amount and facts.uniqueness < 1 / MIN_ROWS_PER_CODE:
         reason = f"whole numbers, {count:,} values that recur (if they measure something: numeric)"
         return Guess(_categorical(facts), reason)
-    guess = _number(facts)
-    return guess._replace(reason=f"{guess.reason} (if these are codes: categorical)")
+    setting, reason, _ = _number(facts)
+    return Guess(setting, f"{reason} (if these are codes: categorical)")
 
 
 def _number(facts: ColumnFacts) -> Guess:
@@ -207,7 +203,6 @@ RULES: tuple[Callable[[ColumnFacts], Guess | None], ...] = (
     _row_identifier,
     _text_list,
     _text,
-    _inexact_codes,
     _whole_numbers,
     _number,
 )

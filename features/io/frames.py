@@ -1,7 +1,4 @@
-"""Frames of pandas, Arrow and polars to polars; pandas is never imported.
-
-N rows.
-"""
+"""Frames of N rows in pandas, Arrow or polars, to polars; pandas is never imported."""
 
 from collections.abc import Collection, Sequence
 from typing import Any

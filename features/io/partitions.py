@@ -47,9 +47,9 @@ def with_partitions(chunk: pl.DataFrame, partitions: Mapping[str, str | None], p
 
 def _agrees(column: pl.Series, value: str | None) -> pl.Series:
     """Flags [N] of values that equal the text of a path: as text, as a number, or in the column's own type."""
-    given = pl.Series([value], dtype=pl.String)
     if value is None:
         return column.is_null()
+    given = pl.Series([value], dtype=pl.String)
     agrees = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True)
     for dtype in (pl.String(), pl.Float64(), column.dtype):
         try:

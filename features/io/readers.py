@@ -175,14 +175,13 @@ def read_chunks(
     ragged, for a missing column, and for a column that differs from the path.
     """
     frame, schema = _open(path, csv)
-    in_file = [*schema]
-    if not in_file:
+    if not (in_file := [*schema]):
         return
     in_path = partitions_of(path.parent.parts)
-    wanted = list(dict.fromkeys([*in_file, *in_path]) if columns is None else columns)
-    absent = [name for name in wanted if name not in in_file and name not in in_path]
-    if absent:
-        raise missing_column(absent[0], [*dict.fromkeys([*in_file, *in_path])]).located(str(path))
+    present = [*dict.fromkeys([*in_file, *in_path])]
+    wanted = present if columns is None else list(columns)
+    if absent := [name for name in wanted if name not in present]:
+        raise missing_column(absent[0], present).located(str(path))
     partitions = {name: value for name, value in in_path.items() if name in wanted}
     to_read = [name for name in wanted if name in in_file] or in_file[:1]  # a frame without columns has no rows
     if to_read != in_file and not is_text(path):  # polars notices a too long csv row only if it reads all columns
@@ -231,10 +230,7 @@ def _is_empty(path: Path) -> bool:
     if format_of(path) == "parquet":
         return False
     with _faults(path), open_packed(path) as file:
-        while block := file.read(65_536):
-            if block.removeprefix(BOM).strip():
-                return False
-    return True
+        return not any(block.removeprefix(BOM).strip() for block in iter(lambda: file.read(65_536), b""))
 
 
 def _format(path: Path, csv: CsvFormat | None) -> CsvFormat:
