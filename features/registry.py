@@ -19,10 +19,11 @@ from pydantic import (
 )
 
 from features.errors import InputError
+from features.feature_types import FEATURE_TYPES, AnyFeature
 from features.files import check_readable
 from features.io.csv_format import CsvFormat
 from features.labels import LabelRule
-from features.spec import FEATURE_TYPES, LATER_SETTINGS, AnyFeature, Numeric
+from features.spec import LATER_SETTINGS, Numeric
 
 RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
 """Columns of dataset parts and of golden rows."""

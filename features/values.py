@@ -17,7 +17,7 @@ from features.errors import InputError
 from features.parsing import parse_numbers, parse_values
 from features.spec import (
     FIRST_INEXACT_INTEGER,
-    AnyFeature,
+    Categorical,
     CategoricalList,
     FeatureSpec,
     Numeric,
@@ -39,7 +39,7 @@ _PLAIN = frozenset({str, int, type(None)})
 _NUMBERS = frozenset({float, int, bool, type(None)})
 
 
-def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
+def column_of(feature: FeatureSpec, values: Sequence[Any]) -> pl.Series:
     """Raw column [N] of Python values; raises `InputError` for a value that the feature cannot take.
 
     >>> from features.spec import Categorical
@@ -51,7 +51,12 @@ def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
     if isinstance(feature, CategoricalList):
         lists = [None if one == [None] else one for one in lists_of(feature, values)]
         return _series(feature, lists, pl.List(pl.String()))
-    return _series(feature, texts_of(feature, values))
+    if isinstance(feature, Categorical):
+        return _series(feature, texts_of(feature, values))
+    try:
+        return pl.Series(feature.name, values)
+    except (TypeError, ValueError, OverflowError):
+        return pl.Series(feature.name, values, dtype=pl.Object)
 
 
 def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
