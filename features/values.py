@@ -54,9 +54,20 @@ def column_of(feature: FeatureSpec, values: Sequence[Any]) -> pl.Series:
     if isinstance(feature, Categorical):
         return _series(feature, texts_of(feature, values))
     try:
-        return pl.Series(feature.name, values)
-    except (TypeError, ValueError, OverflowError):
-        return pl.Series(feature.name, values, dtype=pl.Object)
+        return _checked_column(feature, values)
+    except InputError as error:
+        if error.row is None:
+            _each(lambda feature, value: _checked_column(feature, [value]), feature, values)  # raises with the row
+        raise
+
+
+def _checked_column(feature: FeatureSpec, values: Sequence[Any]) -> pl.Series:
+    try:
+        column = pl.Series(feature.name, values)
+    except (TypeError, ValueError, OverflowError):  # values of several types, or of one that polars has not
+        column = pl.Series(feature.name, values, dtype=pl.Object)
+    feature.check(feature.parse(column))
+    return column
 
 
 def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:

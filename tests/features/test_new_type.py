@@ -67,8 +67,9 @@ def test_values_and_columns_agree():
 def test_absent_and_wrong_values():
     assert encode_values({}, REGISTRY, 2).tokens["at"].tolist() == [MISSING_TOKEN] * 2
     for value in (7, {"a": 1}, object()):
-        with pytest.raises(InputError, match="column 'at': expected a time"):
+        with pytest.raises(InputError, match="column 'at': expected a time") as caught:
             encode_values({"at": [None, value]}, REGISTRY, 2)
+        assert caught.value.row == 1
     with pytest.raises(InputError, match="column 'top': expected categories"):
         encode_values({"top": [1.5]}, REGISTRY, 1)
 
