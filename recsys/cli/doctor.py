@@ -64,8 +64,7 @@ def diagnose() -> list[Diagnosis]:
     lines = [
         Diagnosis("python", "ok", f"{platform.python_version()}, {sys.executable}"),
         _packages("scoring packages", "", REINSTALL_SCORING),
-        _token_hash(scoring),
-        _from_probe("onnxruntime", scoring, REINSTALL_SCORING),
+        *(_from_probe(name, scoring, REINSTALL_SCORING) for name in ("token hash", "onnxruntime")),
     ]
     if any(_version(name) for name in ("torch", "torchrec", "mlflow")):
         extra = "train-gpu" if _version("fbgemm-gpu-cpu") is None else "train"
@@ -100,7 +99,12 @@ def diagnosis_table(lines: list[Diagnosis]) -> Table:
 def _probe_scoring() -> Iterator[tuple[str, str]]:
     from features.hashing import hash_text
 
-    yield "token hash", f"{hash_text(GOLDEN_TEXT):#018x}"
+    token = hash_text(GOLDEN_TEXT)
+    if token != GOLDEN_TOKEN:
+        raise RuntimeError(
+            f"{token:#018x} for {GOLDEN_TEXT!r}, not {GOLDEN_TOKEN:#018x}: reads other rows than training"
+        )
+    yield "token hash", f"{token:#018x}"
     import onnxruntime
 
     yield "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}"
@@ -194,14 +198,6 @@ def _from_probe(name: str, findings: Findings, remedy: str) -> Diagnosis:
     if name in findings.values:
         return Diagnosis(name, "ok", findings.values[name])
     return Diagnosis(name, "missing", findings.failure or "nothing", remedy)
-
-
-def _token_hash(scoring: Findings) -> Diagnosis:
-    line, expected = _from_probe("token hash", scoring, REINSTALL_SCORING), f"{GOLDEN_TOKEN:#018x}"
-    if line.status != "ok" or line.found == expected:
-        return line
-    found = f"{line.found} for {GOLDEN_TEXT!r}, not {expected}: other rows would be read than were trained"
-    return Diagnosis(line.name, "missing", found, "pip install polars-hash==0.9.3")
 
 
 def _tracking_store(tracking: Findings) -> Diagnosis:

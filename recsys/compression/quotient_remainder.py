@@ -24,7 +24,7 @@ class QuotientRemainder(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """Two probes, of the quotient and of the remainder."""
         width = self.config.width
         num_rows = most_rows(self.budget, width)

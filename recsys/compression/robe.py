@@ -26,13 +26,13 @@ class Robe(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """As many probes of width 1 as floats; raises `InputError` for a registry with `probes:` of its own."""
         floats, block = self.config.floats, self.config.block
-        other = next((name for name, probes in facts.probes.items() if probes != floats), None)
+        other = next((name for name, probes in stats.probes.items() if probes != floats), None)
         if other is not None:
-            found, remedy = f"{facts.probes[other]} of {other!r}", "leave `probes:` out of the registry"
+            found, remedy = f"{stats.probes[other]} of {other!r}", "leave `probes:` out of the registry"
             raise InputError(f"every value reads {floats} floats of ROBE's array", found=found, remedy=remedy)
-        num_rows = most_rows(self.budget, 1, facts.num_reads(floats))
+        num_rows = most_rows(self.budget, 1, stats.num_lookups(floats))
         changes = {"kind": "robe", "num_rows": num_rows, "width": 1, "probes": floats, "block": block}
         return embedding.model_copy(update=changes)

@@ -66,7 +66,7 @@ class CollisionReport(BaseModel):
     features: list[FeatureCollisions]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat record a feature, for tables."""
+        """One flat record per feature, for tables."""
         return [feature.model_dump() for feature in self.features]
 
 
@@ -158,9 +158,9 @@ def _share(flags: npt.NDArray[np.bool_]) -> float:
 
 
 def _multiplicity(rows: Counts, scratch: Counts) -> Counts:
-    """How often each entry's row stands among all entries; of the shape of `rows`.
+    """Number of entries that read each entry's row; of the shape of `rows`.
 
-    `scratch` [M] is all zeros, before and after: counts made anew for each feature and probe would cost M each.
+    `scratch` [M] is all zeros before and after: allocating counts for each feature and probe would cost M each.
     """
     np.add.at(scratch, rows.ravel(), 1)
     found = scratch[rows]

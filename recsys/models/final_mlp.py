@@ -96,7 +96,7 @@ class ContextGate(nn.Module):
         super().__init__()
         self.columns = inputs.columns(view) if view in inputs.views else slice(0, 0)
         numeric = [i for i, name in enumerate(inputs.dense_features) if name in context]
-        # Follows from the config, so it stays out of the checkpoint.
+        # Derived from the config, so it is not in the checkpoint.
         self.register_buffer("numeric_columns", torch.tensor(numeric, dtype=torch.int64), persistent=False)
         self.numeric = NumericEmbedding(len(numeric), inputs.dense_width) if numeric else None
         width = self.columns.stop - self.columns.start + len(numeric) * inputs.dense_width

@@ -3,9 +3,9 @@
 Zhu et al., "FINAL: Factorized Interaction Layer for CTR Prediction", SIGIR 2023. "Reference" is the authors' code in
 FuxiCTR.
 
-Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
-vector e;
-F fields (token and numeric features together) of D columns each, where a field gate asks for equal widths.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the
+input vector e, F fields (token and numeric features together) of D columns each, if a field gate
+needs equal widths.
 """
 
 from typing import Literal
@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.errors import InputError
-from recsys.models.base import Dropout, HiddenWidths, InputVector, Model, field_shape
-from recsys.models.layers import Dropout as DropoutLayer
-from recsys.models.layers import ModelInputs, xavier_linear
+from recsys.models.base import DropoutRate, HiddenWidths, InputVector, Model, field_shape
+from recsys.models.layers import Dropout, ModelInputs, xavier_linear
 
 Interaction = Literal["concat", "sum"]
 
@@ -51,9 +50,9 @@ class FinalNet(Model):
         """Width of each layer of the first block; even under "concat"."""
         block2_hidden: HiddenWidths = (400,)
         """Width of each layer of the second block, where there is one."""
-        block1_dropout: Dropout = 0.1
+        block1_dropout: DropoutRate = 0.1
         """Probability of dropping an activation of the first block."""
-        block2_dropout: Dropout = 0.1
+        block2_dropout: DropoutRate = 0.1
         """Probability of dropping an activation of the second block."""
         batch_norm: bool = True
         """Whether each layer is normalised over the batch."""
@@ -171,7 +170,7 @@ def final_block(
 ) -> nn.Sequential:
     """FinalLayer -> BatchNorm1d -> ReLU -> Dropout for each hidden width.
 
-    The norm follows a product, not a Linear, so that it is not folded and remains a node of the exported graph.
+    The norm follows a product, not a Linear, so it cannot be folded and remains a node of the exported graph.
 
     >>> [type(layer).__name__ for layer in final_block(3, (4,), "sum", dropout=0.1, batch_norm=True)]
     ['FinalLayer', 'BatchNorm1d', 'ReLU', 'Dropout']
@@ -183,6 +182,6 @@ def final_block(
             layers.append(nn.BatchNorm1d(width))
         layers.append(nn.ReLU())
         if dropout > 0:
-            layers.append(DropoutLayer(dropout))
+            layers.append(Dropout(dropout))
         in_width = width
     return nn.Sequential(*layers)

@@ -1,6 +1,6 @@
-"""The model card of a run (Mitchell et al., "Model cards for model reporting", 2019): what a stranger must know of it.
+"""The model card of a run (Mitchell et al., "Model cards for model reporting", 2019): data, metrics, costs, limits.
 
-Everything in it was measured or written down by the run; nothing is a recommendation of ours.
+Everything in it was measured or recorded by the run; it recommends nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -151,7 +151,7 @@ def _costs(
 def _limits(
     experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: EvaluatedSplit
 ) -> list[str]:
-    """What the figures do not show, and what they warn of."""
+    """Limits of the metrics, and warnings that follow from them."""
     lines = [
         f"Figures hold for rows like those of the split ({info.split_rule}); nothing here says how they age.",
         "One seed: settings are compared over several (`muxrec compare`).",

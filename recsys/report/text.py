@@ -15,11 +15,11 @@ NAMES = {
     "table": "table stored as",
     "unused": "columns not used",
 }
-"""What results are called for people, where their name in --json does not say it; of others, blanks are enough."""
+"""Readable names of results whose --json name is unclear; other names get blanks for underscores."""
 
 
 def result_table(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; a nested mapping becomes one line a key, whose name may be a column's and stays.
+    """Two columns, name and value; a nested mapping becomes one line per key, unchanged as it may be a column's name.
 
     >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
     2
@@ -51,7 +51,7 @@ def text_of(value: Any) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; columns in which no row has anything are left out.
+    """A table in Markdown; columns that are empty in all rows are left out.
 
     >>> print(markdown_table(["a", "b"], [["1", ""], ["2", ""]]))
     | a |
@@ -67,7 +67,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """A csv with headings: `columns`, or all that any line has in order of their first use; what a line lacks is empty.
+    """A csv with headings: `columns`, or all keys in order of first use; missing values are empty.
 
     >>> print(csv_text([{"a": 1}, {"b": "x, y"}]), end="")
     a,b

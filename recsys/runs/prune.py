@@ -191,7 +191,7 @@ class Stages(NamedTuple):
 
     def check_reachable(self, experiment: Experiment) -> None:
         """Raise `InputError` before anything is trained or written where even the smallest result is too large."""
-        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.stats.values.items()}
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.stats.value_counts.items()}
         layout = layout_of(
             self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
         )
@@ -236,13 +236,13 @@ class Stages(NamedTuple):
         (run.path / "supernet").mkdir(exist_ok=True)
         ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
         trained = time.perf_counter()
-        reads = self.stats.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
+        lookups = self.stats.lookups(ranker.embedding.layout, ranker.embedding.vocabulary)
         context = PruningContext(
             ranker=ranker.eval(),
-            reads=reads,
+            lookups=lookups,
             train=self.train,
             valid=valid,
-            num_bytes=self._num_bytes(run, ranker, reads),
+            num_bytes=self._num_bytes(run, ranker, lookups),
             budget=self.compressor.budget,
             seed=experiment.seed,
             directory=run.path / "supernet",

@@ -28,7 +28,7 @@ LAYOUTS = {
 
 
 def lay_out(cls: type[Model], config: Any, layout: Layout) -> ModelInputs:
-    """What the trainer does between `views` and the constructor."""
+    """The inputs that the trainer lays out between `views` and the constructor."""
     views = cls.views(config, tuple(layout.tokens))
     widths = {view: {feature: layout.tokens[feature] for feature in names} for view, names in views.items()}
     return ModelInputs(views=widths, dense_features=layout.dense, dense_width=DENSE_WIDTH)
@@ -56,7 +56,7 @@ def build(name: str, settings: dict[str, Any] | None = None, layout: str = "both
 
 
 EQUAL_WIDTHS = [name for name in MODELS if needs_equal_widths(name)]
-"""Models that ask for features of equal width in their default settings."""
+"""Models that need features of equal width, unless their settings lift that."""
 
 
 def batch_for(model: Model, rows: int, seed: int = 11) -> tuple[Tensor, Tensor]:
