@@ -208,7 +208,6 @@ def system_fault(error: OSError) -> InputError | None:
 
 
 def _named(error: OSError) -> Path | None:
-    """File that the system names in its error."""
     return Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
 
 

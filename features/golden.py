@@ -25,8 +25,8 @@ ODD_TEXTS = (
     "\t",
     "NaN",
     "null",
-    "x" * 300,
 )
+ODD_TEXTS += ("x" * 300,)
 INTEGER_TEXTS = ("", "0", "-1", "7.0", "+7", " 12 ", "128", "1e3", "9007199254740993", *map(str, range(20, 60)))
 FLAG_TEXTS = ("", "true", "False", "T", "no", "1", "0.0")
 
@@ -82,7 +82,5 @@ def _lists(feature: CategoricalList, num_rows: int, random: np.random.Generator)
     ]
     if feature.separator is None:
         return pl.Series(lists, dtype=pl.List(pl.String))
-    separator = feature.separator
-    return pl.Series(
-        [None if one is None else separator.join(text or "" for text in one) for one in lists], dtype=pl.String
-    )
+    texts = [None if one is None else feature.separator.join(text or "" for text in one) for one in lists]
+    return pl.Series(texts, dtype=pl.String)

@@ -64,15 +64,17 @@ class LineWorker:
             pass_fds=pass_fds if os.name == "posix" else (),
             start_new_session=True,  # Ctrl-C is for this process, which ends its workers
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
 
     def ask(self, request: Any, reply: Callable[[Any], Any] | None = None) -> Any:
         """The answer to a request; `reply` answers what the worker asks back meanwhile (`LineServer.ask`).
 
         Raises the `InputError` that the worker raised, and `WorkerError` if it ended instead of answering.
         """
-        assert self._process.stdout is not None
         self._send(request)
-        for line in self._process.stdout:
+        for line in self._output:
             message = json.loads(line)
             if "question" not in message:
                 return unpack(message)
@@ -82,9 +84,8 @@ class LineWorker:
 
     def stop(self) -> None:
         """Let the worker end, even in the middle of its work, without waiting for it."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._input.close()
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -94,16 +95,14 @@ class LineWorker:
         """Stop the worker, kill it if it does not end by itself, and free its pipes."""
         self.stop()
         self._wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._output.close()
         if self._log:
             self._log.close()
 
     def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, which the end of its output says next
-            self._process.stdin.write(json.dumps(message, default=str) + "\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(message, default=str) + "\n")
+            self._input.flush()
 
     def _wait(self) -> int:
         try:

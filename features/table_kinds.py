@@ -102,7 +102,6 @@ class Addressing:
         return rows_of_tokens(tokens, constants.salts, constants.num_ids)
 
     def _on(self, tokens: Any, xp: Any) -> _Constants:
-        """The slots' numbers on the device of the tokens."""
         device = tokens.device
         if device not in self._constants:
             self._constants[device] = _Constants.of(self._slots, self._vocabulary, device, xp)
@@ -127,26 +126,18 @@ class Addressing:
     def check(cls, kind: str, num_rows: int, views: Views, counts: Mapping[str, int], features: set[str]) -> None:
         """Raise `InputError` unless a table of this kind can have these sizes; `counts` is n_f by feature."""
         if set(counts) != (features if cls.has_own_ranges else set()):
-            found = ", ".join(sorted(counts)) or "none"
-            remedy = "count the values of the training data"
-            raise InputError(f"a {kind} table needs num_values of its features", found=found, remedy=remedy)
-        fewest = cls.min_rows * sum(map(len, views.values()))
-        if num_rows < fewest:
-            rows, remedy = "a row" if cls.min_rows == 1 else "two rows", f"set embedding.num_rows to {fewest} or more"
-            expected = f"a {kind} table needs {rows} for each feature and view"
-            raise InputError(expected, found=str(num_rows), remedy=remedy)
-        wrong = [
-            f"{probes} of {name!r}"
-            for names in views.values()
-            for name, probes in names.items()
-            if probes != (cls.num_probes or probes)
-        ]
+            expected, found = f"a {kind} table needs num_values of its features", ", ".join(sorted(counts)) or "none"
+            raise InputError(expected, found=found, remedy="count the values of the training data")
+        if num_rows < (fewest := cls.min_rows * sum(map(len, views.values()))):
+            expected = f"a {kind} table needs {'a row' if cls.min_rows == 1 else 'two rows'} for each feature and view"
+            raise InputError(expected, found=str(num_rows), remedy=f"set embedding.num_rows to {fewest} or more")
+        readers = [(name, probes) for names in views.values() for name, probes in names.items()]
+        wrong = [f"{probes} of {name!r}" for name, probes in readers if cls.num_probes not in (None, probes)]
         if wrong:
             number, width = ("one probe", 16) if cls.num_probes == 1 else ("two probes", 8)
-            remedy = (
-                f"set embedding.probes={cls.num_probes} and embedding.width={width}, say, and no other `probes:` in "
-            )
-            raise InputError(f"a {kind} table is read by {number}", found=wrong[0], remedy=remedy + "the registry")
+            others = "and no other `probes:` in the registry"
+            remedy = f"set embedding.probes={cls.num_probes} and embedding.width={width}, say, {others}"
+            raise InputError(f"a {kind} table is read by {number}", found=wrong[0], remedy=remedy)
         expected = cls.table_rows(num_rows, counts_of_readers(views, counts))
         if num_rows != expected:
             raise InputError(f"expected {expected} rows of a {kind} table", found=str(num_rows))

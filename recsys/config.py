@@ -25,7 +25,7 @@ from recsys.embedding.table import EmbeddingConfig
 from recsys.models import MODELS
 from recsys.models.base import Model
 from recsys.trainer import TrainerConfig
-from serving.bundle.table import TableDtype
+from serving.bundle.quantize import TableDtype
 
 
 class Compression(BaseModel):

@@ -26,8 +26,11 @@ from recsys.dataset import batch_of
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.models.layers import fold_batch_norm
 from recsys.ranker import Ranker
-from serving.bundle.bundle import Bundle, Coder, PriorCorrection, TableDtype, learn_coder, quantized_rows, write_bundle
+from serving.bundle.bundle import Bundle, write_bundle
+from serving.bundle.manifest import PriorCorrection
 from serving.bundle.profile import DISTRIBUTIONS, Distributions
+from serving.bundle.quantize import TableDtype
+from serving.bundle.table import Coder, learn_coder, quantized_rows
 
 
 class QuantizedRanker(NamedTuple):

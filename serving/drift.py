@@ -9,7 +9,7 @@ N rows, K bins.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from features.errors import InputError
 from features.io.readers import read_chunks
 from features.progress import progress_bar
 from features.spec import Numeric
-from serving.batch.inputs import Part, plan_parts
+from serving.batch.inputs import plan_parts
 from serving.bundle.profile import Distributions, FloatBins, TokenBins, read_distributions
 from serving.moved import BucketNames, Moved, moved_floats, moved_tokens, raw_edges
 from serving.scorer import CHUNK_ROWS, Coverage, Scorer
@@ -139,11 +139,12 @@ def drift_of(
     with progress_bar("drift", None, enabled=progress) as advance:
         parts = plan_parts(inputs, scorer.registry, keep=(), allow_missing=allow_missing)
         for part in parts:
-            for raw, first_row in _chunks(scorer, part):
+            first_row = counter.num_rows
+            for raw in read_chunks(part.file, part.columns, csv=scorer.registry.csv, chunk_rows=CHUNK_ROWS):
                 try:
                     counter.add(raw, allow_missing=allow_missing)
                 except InputError as error:
-                    raise error.located(str(part.file), first_row) from None
+                    raise error.located(str(part.file), counter.num_rows - first_row) from None
                 advance(len(raw), note=part.file.name)
     if not counter.num_rows:
         raise InputError("expected rows to compare with training", found="none", remedy="check the files")
@@ -160,14 +161,6 @@ def drift_of(
         score=counter.score(),
         features=counter.features(),
     )
-
-
-def _chunks(scorer: Scorer, part: Part) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Raw chunks of a file, and the number of their first row."""
-    first_row = 0
-    for raw in read_chunks(part.file, part.columns, csv=scorer.registry.csv, chunk_rows=CHUNK_ROWS):
-        yield raw, first_row
-        first_row += len(raw)
 
 
 class _Counter:

@@ -25,6 +25,7 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 820, 270, 64, 30, 84
 """Size and margins of a chart, in pixels."""
 _COLOURS = {"stable": "#2e7d32", "moderate": "#b26a00", "major": "#b3261e"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_TEXT = ' class="text"'
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -68,13 +69,14 @@ def _pair(rates: tuple[float, float]) -> str:
 
 def drift_page(report: DriftReport, written: datetime | None = None) -> str:
     """The report as one HTML page; `written` is its date, by default now."""
-    headings = ("feature", "verdict", "PSI", "by chance", "% missing: train, now", "% unseen: valid, now")
-    head = "".join(f"<th{_text(k < 2)}>{name}</th>" for k, name in enumerate((*headings, "PSI of unseen")))
+    headings = ("PSI", "by chance", "% missing: train, now", "% unseen: valid, now", "PSI of unseen")
+    head = "".join(f"<th{_TEXT}>{name}</th>" for name in ("feature", "verdict"))
+    head += "".join(f"<th>{name}</th>" for name in headings)
     body = "".join(_row(one, number) for number, one in enumerate(report.all))
     sections = "".join(_section(one, number) for number, one in enumerate(report.all))
     title = f"Drift of {html.escape(report.model)} {html.escape(report.model_id)}"
     facts = _facts(report, written or datetime.now(UTC))
-    about = "".join(f"<tr><td>{key}</td><td{_text()}>{html.escape(text)}</td></tr>" for key, text in facts.items())
+    about = "".join(f"<tr><td>{key}</td><td{_TEXT}>{html.escape(text)}</td></tr>" for key, text in facts.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -84,12 +86,8 @@ def drift_page(report: DriftReport, written: datetime | None = None) -> str:
     )
 
 
-def _text(is_text: bool = True) -> str:
-    return ' class="text"' if is_text else ""
-
-
 def _facts(report: DriftReport, written: datetime) -> dict[str, str]:
-    """Facts above the table: the two sides of the comparison, and the dates."""
+    """The two sides of the comparison, and the dates."""
     facts = {
         "report written": f"{written.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "rows compared": f"{report.rows:,}, of {', '.join(report.inputs)} (files: {report.files})",
@@ -102,9 +100,8 @@ def _facts(report: DriftReport, written: datetime) -> dict[str, str]:
 
 def _row(one: Drift, number: int) -> str:
     cells = "".join(f"<td>{html.escape(text)}</td>" for text in _figures(one))
-    cells += "<td></td>" * (5 - len(_figures(one)))
     name = f'<a href="#d{number}">{html.escape(one.name)}</a>'
-    return f"<tr><td{_text()}>{name}</td><td{_text()}>{_verdict(one)}</td>{cells}</tr>"
+    return f"<tr><td{_TEXT}>{name}</td><td{_TEXT}>{_verdict(one)}</td>{cells}</tr>"
 
 
 def _verdict(one: Drift) -> str:
@@ -119,11 +116,11 @@ def _section(one: Drift, number: int) -> str:
 def _moved(one: Drift) -> str:
     """Table of the values that moved most."""
     rows = "".join(
-        f"<tr><td{_text()}>{html.escape(shortened(value.value, 80))}</td><td>{_share(value)}</td>"
+        f"<tr><td{_TEXT}>{html.escape(shortened(value.value, 80))}</td><td>{_share(value)}</td>"
         f"<td>{100 * value.now:.1f} %</td></tr>"
         for value in one.moved
     )
-    head = f"<tr><th{_text()}>moved most</th><th>{_expected_name(one)}</th><th>now</th></tr>"
+    head = f"<tr><th{_TEXT}>moved most</th><th>{_expected_name(one)}</th><th>now</th></tr>"
     return f"<table>{head}{rows}</table>" if rows else ""
 
 
@@ -149,21 +146,17 @@ def _picture(one: Drift) -> str:
     for number, (label, shares) in enumerate(pairs):
         left = LEFT + step * (number + 0.12)
         for kind, share, when in zip(("expected", "actual"), shares, (f"in {of_training}", "now"), strict=True):
-            place = f'x="{left:.1f}" y="{up.at(100 * share):.1f}" width="{0.38 * step:.1f}"'
+            y, width = up.at(100 * share), 0.38 * step
+            place = f'x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{base - y:.1f}"'
             said = html.escape(f"{label}: {100 * share:.2f} % {when}")
-            parts.append(
-                f'<rect class="{kind}" {place} height="{base - up.at(100 * share):.1f}"><title>{said}</title></rect>'
-            )
-            left += 0.38 * step
-        turned = f'transform="rotate(-25 {left - 0.3 * step:.1f} {base + 14})"'
-        text = (
-            f'<text x="{left - 0.3 * step:.1f}" y="{base + 14}" text-anchor="end" {turned}>{html.escape(label)}</text>'
-        )
-        parts.append(text)
+            parts.append(f'<rect class="{kind}" {place}><title>{said}</title></rect>')
+            left += width
+        x, y = f"{left - 0.3 * step:.1f}", base + 14
+        turned = f'x="{x}" y="{y}" text-anchor="end" transform="rotate(-25 {x} {y})"'
+        parts.append(f"<text {turned}>{html.escape(label)}</text>")
     for x, kind, name in ((LEFT, "expected", of_training), (LEFT + 100, "actual", "now")):
-        parts.append(
-            f'<rect class="{kind}" x="{x}" y="6" width="12" height="12"/>{svg.text_at(x + 18, 16, name, "start")}'
-        )
+        square = f'<rect class="{kind}" x="{x}" y="6" width="12" height="12"/>'
+        parts.append(square + svg.text_at(x + 18, 16, name, "start"))
     axis = "values, by how common they were in training" if "rare or new" in one.labels else "value"
     parts.append(svg.text_at((LEFT + right) / 2, HEIGHT - 6, "probability" if one.name == SCORE else axis))
     frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(one.name)}"'

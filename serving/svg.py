@@ -88,24 +88,18 @@ def text_at(x: float, y: float, text: str, side: str = "middle") -> str:
 
 def y_axis(scale: Scale, marks: Iterable[Tick], left: float, right: float) -> str:
     """A grid line for each tick, and its text to the left of the lines."""
-    lines = [
-        f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        + text_at(left - 6, y + 4, tick.text, "end")
-        for tick in marks
-        for y in [scale.at(tick.value)]
-    ]
-    return "".join(lines)
+    places = [(scale.at(value), text) for value, text in marks]
+    return "".join(_grid_line(left, y, right, y) + text_at(left - 6, y + 4, text, "end") for y, text in places)
 
 
 def x_axis(scale: Scale, marks: Iterable[Tick], top: float, bottom: float) -> str:
     """A grid line for each tick, and its text below the lines."""
-    lines = [
-        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
-        + text_at(x, bottom + 15, tick.text)
-        for tick in marks
-        for x in [scale.at(tick.value)]
-    ]
-    return "".join(lines)
+    places = [(scale.at(value), text) for value, text in marks]
+    return "".join(_grid_line(x, top, x, bottom) + text_at(x, bottom + 15, text) for x, text in places)
+
+
+def _grid_line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="grid" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
 def y_title(text: str, x: float, y: float) -> str:

@@ -21,7 +21,8 @@ from experiments.studies.table_kinds import (
     with_seeds,
 )
 from recsys.compression import COMPRESSORS, InitFrom
-from serving.bundle.table import TableDtype, table_bytes
+from serving.bundle.quantize import TableDtype
+from serving.bundle.table_plan import table_bytes
 
 BUDGETS = (0.1, 0.2, 0.5, 0.02, 0.01)
 """Shares of the collisionless table's bytes, in the order in which they are tried."""

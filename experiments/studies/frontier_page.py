@@ -18,7 +18,7 @@ from experiments.studies.table_kinds import Study, StudyData
 from features.files import write_text
 from recsys.evaluation.significance import welch
 from recsys.report.text import csv_text, markdown_table
-from serving.bundle.table import table_bytes
+from serving.bundle.table_plan import table_bytes
 
 NEAR = 0.015
 """How far below the collisionless table the second panel of the figure reaches, in AUC."""

@@ -102,4 +102,4 @@ def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl
         edges = summary.boundaries(feature.num_buckets) if feature.transform == "bucketize" else ()
         fit = NumericFit(mean=summary.mean, std=summary.std, boundaries=edges)
         fitted[feature.name] = feature.model_copy(update={"fitted": fit})
-    return registry.with_features(fitted.get(feature.name, feature) for feature in registry.features)
+    return registry.with_settings(features=[fitted.get(feature.name, feature) for feature in registry.features])

@@ -29,7 +29,7 @@ from recsys.embedding.optimizers import TableOptimizer
 from recsys.embedding.table import EmbeddingConfig
 from recsys.ranker import Ranker
 from recsys.trainer import Batches, Keep, TrainerConfig
-from serving.bundle.table import TableDtype
+from serving.bundle.quantize import TableDtype
 
 InitFrom = Literal["rewind", "finetune", "as_is"]
 """Weights that the last training starts from: `rewind`, the run's initial ones; `finetune`, those that the mask was

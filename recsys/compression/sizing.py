@@ -7,7 +7,7 @@ import math
 
 from features.hashing import MAX_NUM_ROWS
 from recsys.compression.base import Budget
-from serving.bundle.table import table_bytes
+from serving.bundle.table_plan import table_bytes
 
 MAX_UNREAD = 1e-6
 """Expected rows without a lookup in training, above which the file is taken to need a bitmap."""

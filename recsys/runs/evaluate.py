@@ -19,7 +19,7 @@ from recsys.runs.compression_record import compression_record
 from recsys.runs.run_directory import RunDirectory, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
-from serving.bundle.table import TableDtype
+from serving.bundle.quantize import TableDtype
 
 
 class Evaluation(NamedTuple):

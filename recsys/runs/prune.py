@@ -28,7 +28,7 @@ from recsys.runs.run_directory import RunDirectory, RunMetrics
 from recsys.runs.train import train_run
 from recsys.trainer import Trainer
 from serving.bundle import Bundle
-from serving.bundle.table import table_bytes
+from serving.bundle.table_plan import table_bytes
 
 DEFAULT_METHOD = "optembed"
 DEFAULT_FACTOR = 10

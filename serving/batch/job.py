@@ -23,7 +23,8 @@ from serving.batch.output import drop_part, locked, mark_success, open_output, w
 from serving.batch.parts import SCORE, SUCCESS, Job, Note, PartEntry, PartScorer, entry_of, lineage_of
 from serving.batch.rejects import REASON, ROW
 from serving.batch.workers import score_in_processes
-from serving.bundle.bundle import Bundle, installed_version
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import installed_version
 from serving.coverage import Coverage, add_coverage, coverage_warnings, training_unseen_rates
 from serving.scorer import CHUNK_ROWS
 

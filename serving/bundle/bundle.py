@@ -28,7 +28,7 @@ import polars as pl
 
 from features.addressing import Vocabulary
 from features.errors import InputError
-from features.files import check_readable, flush, replace_directory, sha256_of, temporary_directory_beside
+from features.files import check_readable, flush, replace_directory, sha256_of, temporary_directory_beside, write_bytes
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.bundle.manifest import (
@@ -49,34 +49,12 @@ from serving.bundle.manifest import (
     read_manifest,
     to_json,
 )
-from serving.bundle.table import (
-    Bitmap,
-    Coder,
-    StoredTable,
-    TableDtype,
-    learn_coder,
-    pack_bits,
-    quantized_rows,
-    write_table,
-)
+from serving.bundle.quantize import TableDtype
+from serving.bundle.row_sets import Bitmap, pack_bits
+from serving.bundle.table import Coder, StoredTable, write_table
 from serving.bundle.table_plan import CODE_BITS
 from serving.bundle.tensors import fault
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
-
-__all__ = [
-    "Bundle",
-    "Coder",
-    "FileEntry",
-    "Manifest",
-    "PriorCorrection",
-    "StoredTable",
-    "TableDtype",
-    "installed_version",
-    "learn_coder",
-    "open_session",
-    "quantized_rows",
-    "write_bundle",
-]
 
 PROBABILITY = "probability"
 MAX_GOLDEN_ROWS = 10_000
@@ -210,9 +188,10 @@ def write_bundle(
         golden.write_parquet(buffer)
         parts = {DENSE: dense_onnx, GOLDEN: buffer.getvalue(), PROFILE: to_json(profile, PROFILE)}
         for name, part in parts.items():
-            _write(temporary / name, part)
+            write_bytes(temporary / name, part)
         if layout.addressing.has_vocabulary and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
+        paths = [temporary / name for name in files_of(layout)]
         settings: dict[str, Any] = {
             "format_version": 3 if registry.has_later_settings else 2 if is_compact else 1,
             "muxrec_version": installed_version(),
@@ -225,21 +204,20 @@ def write_bundle(
             "layout": layout,
             "table_dtype": table_dtype,
             "prior_correction": prior_correction,
-            "metrics": {split: _finite(values) for split, values in (metrics or {}).items()},
-            "files": {name: _entry(temporary / name) for name in files_of(layout)},
+            "metrics": {
+                split: {name: float(value) for name, value in values.items() if math.isfinite(value)}
+                for split, values in (metrics or {}).items()
+            },
+            "files": {one.name: FileEntry(sha256=sha256_of(one), bytes=one.stat().st_size) for one in paths},
         }
         if is_compact:
             num_stored = StoredTable(temporary / TABLE, layout, table_dtype).num_stored
             settings |= {"num_stored": num_stored, "compression": compression}
-        _write(temporary / MANIFEST, manifest_bytes(settings))
+        write_bytes(temporary / MANIFEST, manifest_bytes(settings))
         bundle = Bundle.open(temporary)  # checked by its reader before the directory becomes visible
         flush(temporary)
         replace_directory(temporary, out)
     return dataclasses.replace(bundle, path=out)
-
-
-def _entry(path: Path) -> FileEntry:
-    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def open_session(dense_onnx: bytes, *, num_threads: int | None = None) -> onnxruntime.InferenceSession:
@@ -307,10 +285,6 @@ def _read_golden(path: Path, registry: FeatureRegistry) -> pl.DataFrame:
     return golden
 
 
-def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
-
-
 def _as_bitmap(trained_rows: npt.NDArray[Any] | None, num_rows: int) -> Bitmap | None:
     if trained_rows is None:
         return None
@@ -330,10 +304,3 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         if not (out / name).is_file():
             remedy = "choose another name, or delete it yourself"
             raise InputError(f"{out}: expected a bundle to overwrite", found=f"no {name}", remedy=remedy)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -27,7 +27,7 @@ from features.errors import InputError
 from features.files import check_readable
 from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
-from serving.bundle.table import TableDtype
+from serving.bundle.quantize import TableDtype
 
 FORMAT_VERSION = 3
 """The newest; a bundle is written in the lowest version that allows for what it uses, so that older readers open it."""
@@ -112,26 +112,19 @@ class Manifest(Strict):
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out later keys where they are unused: readers of an older format refuse unknown keys."""
-        document = write(self)
-        for name in ("num_stored", "compression"):
-            if document[name] is None:
-                del document[name]
-        return document
+        unused = [name for name in ("num_stored", "compression") if getattr(self, name) is None]
+        return {name: value for name, value in write(self).items() if name not in unused}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.format_version == 1 and (self.num_stored, self.compression) != (None, None):
             raise InputError("expected no num_stored and no compression in format_version 1", remedy=REMEDY)
-        expected = files_of(self.layout)
-        if set(self.files) != set(expected):
-            found = ", ".join(self.files) or "none"
-            raise InputError(f"expected files {', '.join(expected)}", found=found, remedy=REMEDY)
+        if set(self.files) != set(files_of(self.layout)):
+            expected, found = f"expected files {', '.join(files_of(self.layout))}", ", ".join(self.files) or "none"
+            raise InputError(expected, found=found, remedy=REMEDY)
         if self.registry.fingerprint() != self.registry_fingerprint:
-            raise InputError(
-                f"expected a registry of fingerprint {self.registry_fingerprint}",
-                found=self.registry.fingerprint(),
-                remedy=REMEDY,
-            )
+            expected = f"expected a registry of fingerprint {self.registry_fingerprint}"
+            raise InputError(expected, found=self.registry.fingerprint(), remedy=REMEDY)
         _check_layout(self.layout, self.registry)
         return self
 

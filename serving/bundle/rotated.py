@@ -8,6 +8,7 @@ K rows, w row width, G groups and codes of a row.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,7 @@ class RotatedCodebooks:
         """[w, w]: a column for each direction, the most important one first."""
         self.sizes = list(sizes)
         """Directions of each group [G]."""
-        stops = np.cumsum(self.sizes)
-        self._groups = [slice(int(stop) - size, int(stop)) for stop, size in zip(stops, self.sizes, strict=True)]
+        self._groups = [slice(stop - size, stop) for stop, size in zip(accumulate(sizes), sizes, strict=True)]
         wide, turned = codebook.astype(np.float64), rotation.astype(np.float64)
         with np.errstate(all="ignore"):  # a damaged file may hold anything; scores that are no numbers are refused
             self._vectors = [(wide[:, group] @ turned[:, group].T).astype(np.float32) for group in self._groups]
@@ -46,12 +46,8 @@ class RotatedCodebooks:
         variances, directions = np.linalg.eigh(moments)
         rotation = directions[:, ::-1].astype(np.float16)
         sizes = group_sizes(np.maximum(variances[::-1], 0), num_groups)
-        turned = rows @ rotation.astype(np.float32)
-        stops = np.cumsum(sizes)
-        books = [
-            learn_codebook(np.ascontiguousarray(turned[:, stop - size : stop]))
-            for stop, size in zip(stops, sizes, strict=True)
-        ]
+        turned = np.split(rows @ rotation.astype(np.float32), np.cumsum(sizes)[:-1], axis=1)
+        books = [learn_codebook(np.ascontiguousarray(group)) for group in turned]
         return RotatedCodebooks(np.concatenate(books, axis=1), rotation, sizes)
 
     def encode(self, values: Floats) -> Codes:

@@ -8,7 +8,7 @@ N rows asked for. A bitmap holds bit r in byte r // 8 at r % 8, the least signif
 
 import math
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,6 @@ _WORTH = 0.75  # positions must save something, as they take longer to open
 _MAX_SPREAD, _ALWAYS_SMALL = 64, 2**20
 
 
-class RowSet(Protocol):
-    """K of n rows."""
-
-    count: int
-    """K."""
-
-    def rank(self, rows: Rows) -> tuple[Flags, Rows]:
-        """Whether each row [N] is in the set, and how many members precede it (of use where it is)."""
-        ...
-
-
 class RankedBitmap:
     """A set from its bitmap [ceil(n / 8)].
 
@@ -50,7 +39,7 @@ class RankedBitmap:
         self._before = np.cumsum(counts) - counts
 
     def rank(self, rows: Rows) -> tuple[Flags, Rows]:
-        """As `RowSet.rank`."""
+        """Whether each row [N] is in the set, and how many members precede it (of use where it is)."""
         word, bit = self._words[rows >> 6], (rows & 63).astype(np.uint64)
         below = np.bitwise_count(word & ((np.uint64(1) << bit) - np.uint64(1)))
         return (word >> bit) & np.uint64(1) == 1, self._before[rows >> 6] + below
@@ -68,9 +57,13 @@ class Positions:
         self._members = np.append(members, -1)  # a rank of K has something to be unequal to
 
     def rank(self, rows: Rows) -> tuple[Flags, Rows]:
-        """As `RowSet.rank`."""
+        """As `RankedBitmap.rank`."""
         ranks = self._members[:-1].searchsorted(rows)
         return self._members[ranks] == rows, ranks
+
+
+RowSet = RankedBitmap | Positions
+"""K of n rows, which are `count` and what the row numbers in `rank` are below."""
 
 
 def pack_bits(flags: Flags) -> Bitmap:

@@ -18,30 +18,10 @@ import numpy.typing as npt
 
 from features.hashing import Rows
 from features.layout import TableLayout
-from serving.bundle.quantize import (
-    NUM_CODES,
-    ROTATED_BITS,
-    SAMPLE_GROUPS,
-    VALUES_PER_BYTE,
-    Floats,
-    SharedCodebook,
-    TableDtype,
-    check_values,
-    distinct,
-    groups_of,
-    learn_codebook,
-)
+from serving.bundle import quantize, row_sets
+from serving.bundle.quantize import NUM_CODES, ROTATED_BITS, VALUES_PER_BYTE, Floats, SharedCodebook, TableDtype
 from serving.bundle.rotated import MAX_WIDTH, RotatedCodebooks
-from serving.bundle.row_sets import (
-    Bitmap,
-    Flags,
-    RankedBitmap,
-    RowSet,
-    decode_positions,
-    encode_positions,
-    pack_bits,
-    row_set_of,
-)
+from serving.bundle.row_sets import Bitmap, Flags, RankedBitmap, RowSet
 from serving.bundle.table_plan import (
     BITMAP,
     CODE_BITS,
@@ -52,21 +32,8 @@ from serving.bundle.table_plan import (
     numbered,
     plan_table,
     stored_columns,
-    table_bytes,
 )
 from serving.bundle.tensors import NUMPY_DTYPES, fault, header, map_tensors, take
-
-__all__ = [
-    "Bitmap",
-    "Coder",
-    "StoredTable",
-    "TableDtype",
-    "learn_coder",
-    "pack_bits",
-    "quantized_rows",
-    "table_bytes",
-    "write_table",
-]
 
 RowWidths = npt.NDArray[np.integer]
 Coder = SharedCodebook | RotatedCodebooks
@@ -169,7 +136,7 @@ class _Source(NamedTuple):
             rows = start + np.flatnonzero(is_stored[start : start + _CHUNK_ROWS])
             values = self.table[rows, block.start : block.stop].astype(np.float32)
             values[np.arange(block.start, block.stop) >= self.widths[rows, None]] = 0
-            check_values(values, self.plan.dtype)
+            quantize.check_values(values, self.plan.dtype)
             yield rows, values
 
     def stored(self, values: Floats) -> npt.NDArray[Any]:
@@ -186,7 +153,8 @@ class _Source(NamedTuple):
         for before in self.plan.blocks:
             if before.stop == block.start:
                 flags = flags[self.is_stored(before)]
-        return encode_positions(flags) if self.plan.set_form(block)[0] else pack_bits(flags)
+        is_sparse, _ = self.plan.set_form(block)
+        return row_sets.encode_positions(flags) if is_sparse else row_sets.pack_bits(flags)
 
     def learned(self) -> Coder:
         """The coder of the stored values, learned from a sample of the rows if there are many."""
@@ -197,19 +165,19 @@ class _Source(NamedTuple):
         size = VALUES_PER_BYTE[self.plan.dtype]
         num_groups = sum(block.num_rows * -(-(block.stop - block.start) // size) for block in self.plan.blocks)
         sample = np.concatenate(list(self._groups(size, self._sample(num_groups))))
-        few = distinct(sample)
+        few = quantize.distinct(sample)
         for groups in self._groups(size):  # a table that was rounded before must keep all entries of its codebook
             if len(few) >= NUM_CODES:
                 break
-            few = distinct(np.concatenate([few, groups]))
-        return SharedCodebook(learn_codebook(few if len(few) < NUM_CODES else sample))
+            few = quantize.distinct(np.concatenate([few, groups]))
+        return SharedCodebook(quantize.learn_codebook(few if len(few) < NUM_CODES else sample))
 
     def _sample(self, num_groups: int) -> Flags:
         """Flags of sampled rows [M] that have about `SAMPLE_GROUPS` of all groups."""
-        if num_groups <= SAMPLE_GROUPS:
+        if num_groups <= quantize.SAMPLE_GROUPS:
             return np.ones(self.plan.num_rows, dtype=np.bool_)
         stored = np.flatnonzero(self.is_stored(self.plan.blocks[0]))
-        count = max(1, len(stored) * SAMPLE_GROUPS // num_groups)
+        count = max(1, len(stored) * quantize.SAMPLE_GROUPS // num_groups)
         sampled = np.zeros(self.plan.num_rows, dtype=np.bool_)
         sampled[np.random.default_rng(0).choice(stored, count, replace=False)] = True
         return sampled
@@ -217,7 +185,7 @@ class _Source(NamedTuple):
     def _groups(self, size: int, only: Flags | None = None) -> Iterator[Floats]:
         for block in self.plan.blocks:
             for _, values in self.values(block, only):
-                yield groups_of(values, size).reshape(-1, size)
+                yield quantize.groups_of(values, size).reshape(-1, size)
 
 
 def _stored_widths(table: npt.NDArray[Any], row_widths: RowWidths | None) -> npt.NDArray[np.integer]:
@@ -259,7 +227,9 @@ class StoredTable:
         self.num_rows, self.width = layout.num_rows, layout.width
         tensors = map_tensors(path)
         found = ", ".join(sorted(tensors)) or "none"
-        stored_dtype, partners = STORED_DTYPES[dtype], _partners(dtype)
+        stored_dtype, partners = STORED_DTYPES[dtype], {"codebook"} if dtype in CODE_BITS else set()
+        if dtype in ROTATED_BITS:
+            partners |= {"rotation", "groups"}
         if dtype == "int8" and "scale" in tensors:  # format version 1: integers, and a scale per row
             stored_dtype, partners = "I8", {"scale"}
         expected = fault(path, f"tensors {', '.join(sorted({'rows'} | partners))} for {dtype}", found)
@@ -279,13 +249,12 @@ class StoredTable:
             start += columns
         self.num_stored = len(self._blocks[0].rows)
         """Rows that have any column stored."""
-        scale = take(path, tensors, "scale", (self.num_stored,), "F32", "F16") if "scale" in partners else None
-        self._scale = scale
+        self._scale = take(path, tensors, "scale", (self.num_stored,), "F32", "F16") if "scale" in partners else None
         self._trained_rows: Bitmap | None = None
         if "trained_rows" in tensors:
             self._trained_rows = take(path, tensors, "trained_rows", (-(-self.num_rows // 8),), "U8")
         is_whole = [block.stop for block in self._blocks] == [self.width]
-        if tensors or (not is_whole and (scale is not None or dtype in ROTATED_BITS)):
+        if tensors or (not is_whole and (self._scale is not None or dtype in ROTATED_BITS)):
             raise expected
 
     def gather(self, rows: Rows) -> Floats:
@@ -319,13 +288,6 @@ class StoredTable:
         return values if self._scale is None else values * self._scale[ranks].astype(np.float32)[:, None]
 
 
-def _partners(dtype: TableDtype) -> set[str]:
-    """Names of the tensors that rows of a type need."""
-    return ({"codebook"} if dtype in CODE_BITS else set()) | (
-        {"rotation", "groups"} if dtype in ROTATED_BITS else set()
-    )
-
-
 def _read_coder(path: Path, tensors: dict[str, npt.NDArray[Any]], dtype: TableDtype, width: int) -> Coder:
     """The coder of the rows of codes."""
     if dtype in VALUES_PER_BYTE:
@@ -357,7 +319,8 @@ def _read_row_set(path: Path, tensors: dict[str, npt.NDArray[Any]], number: int,
     if positions in tensors:
         content = take(path, tensors, positions, (len(tensors[positions]),), "U8")
         count = len(tensors[numbered("rows", number)])
-        return row_set_of(decode_positions(path, positions, content, count, num_candidates), num_candidates)
+        members = row_sets.decode_positions(path, positions, content, count, num_candidates)
+        return row_sets.row_set_of(members, num_candidates)
     if bitmap in tensors:
         return RankedBitmap(take(path, tensors, bitmap, (-(-num_candidates // 8),), "U8"))
     return None

@@ -14,10 +14,7 @@ from serving.bundle.quantize import NUM_CODES, ROTATED_BITS, VALUES_PER_BYTE, Ta
 from serving.bundle.row_sets import stored_form
 from serving.bundle.tensors import NUMPY_DTYPES, Shapes, file_bytes
 
-CODE_BITS: dict[TableDtype, int] = {
-    **{dtype: 8 // size for dtype, size in VALUES_PER_BYTE.items()},
-    **ROTATED_BITS,
-}
+CODE_BITS: dict[TableDtype, int] = {**{dtype: 8 // size for dtype, size in VALUES_PER_BYTE.items()}, **ROTATED_BITS}
 """Bits per value of the types whose rows are codes of one byte each."""
 STORED_DTYPES: dict[TableDtype, str] = {"fp32": "F32", "fp16": "F16", **dict.fromkeys(CODE_BITS, "U8")}
 BITMAP, POSITIONS = "kept_rows", "kept_positions"

@@ -21,9 +21,8 @@ def check_token(token: str | None, path: str, header: str | None) -> None:
     scheme, _, given = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
         expected, headers = "expected `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
-        raise RefusedError(
-            401, "unauthorised", expected, found="none that fits", remedy="send the token", headers=headers
-        )
+        found, remedy = "none that fits", "send the token"
+        raise RefusedError(401, "unauthorised", expected, found=found, remedy=remedy, headers=headers)
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:

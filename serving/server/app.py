@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic_core import to_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -25,11 +24,11 @@ from features.errors import InputError
 from serving.bundle.manifest import installed_version
 from serving.server.access import check_content, check_framing, check_token, is_loopback
 from serving.server.binary import HEADER
-from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, Reply, RequestFormat
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, RequestFormat, json_response
 from serving.server.hosting import ModelHost, ServedModel
 from serving.server.limits import CLOSE, Bodies, Limits, Reason, RefusedError, Workers, check_lists, read_body
 from serving.server.logs import request_id_of
-from serving.server.metrics import NO_MODEL, AnsweredRequest, ModelVersion, ScoredRequest, ServerMetrics
+from serving.server.metrics import NO_MODEL, ModelVersion, ServerMetrics
 from serving.server.openapi import document_of
 from serving.server.page import page_of
 from serving.server.protocol import metadata_of, tensors_of
@@ -145,7 +144,8 @@ class App:
         except Exception as error:
             refusal = _refusal_of(error, record)
             record.reason, record.error = refusal.reason, str(refusal)
-            await _error_response(refusal)(scope, receive, answer)
+            response = json_response({"error": str(refusal)}, refusal.status, refusal.headers)
+            await response(scope, receive, answer)
         finally:
             self._metrics.add_in_flight(-1)
             record.endpoint = getattr(scope.get("endpoint"), "__name__", "unknown")
@@ -177,7 +177,7 @@ class App:
         served = self._host.find(request.path_params.get("name"), request.path_params.get("version"))
         record.version = ModelVersion(served.name, served.version)
         check_content(request.headers, *media_types)
-        self._workers.acquire_slot().release()  # refuse before reading the body
+        self._workers.check_free()  # refuse before reading the body
         is_read = False
         try:
             with self._bodies.held() as held:
@@ -185,17 +185,15 @@ class App:
                     body = await read_body(request.receive, request.headers.get("content-length"), self._limits, held)
                     is_read = True
                     record.end_stage("read")
-                    slot = self._workers.acquire_slot()  # now, so that slow clients hold none
-                    work = functools.partial(self._work, served, format, body, record)
-                    reply = await slot.run(work)
+                    # The slot is taken now, so that slow clients hold none.
+                    return await self._workers.run(functools.partial(self._work, served, format, body, record))
         except TimeoutError:
             raise self._late(is_read) from None
-        return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
 
     def _work(
         self, served: ServedModel, format: RequestFormat, body: bytes, record: _Record
-    ) -> tuple[Reply, Callable[[], None]]:
-        """Runs in a worker's thread; returns the reply, and the counting to do once it is sent."""
+    ) -> tuple[Response, Callable[[], None]]:
+        """Runs in a worker's thread; returns the response, and the counting to do once it is sent."""
         record.end_stage("wait")
         scorer = served.scorer
         try:
@@ -209,22 +207,19 @@ class App:
             record.end_stage("network")
         except InputError as error:
             raise error if error.row is None else error.located("request") from None
-        reply = format.reply(record.version, request._replace(id=request.id or record.id), probabilities)
+        response = format.reply(record.version, request._replace(id=request.id or record.id), probabilities)
         record.end_stage("reply")
 
         def count() -> None:
             try:
                 coverage = scorer.coverage(encoded)
-                self._metrics.add_scored(ScoredRequest(record.version, probabilities, coverage, dict(record.stages)))
-                num_rows = encoded.num_examples if encoded.context is None else 1
-                for line in served.window.add(coverage, num_rows):
-                    _log.warning(
-                        "unlike_training", extra={"model": served.name, "version": served.version, "found": line}
-                    )
+                self._metrics.add_scored(record.version, probabilities, coverage, dict(record.stages))
+                for line in served.window.add(coverage, encoded.num_examples if encoded.context is None else 1):
+                    _log.warning("unlike_training", extra={**record.version._asdict(), "found": line})
             except Exception:  # the answer is sent: the log is the only place left to report it
                 _log.exception("count_error", extra={"request_id": record.id})
 
-        return reply, count
+        return response, count
 
     def _late(self, is_read: bool) -> RefusedError:
         expected = f"expected an answer within {self._limits.timeout_seconds:g} s"
@@ -237,7 +232,7 @@ class App:
 
     async def server_metadata(self, request: Request) -> Response:
         """Name and version of the server."""
-        return _json({"name": "muxrec", "version": installed_version(), "extensions": ["binary_tensor_data"]})
+        return json_response({"name": "muxrec", "version": installed_version(), "extensions": ["binary_tensor_data"]})
 
     async def server_version(self, request: Request) -> Response:
         """Version of muxrec, as text."""
@@ -245,7 +240,7 @@ class App:
 
     async def live(self, request: Request) -> Response:
         """Whether the process answers."""
-        return _json({"live": True})
+        return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
         """Whether the server takes new requests."""
@@ -253,12 +248,12 @@ class App:
             self._host.find()  # raises while the first model is loading
             expected, found = "expected a running server", "one that is stopping"
             raise RefusedError(503, "not_ready", expected, found=found, remedy="use another one")
-        return _json({"ready": True})
+        return json_response({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
         """Whether a version of the model is loaded."""
         served = self._found(request)
-        return _json({"name": served.name, "ready": True})
+        return json_response({"name": served.name, "ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
         """Inputs, outputs, versions and origin of the model."""
@@ -266,7 +261,7 @@ class App:
         manifest = served.scorer.bundle.manifest
         fields = ("model", "run_id", "created_at", "muxrec_version", "table_dtype", "num_parameters")
         parameters = {name: value for name in fields if (value := getattr(manifest, name)) is not None}
-        return _json(
+        return json_response(
             {
                 "name": served.name,
                 "versions": [model.version for model in self._host.served],
@@ -292,7 +287,7 @@ class App:
             raise RefusedError(409, "invalid", str(error)) from None
         finally:
             self._is_loading = False
-        return _json({"name": self._host.name, "version": self._host.find().version, "outcome": outcome})
+        return json_response({"name": self._host.name, "version": self._host.find().version, "outcome": outcome})
 
     async def metrics(self, request: Request) -> Response:
         """The page that Prometheus reads."""
@@ -302,7 +297,7 @@ class App:
 
     async def openapi(self, request: Request) -> Response:
         """The server's description, with the features of the served model."""
-        return _json(self._document())
+        return json_response(self._document())
 
     async def docs(self, request: Request) -> Response:
         """The description as a self-contained page for people."""
@@ -319,28 +314,17 @@ class App:
 
     def _finish(self, record: _Record, method: str) -> None:
         seconds = time.perf_counter() - record.begun
-        self._metrics.add_request(
-            AnsweredRequest(record.version, record.endpoint, record.status, record.reason or "", seconds)
-        )
+        self._metrics.add_request(record.version, record.endpoint, record.status, record.reason, seconds)
         is_slow = seconds >= self._slow_seconds
         level = logging.ERROR if record.reason == "internal" else logging.WARNING if is_slow else logging.INFO
         if not _log.isEnabledFor(level) or (record.endpoint in ("live", "ready", "metrics") and level == logging.INFO):
             return
         line: dict[str, Any] = {"request_id": record.id, "method": method, "endpoint": record.endpoint}
         line |= {"status": record.status, "ms": round(seconds * 1e3, 2), "rows": record.num_rows}
-        line |= {"model": record.version.model, "version": record.version.version, "error": record.error}
+        line |= {**record.version._asdict(), "error": record.error}
         # A copy: a worker may still add stages of a request that timed out.
         line["stages_ms"] = {stage: round(1e3 * one, 2) for stage, one in list(record.stages.items())}
         _log.log(level, "slow_request" if is_slow else "request", extra={k: v for k, v in line.items() if v})
-
-
-def _json(document: object) -> Response:
-    return Response(to_json(document), media_type="application/json")
-
-
-def _error_response(refusal: RefusedError) -> Response:
-    content = to_json({"error": str(refusal)})
-    return Response(content, refusal.status, headers=refusal.headers, media_type="application/json")
 
 
 def _refusal_of(error: Exception, record: _Record) -> RefusedError:

@@ -87,10 +87,9 @@ def values_of(place: str, datatype: str, count: int, raw: memoryview) -> Sequenc
 def check_integers(place: str, datatype: str, values: Sequence[float]) -> None:
     """Raise `InputError` for floats so large that two categories may round to one, as for a file's column."""
     limit = _FIRST_INEXACT_INTEGER.get(datatype)
-    found = None if limit is None else next((value for value in values if abs(value) >= limit), None)
-    if limit is not None and found is not None:
+    if limit is not None and (found := [value for value in values if abs(value) >= limit]):
         expected = f"{place}: expected integers below 2^{limit.bit_length() - 1} in {datatype}"
-        raise InputError(expected, found=f"{found:.0f}", remedy="send INT64, or BYTES")
+        raise InputError(expected, found=f"{found[0]:.0f}", remedy="send INT64, or BYTES")
 
 
 def _texts(place: str, count: int, raw: memoryview) -> list[str]:

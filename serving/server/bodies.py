@@ -28,6 +28,7 @@ from pydantic import (
     create_model,
 )
 from pydantic_core import from_json, to_json
+from starlette.responses import Response
 from typing_extensions import TypeAliasType
 
 from features.errors import InputError
@@ -54,19 +55,11 @@ class ParsedRequest(NamedTuple):
     """Whether to answer with raw bytes, where its protocol allows it."""
 
 
-class Reply(NamedTuple):
-    """Body of a response and its headers."""
-
-    content: bytes
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = {}
-
-
 class RequestFormat(NamedTuple):
     """A format of request bodies: how to read one, and how to answer it."""
 
     read: Callable[[bytes, FeatureRegistry, Limits], ParsedRequest]
-    reply: Callable[[ModelVersion, ParsedRequest, Probabilities], Reply]
+    reply: Callable[[ModelVersion, ParsedRequest, Probabilities], Response]
 
 
 def _check_num_rows(value: Any, info: ValidationInfo) -> Any:
@@ -77,10 +70,10 @@ def _check_num_rows(value: Any, info: ValidationInfo) -> Any:
 
 
 def _equal_lengths(columns: dict[str, Any], info: ValidationInfo) -> dict[str, list[Any]]:
-    wrong = next((name for name, column in columns.items() if not isinstance(column, list)), None)
-    if wrong is not None:
-        found = f"{kind_of(columns[wrong])} for {wrong!r}"[:80]
-        raise InputError("inputs: expected a list of values per column", found=found, remedy="put it in a list")
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            found = f"{kind_of(column)} for {name!r}"[:80]
+            raise InputError("inputs: expected a list of values per column", found=found, remedy="put it in a list")
     lengths = sorted({len(column) for column in columns.values()})
     if len(lengths) > 1:
         found = f"{lengths[0]} and {lengths[-1]}"
@@ -164,9 +157,14 @@ def read_score(body: bytes, registry: FeatureRegistry, limits: Limits) -> Parsed
     return ParsedRequest((request.context, request.candidates), len(request.candidates))
 
 
-def reply_score(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Reply:
+def json_response(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A response with a document as JSON."""
+    return Response(to_json(document), status, headers, "application/json")
+
+
+def reply_score(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Response:
     """`{"model": ..., "version": ..., "scores": [...]}`."""
-    return Reply(to_json(version._asdict() | {"scores": probabilities.tolist()}))
+    return json_response(version._asdict() | {"scores": probabilities.tolist()})
 
 
 def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> ParsedRequest:
@@ -182,9 +180,9 @@ def read_invocations(body: bytes, registry: FeatureRegistry, limits: Limits) -> 
     return ParsedRequest((rows,), len(rows))
 
 
-def reply_invocations(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Reply:
+def reply_invocations(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Response:
     """`{"predictions": [{"probability": ...}, ...]}`."""
-    return Reply(to_json({"predictions": [{OUTPUT: probability} for probability in probabilities.tolist()]}))
+    return json_response({"predictions": [{OUTPUT: probability} for probability in probabilities.tolist()]})
 
 
 def rows_of_columns(columns: Mapping[str, Sequence[Any]], registry: FeatureRegistry) -> list[dict[str, Any]]:
@@ -231,6 +229,7 @@ _EXPECTED = {
     **dict.fromkeys(("too_long", "int_type", "greater_than_equal", "less_than"), _SHAPE),
 }
 """By pydantic's type of error: what was expected, and the remedy."""
+_NAMED_BY_VALUE = ("literal_error", "greater_than_equal", "less_than")
 
 
 def _mistake(error: ValidationError, document: Mapping[str, Any]) -> InputError:
@@ -244,14 +243,9 @@ def _mistake(error: ValidationError, document: Mapping[str, Any]) -> InputError:
         return InputError(f"{where}expected `{place[-1]}`", found=_keys(value), remedy="see /docs")
     key = f"{kind} {context['class']}" if kind == "is_instance_of" else kind
     expected, remedy = _EXPECTED.get(key, (first["msg"].removeprefix("Input should be "), "see /docs"))
-    is_named_by_value = isinstance(value, str | float | int) and kind in (
-        "literal_error",
-        "greater_than_equal",
-        "less_than",
-    )
-    found = repr(value)[:40] if is_named_by_value else kind_of(value)
-    if "actual_length" in context:
-        found = f"{context['actual_length']} items"
+    found = f"{context['actual_length']} items" if "actual_length" in context else kind_of(value)
+    if kind in _NAMED_BY_VALUE and isinstance(value, str | float | int):
+        found = repr(value)[:40]
     row = place[-1] if kind == "is_instance_of" and isinstance(place[-1], int) else None
     expected = f"{_where(place, document)}expected {expected.format(**context)}"
     return InputError(expected, found=found, remedy=remedy, row=row)
@@ -272,10 +266,10 @@ def _columns_of(frame: SplitFrame) -> Mapping[str, Sequence[Any]]:
     if len(set(names)) < num_columns:
         expected = "dataframe_split: expected columns of different names"
         raise InputError(expected, found=str(names)[:80], remedy="rename them")
-    row = next((row for row, values in enumerate(frame.data) if len(values) != num_columns), None)
-    if row is not None:
-        expected = f"dataframe_split: expected a list of {num_columns} values, one per column"
-        raise InputError(expected, found=f"{len(frame.data[row])}", remedy="correct that row", row=row)
+    for row, values in enumerate(frame.data):
+        if len(values) != num_columns:
+            expected = f"dataframe_split: expected a list of {num_columns} values, one per column"
+            raise InputError(expected, found=f"{len(values)}", remedy="correct that row", row=row)
     return dict(zip(names, zip(*frame.data, strict=True) if frame.data else [()] * num_columns, strict=True))
 
 

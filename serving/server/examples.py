@@ -4,13 +4,13 @@ Numbers are in the range of training, where the registry or the training profile
 contains only hashes.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any, NamedTuple
+
+import polars as pl
 
 from features.registry import FeatureRegistry
 from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
@@ -24,17 +24,12 @@ Row = dict[str, Any]
 
 
 class Example(NamedTuple):
-    """A body and its answer as JSON values; a csv is a text."""
+    """A request body and its answer as JSON values; a csv is a text."""
 
     name: str
     media_type: str
     body: Any
     answer: Any
-
-    @property
-    def text(self) -> str:
-        """The body in a request."""
-        return self.body if isinstance(self.body, str) else json.dumps(self.body, ensure_ascii=False)
 
 
 def example_rows(registry: FeatureRegistry, profile: Mapping[str, Any]) -> list[Row]:
@@ -79,7 +74,8 @@ def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
     flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows]
     if flat[0]:  # a csv has no lists
         scores = scorer.score(flat, allow_missing=True).tolist()
-        examples["Invocations"].append(Example("csv", "text/csv", _csv(flat, registry), _predictions(scores)))
+        text = pl.DataFrame(flat).write_csv(separator=registry.csv.separator if registry.csv else ",")
+        examples["Invocations"].append(Example("csv", "text/csv", text, _predictions(scores)))
     return examples
 
 
@@ -99,28 +95,22 @@ def _values(feature: FeatureSpec, profile: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def _numbers(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
-    """Two numbers in the range of training."""
+    """Two numbers in the range of training, or 1 and 2 where the bundle does not have that."""
     fitted = feature.fitted
-    if fitted is not None and fitted.boundaries:
-        edges = fitted.boundaries
-        found = [edges[len(edges) // 4], edges[3 * len(edges) // 4]]
-    elif fitted is not None:
-        found = [fitted.mean, fitted.mean + fitted.std]
+    if fitted is not None:
+        found = _quartiles(fitted.boundaries) if fitted.boundaries else [fitted.mean, fitted.mean + fitted.std]
     else:
-        found = _usual(feature, profile) or [1.0, 2.0]
+        try:
+            found = _quartiles(profile[DISTRIBUTIONS]["features"][feature.name]["floats"]["edges"])
+            if feature.transform == "log1p":
+                found = [math.copysign(math.expm1(min(abs(number), 80.0)), number) for number in found]
+        except (KeyError, IndexError, TypeError, ValueError):
+            found = [1.0, 2.0]
     return [float(f"{number:.3g}") for number in found]
 
 
-def _usual(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
-    """Two edges of the training profile as raw numbers; none if the profile has none."""
-    try:
-        edges = profile[DISTRIBUTIONS]["features"][feature.name]["floats"]["edges"]
-        found = [float(edges[len(edges) // 4]), float(edges[3 * len(edges) // 4])]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return []
-    if feature.transform == "log1p":
-        found = [math.copysign(math.expm1(min(abs(number), 80.0)), number) for number in found]
-    return found
+def _quartiles(edges: Sequence[float]) -> list[float]:
+    return [float(edges[len(edges) // 4]), float(edges[3 * len(edges) // 4])]
 
 
 def _tensor(metadata: Mapping[str, Any], rows: Sequence[Row]) -> Row:
@@ -134,11 +124,3 @@ def _tensor(metadata: Mapping[str, Any], rows: Sequence[Row]) -> Row:
 
 def _predictions(scores: Sequence[float]) -> Row:
     return {"predictions": [{OUTPUT: score} for score in scores]}
-
-
-def _csv(rows: Sequence[Row], registry: FeatureRegistry) -> str:
-    file, separator = io.StringIO(), registry.csv.separator if registry.csv else ","
-    writer = csv.DictWriter(file, [*rows[0]], delimiter=separator, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from features.errors import InputError
 from serving.bundle.bundle import PROBABILITY, Bundle
@@ -28,12 +28,9 @@ Resolve = Callable[[Path | None], Path]
 _log = logging.getLogger(__name__)
 
 
-class _Files(NamedTuple):
-    """State of a bundle directory, to notice a change without reading the files."""
-
-    path: Path
-    entries: tuple[tuple[str, int, int, int, int], ...]
-    """Name, inode, size, times of the last change of content and of anything else, permissions included."""
+_Files = tuple[Path, tuple[tuple[str, int, int, int, int], ...]]
+"""State of a bundle directory, to notice a change without reading the files: its path and, by file, the name, inode,
+size, and times of the last change of content and of anything else, permissions included."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,9 +59,10 @@ class ModelHost:
         self, resolve: Resolve, name: str, *, num_threads: int = 1, on_load: Callable[[LoadOutcome], None] | None = None
     ) -> None:
         self.name = name
+        self.served: tuple[ServedModel, ...] = ()
+        """Loaded versions, the current one first; empty until the first is loaded."""
         self._resolve, self._num_threads = resolve, num_threads
         self._on_load = on_load or (lambda outcome: None)
-        self._served: tuple[ServedModel, ...] = ()
         self._path: Path | None = None
         """Directory that was accepted last."""
         self._seen: _Files | None = None
@@ -72,23 +70,17 @@ class ModelHost:
         """Error of the directory in `_seen`, if it was refused."""
         self._refreshing = threading.Lock()
 
-    @property
-    def served(self) -> tuple[ServedModel, ...]:
-        """Loaded versions, the current one first; empty until the first is loaded."""
-        return self._served
-
     def find(self, name: str | None = None, version: str | None = None) -> ServedModel:
         """The current version, or the requested one; raises `RefusedError` if it is not loaded."""
-        served = self._served  # read once: another thread may replace it
+        served = self.served  # read once: another thread may replace it
         self.check_name(name)
         if not served:
             expected, found = "expected a loaded model", "one that is loading"
             raise RefusedError(503, "not_ready", expected, found=found, remedy="try again")
         if version is None:
             return served[0]
-        for model in served:
-            if model.version == version:
-                return model
+        if found := [model for model in served if model.version == version]:
+            return found[0]
         expected = f"expected a version of {', '.join(model.version for model in served)}"
         raise RefusedError(404, "not_found", expected, found=repr(version[:80]), remedy="leave the version out")
 
@@ -136,7 +128,7 @@ class ModelHost:
         return outcome
 
     def _refresh(self) -> LoadOutcome:
-        current = self._served[0] if self._served else None
+        current = self.served[0] if self.served else None
         path = self._resolve(self._path)
         files = _files(path.resolve())  # resolve a symbolic link once, so that all files are of one target
         if files == self._seen:
@@ -154,18 +146,18 @@ class ModelHost:
 
     def _load(self, path: Path, files: _Files, current: ServedModel | None) -> LoadOutcome:
         begun = time.monotonic()
-        bundle = Bundle.open(files.path)
+        bundle = Bundle.open(files[0])
         if current is not None and bundle.model_id == current.version:
             self._path = path
             return "unchanged"  # the same model from another path: keep the mapped files
         scorer = Scorer(bundle, num_threads=self._num_threads)
         model = ServedModel(name=self.name, scorer=scorer, loaded_at=time.time(), window=CoverageWindow(bundle))
-        _check_and_warm(model.scorer)
-        others = tuple(one for one in self._served if one.version != model.version)
-        self._served, self._path = (model, *others)[:KEPT_VERSIONS], path
-        seconds = round(time.monotonic() - begun, 3)
-        details = {"model": self.name, "version": model.version, "path": str(path), "seconds": seconds}
-        _log.info("model_loaded", extra=details | {"previous": current.version if current else None})
+        _check_and_warm(scorer)
+        others = tuple(one for one in self.served if one.version != model.version)
+        self.served, self._path = (model, *others)[:KEPT_VERSIONS], path
+        details = {"model": self.name, "version": model.version, "path": str(path)}
+        details |= {"seconds": round(time.monotonic() - begun, 3), "previous": current.version if current else None}
+        _log.info("model_loaded", extra=details)
         return "loaded"
 
 
@@ -208,4 +200,4 @@ def _files(path: Path) -> _Files:
         found = error.strerror or str(error)
         remedy = "name a directory that `muxrec export` wrote"
         raise InputError(f"{path}: expected a bundle directory", found=found, remedy=remedy) from None
-    return _Files(path, tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in entries))
+    return path, tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in entries)

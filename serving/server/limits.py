@@ -187,36 +187,22 @@ class Workers:
         self._slots = threading.BoundedSemaphore(limits.max_concurrent)
         self._pool = ThreadPoolExecutor(limits.num_workers, thread_name_prefix="scorer")
 
-    def acquire_slot(self) -> "RequestSlot":
-        """A slot for one request; raises `RefusedError` if all are taken."""
-        if not self._slots.acquire(blocking=False):
-            expected = f"expected at most {self._limits.max_concurrent} requests at a time"
-            raise RefusedError(503, "overloaded", expected, found="one more", remedy="try again, or add a server")
-        return RequestSlot(self._slots, self._pool)
+    def check_free(self) -> None:
+        """Raise `RefusedError` if all slots are taken."""
+        self._acquire()
+        self._slots.release()
 
     def close(self) -> None:
         """Wait for running work, and start no more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-
-class RequestSlot:
-    """One request's slot; either `release` it, or `run` work, which releases it when it ends."""
-
-    def __init__(self, slots: threading.BoundedSemaphore, pool: ThreadPoolExecutor) -> None:
-        self._slots, self._pool, self._is_held = slots, pool, True
-
-    def release(self) -> None:
-        """Free the slot; does nothing if work holds it, or if it is free."""
-        if self._is_held:
-            self._is_held = False
-            self._slots.release()
-
     async def run(self, work: Callable[[], tuple[T, Callable[[], None]]]) -> T:
         """Run `work` in a worker; returns its result, after which the worker calls the function returned with it.
 
         So the caller has the answer before it is counted. Work that has not started when the caller is cancelled is
-        dropped.
+        dropped. Raises `RefusedError` if all slots are taken.
         """
+        self._acquire()
         answer: Future[T] = Future()
 
         def job() -> None:
@@ -226,20 +212,23 @@ class RequestSlot:
                 result, afterwards = work()
             except Exception as error:
                 answer.set_exception(error)
-                return
             except BaseException as error:  # polars' panics are no `Exception`
                 panic = RuntimeError(f"{type(error).__name__}: {error}")
                 panic.__cause__ = error
                 answer.set_exception(panic)
-                return
-            answer.set_result(result)
-            afterwards()
+            else:
+                answer.set_result(result)
+                afterwards()
 
         running = self._pool.submit(job)
-        self._is_held = False
         running.add_done_callback(lambda _: self._slots.release())
         try:
             return await asyncio.wrap_future(answer)
         except asyncio.CancelledError:
             running.cancel()
             raise
+
+    def _acquire(self) -> None:
+        if not self._slots.acquire(blocking=False):
+            expected = f"expected at most {self._limits.max_concurrent} requests at a time"
+            raise RefusedError(503, "overloaded", expected, found="one more", remedy="try again, or add a server")

@@ -33,27 +33,6 @@ class ModelVersion(NamedTuple):
 NO_MODEL = ModelVersion("", "")
 
 
-class AnsweredRequest(NamedTuple):
-    """How a request ended."""
-
-    version: ModelVersion
-    endpoint: str
-    status: int
-    reason: str
-    """Why it failed; empty where it succeeded."""
-    seconds: float
-
-
-class ScoredRequest(NamedTuple):
-    """Scores of a request, and how it was scored."""
-
-    version: ModelVersion
-    probabilities: npt.NDArray[np.float64]
-    coverage: Mapping[str, Coverage]
-    stages: Mapping[str, float]
-    """Stage to seconds."""
-
-
 class Histogram(Collector):
     """A histogram whose observations come as arrays: a request has up to thousands of scores.
 
@@ -133,11 +112,12 @@ class ServerMetrics:
         self._loaded = Gauge(name, text, [*model, "role"], registry=registry)
         self._versions: dict[ModelVersion, float] = {}
         self._counted: set[ModelVersion] = set()
-        self._by_feature: dict[
-            tuple[ModelVersion, str], list[Counter]
-        ] = {}  # looking labels up takes 40 us per request
-        for histogram in (self._latency, self._stages, self._rows, self._scores):
+        # Looking labels up takes 40 us per request.
+        self._by_feature: dict[tuple[ModelVersion, str], list[Counter]] = {}
+        histograms = (self._latency, self._stages, self._rows, self._scores)
+        for histogram in histograms:
             registry.register(histogram)
+        self._by_version = (self._requests, self._failures, *histograms, *self._coverage)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -147,27 +127,35 @@ class ServerMetrics:
         """Add the number of requests that came in, or subtract those that were answered."""
         self._in_flight.inc(change)
 
-    def add_request(self, request: AnsweredRequest) -> None:
-        """Count an answered request."""
-        self._counted.add(request.version)
-        self._requests.labels(*request.version, request.endpoint, str(request.status)).inc()
-        if request.reason:
-            self._failures.labels(*request.version, request.endpoint, request.reason).inc()
-        if request.endpoint in SCORING:
-            self._latency.observe((*request.version, request.endpoint), np.array([request.seconds]))
+    def add_request(
+        self, version: ModelVersion, endpoint: str, status: int, reason: str | None, seconds: float
+    ) -> None:
+        """Count an answered request; `reason`: of its failure, None where it succeeded."""
+        self._counted.add(version)
+        self._requests.labels(*version, endpoint, str(status)).inc()
+        if reason:
+            self._failures.labels(*version, endpoint, reason).inc()
+        if endpoint in SCORING:
+            self._latency.observe((*version, endpoint), np.array([seconds]))
 
-    def add_scored(self, scored: ScoredRequest) -> None:
-        """Count the scores of a request."""
-        self._rows.observe(scored.version, np.array([float(len(scored.probabilities))]))
-        self._scores.observe(scored.version, scored.probabilities)
-        for stage, seconds in scored.stages.items():
-            self._stages.observe((*scored.version, stage), np.array([seconds]))
-        for feature, coverage in scored.coverage.items():
-            counters = self._by_feature.get((scored.version, feature))
+    def add_scored(
+        self,
+        version: ModelVersion,
+        probabilities: npt.NDArray[np.float64],
+        coverage: Mapping[str, Coverage],
+        stages: Mapping[str, float],
+    ) -> None:
+        """Count the scores of a request; `stages`: seconds by stage."""
+        self._rows.observe(version, np.array([float(len(probabilities))]))
+        self._scores.observe(version, probabilities)
+        for stage, seconds in stages.items():
+            self._stages.observe((*version, stage), np.array([seconds]))
+        for feature, counts in coverage.items():
+            counters = self._by_feature.get((version, feature))
             if counters is None:
-                counters = [counter.labels(*scored.version, feature) for counter in self._coverage]
-                self._by_feature[scored.version, feature] = counters
-            for counter, count in zip(counters, coverage, strict=True):
+                counters = [counter.labels(*version, feature) for counter in self._coverage]
+                self._by_feature[version, feature] = counters
+            for counter, count in zip(counters, counts, strict=True):
                 if count:
                     counter.inc(count)
 
@@ -182,15 +170,7 @@ class ServerMetrics:
             return
         for version in self._counted - versions.keys() - {NO_MODEL}:
             self._counted.remove(version)
-            for metric in (
-                self._requests,
-                self._failures,
-                self._latency,
-                self._stages,
-                self._rows,
-                self._scores,
-                *self._coverage,
-            ):
+            for metric in self._by_version:
                 metric.remove_by_labels(version._asdict())
         self._by_feature.clear()
         self._versions = dict(versions)

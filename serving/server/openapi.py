@@ -58,43 +58,38 @@ def document_of(name: str, scorer: Scorer, limits: Limits, *, has_token: bool) -
 def _paths(name: str, version: str, examples: Mapping[str, list[Example]]) -> Schema:
     pairs = (("name", name), ("version", version))
     known, that = ({"name": key, "in": "path", "required": True, "schema": {"enum": [value]}} for key, value in pairs)
-    paths: Schema = {
+    gets = {
+        "/v2": _operation("server_metadata", "Name and version of the server"),
+        "/v2/health/live": _operation("live", "Whether the process answers"),
+        "/v2/health/ready": _operation("ready", "Whether the server takes new requests", "503"),
+        "/ping": _operation("ping", "Readiness, as MLflow names it", "503"),
+        "/metrics": _operation("metrics", "Metrics for Prometheus", media_type="text/plain", schema=_TEXT),
+    }
+    load = _operation("load", "Look for a new version now", "403", "404", "503", "409")
+    posts = {
         "/score": _scoring("Score", "Score rows, or the candidates of one context", examples),
         "/invocations": _scoring("Invocations", "Score rows as MLflow's server does", examples),
-        "/v2": _get("server_metadata", "Name and version of the server"),
-        "/v2/health/live": _get("live", "Whether the process answers"),
-        "/v2/health/ready": _get("ready", "Whether the server takes new requests", "503"),
-        "/ping": _get("ping", "Readiness, as MLflow names it", "503"),
-        "/metrics": _get("metrics", "Metrics for Prometheus", media_type="text/plain", schema=_TEXT),
+        "/v2/repository/models/{name}/load": load | {"parameters": [known]},
     }
-    infer = _scoring("Infer", "Score tensors (Open Inference Protocol v2)", examples)
-    errors = ("404", "503")
-    for parameters in ([known], [known, that]):
-        path, suffix = "/v2/models/{name}", ""
-        if len(parameters) == 2:
-            path, suffix = path + "/versions/{version}", "_version"
-        by_path = {
-            f"{path}/infer": {"post": infer["post"] | {"operationId": f"infer{suffix}"}},
-            path: _get(
-                f"model{suffix}", "Inputs, outputs and versions of the model", *errors, schema=_ref("ModelMetadata")
-            ),
-            f"{path}/ready": _get(f"model_ready{suffix}", "Whether the model is loaded", *errors),
-        }
-        for operation in (operation for item in by_path.values() for operation in item.values()):
-            operation["parameters"] = parameters
-        paths |= by_path
-    load = _get("load", "Look for a new version now", "403", *errors, "409")
-    paths["/v2/repository/models/{name}/load"] = {"post": load["get"] | {"parameters": [known]}}
-    for path in OPEN_PATHS & paths.keys():  # no token is needed
-        paths[path]["get"]["security"] = []
-        del paths[path]["get"]["responses"]["401"]
-    return paths
+    model = "/v2/models/{name}"
+    for path, suffix, parameters in ((model, "", [known]), (model + "/versions/{version}", "_version", [known, that])):
+        infer = _scoring("Infer", "Score tensors (Open Inference Protocol v2)", examples)
+        infer |= {"operationId": f"infer{suffix}"}
+        summary = "Inputs, outputs and versions of the model"
+        about = _operation(f"model{suffix}", summary, "404", "503", schema=_ref("ModelMetadata"))
+        ready = _operation(f"model_ready{suffix}", "Whether the model is loaded", "404", "503")
+        gets |= {path: about | {"parameters": parameters}, f"{path}/ready": ready | {"parameters": parameters}}
+        posts[f"{path}/infer"] = infer | {"parameters": parameters}
+    for path in OPEN_PATHS & gets.keys():  # no token is needed
+        gets[path]["security"] = []
+        del gets[path]["responses"]["401"]
+    return {path: {"get": one} for path, one in gets.items()} | {path: {"post": one} for path, one in posts.items()}
 
 
 def _scoring(body: str, summary: str, examples: Mapping[str, list[Example]]) -> Schema:
-    """A path that scores; `body` names its schemas and examples."""
+    """An operation that scores; `body` names its schemas and examples."""
     errors = ("400", "404", "408", "413", "415", "503")
-    operation = _get(body.lower(), summary, *errors, schema=_ref(f"{body}Response"))["get"]
+    operation = _operation(body.lower(), summary, *errors, schema=_ref(f"{body}Response"))
     content: Schema = {"application/json": {"schema": _ref(f"{body}Request"), "examples": {}}}
     for one in examples[body]:
         by_name = content.setdefault(one.media_type, {"schema": _TEXT, "examples": {}})["examples"]
@@ -107,18 +102,16 @@ def _scoring(body: str, summary: str, examples: Mapping[str, list[Example]]) -> 
             "The binary tensor data extension works in both directions: a tensor has `data`, or a parameter "
             "`binary_data_size` and as many bytes after the JSON."
         )
-    return {"post": operation | {"requestBody": {"required": True, "content": content}}}
+    return operation | {"requestBody": {"required": True, "content": content}}
 
 
-def _get(
+def _operation(
     name: str, summary: str, *errors: str, media_type: str = "application/json", schema: Schema = _OBJECT
 ) -> Schema:
-    """A path that is read."""
     responses: Schema = {"200": {"description": "Done", "content": {media_type: {"schema": schema}}}}
-    for status in (*errors, "401"):
-        content = {"application/json": {"schema": _ref("Error")}}
-        responses[status] = {"description": _ERRORS[status], "content": content}
-    return {"get": {"summary": summary, "operationId": name, "responses": responses}}
+    content = {"application/json": {"schema": _ref("Error")}}
+    responses |= {status: {"description": _ERRORS[status], "content": content} for status in (*errors, "401")}
+    return {"summary": summary, "operationId": name, "responses": responses}
 
 
 _REQUESTS = {

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictStr
 from pydantic_core import to_json
+from starlette.responses import Response
 
 from features.errors import InputError
 from features.feature_types import AnyFeature
@@ -24,8 +25,8 @@ from serving.server.bodies import (
     OUTPUT,
     ParsedRequest,
     Probabilities,
-    Reply,
     RequestFormat,
+    json_response,
     kind_of,
     read_json_object,
     rows_of_columns,
@@ -47,12 +48,8 @@ Datatype = Literal["BYTES", "BOOL", _Integers, "FP16", "BF16", "FP32", "FP64"]
 DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
 
 
-def _integers(bits: int, *, signed: bool) -> tuple[int, int]:
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-
-
-_RANGES = {f"INT{bits}": _integers(bits, signed=True) for bits in (8, 16, 32, 64)}
-_RANGES |= {f"UINT{bits}": _integers(bits, signed=False) for bits in (8, 16, 32, 64)}
+_RANGES = {f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
+_RANGES |= {f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)}
 _TYPES: dict[str, frozenset[type]] = {
     "BYTES": frozenset({str}),
     "BOOL": frozenset({bool}),
@@ -133,17 +130,17 @@ def read_tensors(body: bytes, registry: FeatureRegistry, limits: Limits, length:
     return ParsedRequest((rows_of_columns(columns, registry),), num_rows, request.id, is_binary)
 
 
-def reply_tensors(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Reply:
+def reply_tensors(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Response:
     """An inference response with the one output `probability`, FP64 [B]: as JSON, or raw bytes after the JSON."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP64", "shape": [len(probabilities)]}
     head = {"model_name": version.model, "model_version": version.version, "id": request.id, "outputs": [output]}
     if not request.is_binary:
         output["data"] = probabilities.tolist()
-        return Reply(to_json(head))
+        return json_response(head)
     raw = probabilities.astype("<f8").tobytes()
     output["parameters"] = {"binary_data_size": len(raw)}
     text = to_json(head)
-    return Reply(text + raw, "application/octet-stream", {HEADER: str(len(text))})
+    return Response(text + raw, media_type="application/octet-stream", headers={HEADER: str(len(text))})
 
 
 def tensors_of(length: str | None) -> RequestFormat:
@@ -153,14 +150,10 @@ def tensors_of(length: str | None) -> RequestFormat:
 
 def metadata_of(registry: FeatureRegistry) -> dict[str, list[dict[str, Any]]]:
     """`inputs` and `outputs` of the model's metadata; -1 is a dimension of any size."""
-    inputs = [
-        {
-            "name": feature.name,
-            "datatype": "FP64" if isinstance(feature, Numeric) else "BYTES",
-            "shape": [-1, -1] if feature.is_list else [-1],
-        }
-        for feature in registry.features
-    ]
+    inputs: list[dict[str, Any]] = []
+    for feature in registry.features:
+        datatype, shape = "FP64" if isinstance(feature, Numeric) else "BYTES", [-1, -1] if feature.is_list else [-1]
+        inputs.append({"name": feature.name, "datatype": datatype, "shape": shape})
     return {"inputs": inputs, "outputs": [{"name": OUTPUT, "datatype": "FP64", "shape": [-1]}]}
 
 
@@ -186,9 +179,9 @@ def _check_meaning(place: str, datatype: str, parameters: Parameters, default: A
     Other parameters, such as a priority, change no value and are ignored.
     """
     parameters = parameters or {}
-    asked = next((name for name in _OTHER_MEANINGS if name in parameters), None)
-    if asked is not None:
-        raise InputError(f"{place}: expected values as they are", found=asked, remedy="leave that parameter out")
+    for name in _OTHER_MEANINGS:
+        if name in parameters:
+            raise InputError(f"{place}: expected values as they are", found=name, remedy="leave that parameter out")
     content_type = parameters.get("content_type", default)
     if content_type is None or (content_type in CONTENT_TYPES and (content_type != "str" or datatype == "BYTES")):
         return
@@ -249,10 +242,16 @@ def _columns(tensors: Sequence[Tensor], registry: FeatureRegistry, limits: Limit
     columns: dict[str, list[Any]] = {}
     for feature in registry.features:
         if feature.name in by_name:
-            columns[feature.name] = _column(_exact(by_name.pop(feature.name), feature), feature, limits)
+            values = by_name.pop(feature.name)
+            column = _column(values, feature, limits)
         elif feature.is_list and {feature.name + VALUES, feature.name + OFFSETS} <= set(by_name):
-            values, offsets = by_name.pop(feature.name + VALUES), by_name.pop(feature.name + OFFSETS)
-            columns[feature.name] = _ragged(_exact(values, feature), offsets)
+            values = by_name.pop(feature.name + VALUES)
+            column = _ragged(values, by_name.pop(feature.name + OFFSETS))
+        else:
+            continue
+        if values.is_raw and not isinstance(feature, Numeric):  # rounding may have made one category of two
+            check_integers(values.place, values.datatype, values.data)
+        columns[feature.name] = column
     if by_name:
         name = next(iter(by_name))
         names = [feature.name for feature in registry.features]
@@ -262,13 +261,6 @@ def _columns(tensors: Sequence[Tensor], registry: FeatureRegistry, limits: Limit
     return columns
 
 
-def _exact(tensor: Tensor, feature: AnyFeature) -> Tensor:
-    """The tensor; raises `InputError` where rounding may have made one category of two."""
-    if tensor.is_raw and not isinstance(feature, Numeric):
-        check_integers(tensor.place, tensor.datatype, tensor.data)
-    return tensor
-
-
 def _column(tensor: Tensor, feature: AnyFeature, limits: Limits) -> list[Any]:
     data, shape = list(tensor.data), tensor.shape
     limits.check_num_rows(shape[0])  # before allocating anything: a shape [2^31, 0] needs no data
@@ -276,9 +268,7 @@ def _column(tensor: Tensor, feature: AnyFeature, limits: Limits) -> list[Any]:
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1 and (not feature.is_list or has_separator)):
         return data  # of a list feature without a separator, texts: column_of says what is wrong with them
     if len(shape) == 2 and feature.is_list:
-        return (
-            [data[start : start + shape[1]] for start in range(0, len(data), shape[1])] if shape[1] else [[]] * shape[0]
-        )
+        return [data[row * shape[1] : (row + 1) * shape[1]] for row in range(shape[0])]
     expected = "[rows, values]" if feature.is_list else "[rows]"
     raise InputError(f"{tensor.place}: expected shape {expected}", found=str(list(shape))[:80], remedy="reshape it")
 

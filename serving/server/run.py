@@ -81,14 +81,8 @@ def serve(
     server = _Server(config, app, drain_seconds)
     loader = _ModelLoader(models, server, watch_seconds)
     address = listener.getsockname()
-    details = {
-        "host": address[0],
-        "port": address[1],
-        "pid": os.getpid(),
-        "model": name,
-        "has_token": token is not None,
-    }
-    _log.info("listening", extra=details)
+    details = {"host": address[0], "port": address[1], "pid": os.getpid(), "model": name}
+    _log.info("listening", extra=details | {"has_token": token is not None})
     if token is None and not is_loopback(address):
         _log.warning("open_to_the_network", extra={"remedy": f"set {TOKEN_VARIABLE}, or listen on 127.0.0.1"})
     loader.start()
@@ -176,10 +170,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         listener.close()
-        found = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"cannot listen on {host} port {port}", found=found, remedy="choose --host and --port"
-        ) from None
+        found, remedy = getattr(error, "strerror", None) or str(error), "choose --host and --port"
+        raise InputError(f"cannot listen on {host} port {port}", found=found, remedy=remedy) from None
     return listener
 
 

@@ -22,8 +22,9 @@ from features.hashing import MISSING_TOKEN
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving.batch.job import ScoringReport, score_files
-from serving.bundle.bundle import Bundle, PriorCorrection, quantized_rows, write_bundle
-from serving.bundle.manifest import manifest_bytes
+from serving.bundle.bundle import Bundle, write_bundle
+from serving.bundle.manifest import PriorCorrection, manifest_bytes
+from serving.bundle.table import quantized_rows
 from tests.rows import row
 from tests.serving.server.process import Server
 

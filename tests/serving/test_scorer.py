@@ -18,7 +18,8 @@ from features.errors import InputError
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from serving import scorer as scoring
-from serving.bundle.bundle import Bundle, quantized_rows
+from serving.bundle.bundle import Bundle
+from serving.bundle.table import quantized_rows
 from serving.scorer import Scorer
 from tests.floats import floats
 from tests.serving.conftest import (

@@ -14,7 +14,7 @@ from experiments.studies.runner import SCORER_TIME, RunError, RunStore, StudyRun
 from experiments.studies.table_kinds import Cell, StudyData
 from recsys.compression import COMPRESSORS
 from recsys.config import Compression
-from serving.bundle.table import table_bytes
+from serving.bundle.table_plan import table_bytes
 
 
 def cells_like(data: Mapping[str, StudyData], *names: str) -> list[Cell]:

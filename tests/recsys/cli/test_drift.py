@@ -19,7 +19,8 @@ from recsys.dataset import Split
 from recsys.embedding.table import UnifiedEmbedding
 from recsys.evaluation.predictions import Predictions
 from recsys.training_profile import summarize_train, training_profile
-from serving.bundle.bundle import Bundle, PriorCorrection
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import PriorCorrection
 from serving.bundle.profile import (
     MAX_SAMPLE,
     MIN_ROWS,

@@ -9,7 +9,7 @@ import torch
 from features.layout import TableLayout
 from recsys.compression import Budget, PruningContext, SlotLookups
 from recsys.embedding.mask import Mask
-from serving.bundle.table import table_bytes
+from serving.bundle.table_plan import table_bytes
 
 WIDTH = 16
 

@@ -12,7 +12,8 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.compression import COMPRESSORS, Budget, TrainingStats, ValueCounts
 from recsys.embedding.table import EmbeddingConfig
-from serving.bundle.table import pack_bits, write_table
+from serving.bundle.row_sets import pack_bits
+from serving.bundle.table import write_table
 
 SHAPES = ("smaller", "hashed", "quotient_remainder", "robe")
 FEATURES = {"user": 900, "item": 300, "day": 7}

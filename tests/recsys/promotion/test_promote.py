@@ -25,7 +25,8 @@ from recsys.runs.evaluate import export_run
 from recsys.runs.parity import parity_of
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.model_registry import ModelRegistry
-from serving.bundle.bundle import Bundle, PriorCorrection
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import PriorCorrection
 from serving.scorer import Scorer
 from tests.conftest import SMALL
 from tests.planted import write_dataset

@@ -38,6 +38,7 @@ from recsys.report.write import EvaluatedSplit, write_report
 from recsys.runs.process import ResourceMeter
 from recsys.runs.run_directory import RunDirectory
 from recsys.runs.serving_cost import serving_cost
+from serving.scorer import Scorer
 from tests.planted import write_dataset
 
 # Importance
@@ -336,7 +337,7 @@ def test_a_run_has_its_card_its_costs_and_its_importance(run):
 
 
 def test_the_cost_of_a_bundle_needs_the_bundle_alone(run):
-    assert set(serving_cost(run / "bundle")) == {"bundle_bytes", "table_bytes", "score_ms", "score_100_ms"}
+    assert set(serving_cost(Scorer(run / "bundle"))) == {"bundle_bytes", "table_bytes", "score_ms", "score_100_ms"}
 
 
 def test_the_meter_counts_the_work_since_it_was_asked_last():

@@ -20,7 +20,7 @@ from recsys.compression import COMPRESSORS
 from recsys.embedding.mask import load_mask
 from recsys.runs import prune
 from recsys.runs.run_directory import RunDirectory
-from serving.bundle.table import TableDtype
+from serving.bundle.quantize import TableDtype
 
 BUDGET = ("--target-bytes", 5000, "--table-dtype", "int8")
 QUICK = ("compression.settings.search.generations=2", "compression.settings.tuning_steps=3")

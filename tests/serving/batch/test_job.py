@@ -14,7 +14,8 @@ from features.errors import InputError
 from features.files import sha256_of
 from features.io.readers import expand
 from serving.batch.job import lineage_of
-from serving.bundle.bundle import Bundle, installed_version
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import installed_version
 from serving.scorer import Scorer
 from tests.serving.conftest import MARKS, ROUNDING, Run, content, raw_frame, visible
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from serving.bundle.table import StoredTable, pack_bits, write_table
+from serving.bundle.row_sets import pack_bits
+from serving.bundle.table import StoredTable, write_table
 from tests.serving.conftest import LAYOUT
 
 DTYPES = ["fp32", "fp16", "int8", "int4", "int2", "int1", "opq4", "opq3", "opq2", "opq1"]

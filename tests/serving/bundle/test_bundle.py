@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from features.errors import InputError
 from features.registry import FeatureRegistry
-from serving.bundle.bundle import Bundle, Manifest, PriorCorrection
-from serving.bundle.manifest import manifest_bytes
+from serving.bundle.bundle import Bundle
+from serving.bundle.manifest import Manifest, PriorCorrection, manifest_bytes
 from tests.serving.conftest import FILES, LAYOUT, REGISTRY, dense_graph, make_bundle, raw_frame, reseal, table
 
 Fresh = Callable[..., Bundle]

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from safetensors.numpy import load_file
 
 from features.errors import InputError
-from serving.bundle.bundle import Bundle, quantized_rows
-from serving.bundle.table import pack_bits, table_bytes, write_table
+from serving.bundle.bundle import Bundle
+from serving.bundle.row_sets import pack_bits
+from serving.bundle.table import quantized_rows, write_table
+from serving.bundle.table_plan import table_bytes
 from serving.scorer import Scorer
 from tests.serving.bundle.plain_table import read_table
 from tests.serving.bundle.table_cases import DTYPES, Case, cases

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from features.errors import InputError
 from serving.bundle import Bundle
-from serving.bundle.table import StoredTable, pack_bits
+from serving.bundle.row_sets import pack_bits
+from serving.bundle.table import StoredTable
 from tests.floats import floats
 from tests.serving.bundle.table_cases import Case, cases
 from tests.serving.conftest import LAYOUT, reseal, table

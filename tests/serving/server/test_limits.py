@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import httpx
@@ -310,16 +311,33 @@ def test_a_panic_of_a_library_is_an_error_like_another(served: Served, monkeypat
 
 
 def test_places_are_counted_under_threads() -> None:
-    limits = Limits(max_concurrent=4, num_workers=2)
-    workers = Workers(limits)
-    taken = [workers.acquire_slot() for _ in range(4)]
-    with pytest.raises(RefusedError):
-        workers.acquire_slot()
-    taken[0].release()
-    taken[0].release()  # once is enough
-    workers.acquire_slot()
-    with pytest.raises(RefusedError):
-        workers.acquire_slot()
+    workers = Workers(Limits(max_concurrent=4, num_workers=2))
+    ends = [threading.Event() for _ in range(5)]
+
+    def work(end: threading.Event) -> tuple[bool, Callable[[], None]]:
+        return end.wait(10), lambda: None
+
+    async def run() -> None:
+        running = [asyncio.create_task(workers.run(partial(work, end))) for end in ends[:4]]
+        await asyncio.sleep(0)  # they start
+        for _ in range(2):
+            with pytest.raises(RefusedError):
+                workers.check_free()
+        with pytest.raises(RefusedError):
+            await workers.run(partial(work, ends[4]))
+        ends[0].set()
+        assert await running[0]
+        await asyncio.sleep(0.1)  # its slot is free once its counting is done
+        workers.check_free()
+        running.append(asyncio.create_task(workers.run(partial(work, ends[4]))))
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError):
+            workers.check_free()
+        for end in ends:
+            end.set()
+        assert await asyncio.gather(*running) == [True] * 5
+
+    asyncio.run(run())
     workers.close()
 
 

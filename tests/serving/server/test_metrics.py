@@ -13,7 +13,7 @@ from serving.bundle import Bundle
 from serving.server import coverage_window
 from serving.server.limits import Limits, Workers
 from serving.server.logs import JsonFormatter
-from serving.server.metrics import AnsweredRequest, Histogram, ModelVersion, ScoredRequest, ServerMetrics
+from serving.server.metrics import Histogram, ModelVersion, ServerMetrics
 from tests.serving.conftest import dense_graph, make_bundle
 from tests.serving.server.app import FORMS, JSON, NAME, Served
 
@@ -129,9 +129,9 @@ def test_series_of_a_version_end_when_it_is_no_longer_kept() -> None:
     metrics = ServerMetrics()
     versions = [ModelVersion("clicks", name) for name in "abc"]
     for version in versions:
-        metrics.add_request(AnsweredRequest(version, "score", 200, "", 0.01))
-        metrics.add_request(AnsweredRequest(version, "score", 400, "invalid", 0.01))
-        metrics.add_scored(ScoredRequest(version, np.array([0.5]), {}, {"read": 0.1}))
+        metrics.add_request(version, "score", 200, None, 0.01)
+        metrics.add_request(version, "score", 400, "invalid", 0.01)
+        metrics.add_scored(version, np.array([0.5]), {}, {"read": 0.1})
     metrics.set_served({versions[2]: 2.0, versions[1]: 1.0}, is_ready=True)
     labels = {pair for _, pairs in samples(metrics.text()) for pair in pairs}
     assert {found for label, found in labels if label == "version"} == {"b", "c"}
