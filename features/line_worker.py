@@ -1,8 +1,8 @@
-"""Worker processes that are asked by a line of JSON and answer by one.
+"""Worker processes that receive requests and send answers as lines of JSON.
 
-`LineWorker` is the end of the process that asks. The worker is a module of its own, started by `python -P -m`, whose
-`main` calls `LineServer().run(function)`. A worker ends when its standard input does, even in the middle of its work,
-so it never outlives its parent, however that ended.
+`LineWorker` is the asking side. The worker is a separate module, started by `python -P -m`, whose `main` calls
+`LineServer().run(function)`. A worker ends when its standard input does, even in the middle of its work, so it never
+outlives its parent, even one that was killed.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class WorkerError(Exception):
 
     def __init__(self, code: int, last_line: str = "") -> None:
         self.last_line = last_line[:200]
-        """Last line of its standard error; empty where that is not captured."""
+        """Last line of its standard error; empty if that is not captured."""
         self.signal_name = signal.Signals(-code).name if code < 0 else None
         ending = f"by signal {-code} ({self.signal_name})" if code < 0 else f"with exit code {code}"
         super().__init__(f"ended {ending}" + (f"; {self.last_line}" if last_line else ""))
@@ -139,7 +139,7 @@ class LineServer:
     """The worker's end of the conversation. `stop` is called when the input ends in the middle of a request."""
 
     def __init__(self, stop: Callable[[], object] = lambda: os._exit(1)) -> None:
-        # Libraries print to standard output, from C too. That goes to standard error, so that lines of ours stay alone.
+        # Libraries print to standard output, from C too. That goes to standard error, so only answers are left here.
         self._output = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._stop = stop
@@ -178,7 +178,7 @@ class LineServer:
 
 
 def pack(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What a function returns, or the `InputError` that it raises, in a form that leaves the process.
+    """The result of a function, or the `InputError` that it raises, in a form that another process can read.
 
     >>> unpack(pack(max, 3, 5))
     5

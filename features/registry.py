@@ -72,7 +72,7 @@ class FeatureRegistry(BaseModel):
         rule = dict(document["label"])
         column = rule.pop("column", None)
         if not isinstance(column, str):
-            remedy = "write `label: {column: rating, at_least: 4}`, say"
+            remedy = "write, for example, `label: {column: rating, at_least: 4}`"
             raise InputError("a label with a rule needs `column:`", found=repr(column), remedy=remedy)
         return {**document, "label": column, "label_rule": rule or None}
 
@@ -85,7 +85,7 @@ class FeatureRegistry(BaseModel):
         for feature in features:
             if feature.name in RESERVED_NAMES:
                 remedy = f"rename the column; reserved are {', '.join(sorted(RESERVED_NAMES))}"
-                raise InputError("a feature needs a name of its own", found=repr(feature.name), remedy=remedy)
+                raise InputError("a feature needs a name that is not reserved", found=repr(feature.name), remedy=remedy)
             for kind, value in (("name", feature.name), ("key", feature.stable_key)):
                 if not is_plain_name(value):
                     remedy = "rename it" if kind == "key" else "rename the column"
@@ -121,7 +121,7 @@ class FeatureRegistry(BaseModel):
 
     @property
     def has_later_settings(self) -> bool:
-        """True where `to_json` has keys that readers of the first format refuse."""
+        """True if `to_json` has keys that readers of the first format refuse."""
         models = (self, *self.features)
         return any(type(model).model_fields[key].exclude_if for model in models for key in model.model_dump())
 
@@ -234,7 +234,7 @@ def _from_mapping(document: object, where: str) -> FeatureRegistry:
         if not isinstance(settings, dict):
             expected, remedy = (
                 f"{where}: a feature is a type or a mapping with `type:`",
-                "write `NAME: categorical`, say",
+                "write, for example, `NAME: categorical`",
             )
             raise InputError(expected, found=f"{name}: {value!r}", remedy=remedy)
         kind = settings.get("type", "categorical")

@@ -49,18 +49,18 @@ class FeatureSpec(BaseModel):
 
     @property
     def has_tokens(self) -> bool:
-        """True where the encoded form is a bag of tokens, False where it is a float column."""
+        """True if the encoded form is a bag of tokens, False if it is a float column."""
         return True
 
     @property
     def is_list(self) -> bool:
-        """True where an example may hold any number of tokens."""
+        """True if an example may hold any number of tokens."""
         return False
 
     def parse(self, column: pl.Series) -> pl.Series:
         """The raw column [N] with its texts parsed; a parsed column is returned unchanged.
 
-        Raises `InputError` for a text that is no value of the feature.
+        Raises `InputError` for a text that is not a value of the feature.
         """
         return column
 
@@ -206,7 +206,7 @@ class NumericFit(BaseModel):
     mean: float
     """Mean of the values present."""
     std: float = Field(ge=0)
-    """Standard deviation of the values present; 0 where the column is constant."""
+    """Standard deviation of the values present; 0 if the column is constant."""
     boundaries: tuple[float, ...] = ()
     """Increasing inner edges of the buckets; empty unless the transform is `bucketize`."""
 
@@ -237,7 +237,7 @@ class Numeric(FeatureSpec):
 
     @property
     def needs_fit(self) -> bool:
-        """True where the transform needs statistics of the training rows that are not fitted yet."""
+        """True if the transform needs statistics of the training rows that are not fitted yet."""
         return self.transform in ("standardize", "bucketize") and self.fitted is None
 
     def parse(self, column: pl.Series) -> pl.Series:

@@ -2,7 +2,7 @@
 
     python -m experiments.studies.runner --data work/frappe --data work/movielens [--study NAME]...
 
-A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a process of its own. Run
+A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a separate process. Run
 directories in the work folder are the record of what is done: a finished one counts while it holds the same resolved
 experiment, seed included, on data of the same digest. Studies share the runs that they have in common.
 """
@@ -88,7 +88,7 @@ class RunStore:
         return base.with_name(f"{base.name}-{_digest(words)}") if words else base
 
     def record(self, run: StudyRun) -> Record | None:
-        """Figures of a finished run; None where it is missing."""
+        """Figures of a finished run; None if it is missing."""
         path, how = self.path(run), run.cell.compression
         done, notes = RunDirectory(path), self._notes(path)
         if "unreachable" in notes:
@@ -165,7 +165,7 @@ class RunError(Exception):
 
 
 class Processes:
-    """Trains and prunes by `muxrec` commands, each in a process of its own."""
+    """Trains and prunes by `muxrec` commands, each in a separate process."""
 
     def __init__(self, store: RunStore, *, threads: int = 1, track: bool = False, lock: int | None = None) -> None:
         """`lock`: descriptor of the work folder's lock, which each process inherits, as it may outlive this one."""
@@ -193,7 +193,7 @@ class Processes:
         try:
             self.muxrec(["prune", str(base), *run.cell.prune_arguments()], path)
         except RunError as error:
-            # The method has no table, or no mask, as small as that: a result. Anything else is a failure.
+            # If the method cannot make a table or mask that small, that is a result. Any other error is a failure.
             if error.code != 2 or "bytes are too few" not in str(error):
                 raise
             shutil.rmtree(path, ignore_errors=True)

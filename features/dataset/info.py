@@ -122,7 +122,7 @@ def _parse_info(text: str, where: str) -> DatasetInfo:
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     except json.JSONDecodeError as error:
         found = str(error)
-    raise InputError(f"{where}: expected what prepare writes", found=found, remedy="prepare it again")
+    raise InputError(f"{where}: expected a directory that prepare wrote", found=found, remedy="prepare it again")
 
 
 def _check_part(path: Path, part: PartInfo, *, verify: bool) -> None:

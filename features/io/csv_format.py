@@ -11,7 +11,7 @@ from features.errors import InputError
 def _checked(separator: str) -> str:
     separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
     if len(separator.encode()) != 1 or separator in '"\r\n':
-        remedy = "write `;`, `|` or `tab`, say"
+        remedy = "write, for example, `;`, `|` or `tab`"
         raise InputError("a separator is one ASCII character", found=repr(separator), remedy=remedy)
     return separator
 

@@ -96,7 +96,7 @@ def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
             is_read = any(_is_found(place.parts, rooted) for place in places)
         if is_read:
             found, remedy = f"{pattern!r}, which names it", "choose an output that no input names"
-            raise InputError(f"{out}: expected an output that is no input", found=found, remedy=remedy)
+            raise InputError(f"{out}: expected an output that is not an input too", found=found, remedy=remedy)
 
 
 def _holds(folder: Path, target: Path) -> bool:

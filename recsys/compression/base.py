@@ -44,7 +44,7 @@ class Budget(NamedTuple):
     num_bytes: int
     """Limit for the bundle's embedding files on disk: table and vocabulary."""
     dtype: TableDtype
-    """Of the exported rows."""
+    """Type of the exported rows."""
 
     def too_few(self, found: str, remedy: str) -> InputError:
         """The error for a budget that no table or mask meets.
@@ -123,13 +123,13 @@ class PruningContext(NamedTuple):
     """For the state of a long search, so that a killed one can resume."""
     progress: bool = False
     trainer: TrainerConfig = TrainerConfig()
-    """Of the run."""
+    """Trainer settings of the run."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """Of the ranker's table."""
+    """Settings of the ranker's table."""
 
     @property
     def layout(self) -> TableLayout:
-        """Of the ranker's table."""
+        """Layout of the ranker's table."""
         return self.ranker.embedding.layout
 
     @property
@@ -152,17 +152,17 @@ class Compressor:
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     replaces_table: ClassVar[bool] = False
-    """Whether `reshape` is the whole method: the new table is trained once from its initial weights, without a mask."""
+    """True if `reshape` is the whole method: the new table is trained once from its initial weights, without a mask."""
     keeps_every_row: ClassVar[bool] = False
-    """Whether no row is removed. The default budget is then the size of the run's table; otherwise it is a tenth."""
+    """True if no row is removed. The default budget is then the size of the run's table; otherwise it is a tenth."""
     has_supernet: bool = False
-    """Whether `install_supernet` installs anything."""
+    """True if `install_supernet` installs anything."""
     supernet_keeps: Keep = "best"
-    """Weights of the supernet that `build_mask` sees."""
+    """Epoch of the supernet whose weights `build_mask` sees."""
     start: ClassVar[InitFrom] = "finetune"
     """Default start of the last training; unused if `replaces_table`."""
     has_one_start: ClassVar[bool] = False
-    """Whether `start` is the only possible one, as it is if `replaces_table`."""
+    """True if `start` is the only possible one, as it is if `replaces_table`."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config
@@ -184,5 +184,5 @@ class Compressor:
         return trainer
 
     def build_mask(self, context: PruningContext) -> Mask:
-        """The rows and columns to keep, within the budget; raises `InputError` where nothing fits."""
+        """The rows and columns to keep, within the budget; raises `InputError` if nothing fits."""
         raise NotImplementedError

@@ -36,9 +36,9 @@ class SearchConfig(BaseModel):
     num_crossovers: int = Field(default=6, ge=1)
     """Children per round that take each gene from one of two parents."""
     num_parents: int = Field(default=6, ge=2)
-    """The best candidates so far, which the next children come from."""
+    """Number of best candidates so far from which the next children come."""
     mutation_rate: float = Field(default=0.1, gt=0, le=1)
-    """Probability of a gene to be drawn anew; one gene is in any case."""
+    """Probability that a gene is drawn anew; at least one gene always is."""
 
 
 class Winner(NamedTuple):
@@ -84,7 +84,7 @@ def evolve(
 ) -> Winner:
     """The genome of the highest fitness that a search of fixed length finds; ties go to the smallest genome.
 
-    `start` are candidates of the first generation beside the random ones. Fitness values in `path` are reused if they
+    `start` are candidates of the first generation, next to random ones. Fitness values in `path` are reused if they
     belong to a search with the same arguments and the same JSON-able `identity`.
     """
     known = _Known(path, [list(num_choices), config.model_dump(), seed, [list(one) for one in start], identity])

@@ -18,7 +18,7 @@ from recsys.ranker import Ranker
 from recsys.trainer import EVALUATION_BATCH_SIZE, Trainer
 
 TUNING_SHARE = 0.3
-"""Of the run's learning rates, for the few steps that a candidate is trained."""
+"""Factor of the run's learning rates for the few steps that a candidate is trained."""
 NUM_RECALIBRATION_BATCHES = 8
 MAX_VALID_EXAMPLES = 200_000
 """Examples that a candidate is evaluated on, the first of the split. Their AUC is known to about .0005."""

@@ -12,7 +12,7 @@ from recsys.embedding.table import EmbeddingConfig
 
 
 class Hashed(Compressor):
-    """Each feature and view hashes into a range of its own."""
+    """Each feature and view hashes into its own range."""
 
     class Config(Compressor.Config):
         """Shape of the table."""

@@ -25,7 +25,7 @@ class Importance(WideTable):
         """The table, and the granularity of row widths."""
 
         columns_a_step: int = Field(default=4, ge=1)
-        """Widths are multiples of it: fewer different ones are cheaper to store."""
+        """Widths are multiples of this: fewer different widths are cheaper to store."""
 
     def build_mask(self, context: PruningContext) -> Mask:
         """The mask of the least squared error within the budget."""

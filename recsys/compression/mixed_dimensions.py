@@ -24,7 +24,7 @@ class MixedDimensions(WideTable):
     """Row widths by a power law of lookups; rows that training never looks up are dropped."""
 
     class Config(WideConfig):
-        """The table and the law."""
+        """Settings of the table and of the power law."""
 
         temperature: float = Field(default=0.4, ge=0, le=1)
         """Exponent of the popularity: 0 makes all rows equally wide."""
@@ -37,7 +37,7 @@ class MixedDimensions(WideTable):
         return super().reshape(embedding, stats)
 
     def build_mask(self, context: PruningContext) -> Mask:
-        """The widest rows that the budget admits; raises `InputError` where not even one row fits."""
+        """The widest rows that the budget admits; raises `InputError` if not even one row fits."""
         full = Mask.full(context.layout)
         lookups, width = lookup_counts(context), context.layout.width
         check_empty(Mask(torch.zeros_like(full.row_widths), full.slot_widths), context)

@@ -2,8 +2,8 @@
 
 M table rows, w row width, n lookups of a batch. Lyu et al., "Optimizing Feature Set for Click-Through Rate Prediction",
 WWW 2023, arXiv 2301.10909: row r is read as sigmoid(t m_r) / sigmoid(m_0) times its values, the temperature t grows
-from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes gates that gain
-nothing. The paper keeps m_r > 0, whatever the size; under a byte budget the rows are ranked by m_r instead. The
+from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes useless gates.
+The paper keeps m_r > 0, however many rows these are; under a byte budget the rows are ranked by m_r instead. The
 division by sigmoid(m_0) is left to the weights when the network is trained again.
 """
 
@@ -24,7 +24,7 @@ from recsys.trainer import Keep, TrainerConfig
 
 
 class OptFS(WideTable):
-    """Gates of rows, trained with the network by an Adam of their own."""
+    """Gates of rows, trained with the network by a separate Adam."""
 
     class Config(WideConfig):
         """The table, and how its gates are trained."""
@@ -51,7 +51,7 @@ class OptFS(WideTable):
         self.supernet_keeps = config.rank_by
 
     def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
-        """One gate per row between table and network, and an optimiser that steps the gates beside the table."""
+        """One gate per row between table and network, and an optimiser that steps gates and table."""
         gate = RowGate(ranker.embedding.layout.num_rows, self.config)
         ranker.embedding.gate = gate
         return GatedTable(optimizer, gate, self.config.learning_rate)

@@ -42,21 +42,21 @@ class OptEmbed(WideTable):
         """Settings of the supernet and of the search."""
 
         supernet: bool = False
-        """Whether thresholds and prefixes are learned at all; else the search is on the plainly trained table."""
+        """True to learn thresholds and prefixes; else the search starts from the plainly trained table."""
         alpha: float = Field(default=1e-4, ge=0)
         """Weight of the penalty exp(-t), which makes thresholds rise."""
         threshold_learning_rate: float = Field(default=1e-2, gt=0)
-        """Of the thresholds' own gradient descent."""
+        """Learning rate of the thresholds, which have their own gradient descent."""
         norm: Literal["l1", "l2"] = "l1"
         """Of a row, compared with the thresholds of the pairs that look it up."""
         columns_a_step: int = Field(default=4, ge=1)
-        """Widths that the supernet draws and the search chooses are multiples of it."""
+        """The supernet and the search use widths that are multiples of this."""
         prefix_rate: float = Field(default=1.0, ge=0, le=1)
         """Share of the lookups that the supernet cuts to a random prefix; the paper cuts all of them."""
         may_drop: bool = True
-        """Whether 0 is such a width, which drops the feature. The paper has widths 1 to D."""
+        """True to allow width 0, which drops the feature. The paper has widths 1 to D."""
         tuning_steps: int = Field(default=80, ge=0)
-        """Steps that each candidate is trained; the better of before and after counts. The paper's have none."""
+        """Training steps per candidate; the better score of before and after counts. The paper has none."""
         search: SearchConfig = SearchConfig()
 
     def __init__(self, config: Any, budget: Budget) -> None:

@@ -1,6 +1,6 @@
-"""Low-bit rows and nothing else: every row stays, rounded to the type that it is exported in.
+"""Quantisation alone: every row stays, rounded to the type that it is exported in.
 
-M table rows, w row width. Post-training: nothing is trained again. `serving.bundle.table` says how.
+M table rows, w row width. Post-training: the weights are not trained again. `serving.bundle.table` has the codes.
 """
 
 from torch import Tensor
@@ -16,7 +16,7 @@ class Quantized(Compressor):
     start = "as_is"
 
     def build_mask(self, context: PruningContext) -> Mask:
-        """Everything but rows of zeros; raises `InputError` where that is more than the budget."""
+        """Everything but rows of zeros; raises `InputError` if that is more than the budget."""
         mask = Mask(stored_widths(context.table), Mask.full(context.layout).slot_widths)
         size = context.num_bytes(mask)
         if size > context.budget.num_bytes:

@@ -15,7 +15,7 @@ from serving.bundle.table_plan import CODE_BITS, STORED_DTYPES
 from serving.bundle.tensors import NUMPY_DTYPES
 
 _ROW_BYTES = 1.0
-"""Approximate bytes that the position of a kept row takes beside its columns."""
+"""Approximate bytes that the position of a kept row takes, in addition to its columns."""
 _BISECTIONS = 50
 
 
@@ -39,7 +39,7 @@ def row_caps(context: PruningContext, slot_widths: Tensor) -> Tensor:
 def keep_best_rows(scores: Tensor, context: PruningContext) -> Mask:
     """As many rows of the highest scores [M] as the budget admits.
 
-    Rows without a lookup in training and rows of score 0 or less are always dropped. Raises `InputError` where not even
+    Rows without a lookup in training and rows of score 0 or less are always dropped. Raises `InputError` if not even
     an empty table fits.
     """
     slot_widths = Mask.full(context.layout).slot_widths

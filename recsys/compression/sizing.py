@@ -16,8 +16,8 @@ MAX_UNREAD = 1e-6
 def most_rows(budget: Budget, width: int, num_lookups: int | None = None) -> int:
     """The largest M whose table file of M full rows fits a budget.
 
-    `num_lookups` entries read all rows by hash; None where each feature has a range of its own, in which rows may be
-    left over however many there are. Raises `InputError` where not even one row fits.
+    `num_lookups` entries read all rows by hash; None if each feature has its own range, in which rows may be
+    left over however many there are. Raises `InputError` if not even one row fits.
     """
 
     def fits(num_rows: int) -> bool:

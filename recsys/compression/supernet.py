@@ -144,7 +144,7 @@ class OptEmbedSupernet(Gate):
 
 
 class ThresholdSGD(TableOptimizerWrapper):
-    """A table optimiser that also moves the supernet's thresholds, by plain gradient descent at a rate of their own.
+    """A table optimiser that also moves the supernet's thresholds, by plain gradient descent at a separate rate.
 
     It saves the table's state only, as thresholds are part of the model.
     """

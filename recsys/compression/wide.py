@@ -1,6 +1,6 @@
 """A table with many more rows than values, which pruning turns into a perfect hash of the kept values.
 
-M table rows, w row width. Where a value reads one row of its own, a row can be removed without touching another value.
+M table rows, w row width. If each value reads its own row, a row can be removed without changing another value.
 A row without a lookup in training shrinks to zero under L2, and a row of zeros takes less than a bit on disk. So extra
 rows cost memory only in training, and they avoid collisions without being stored.
 """
@@ -21,7 +21,7 @@ class WideConfig(Compressor.Config):
 
 
 def wide_table(embedding: EmbeddingConfig, stats: TrainingStats, rows_a_value: float | None) -> EmbeddingConfig:
-    """A unified table of single wide rows, `rows_a_value` for each value; the same table where that is None."""
+    """A unified table of single wide rows, `rows_a_value` for each value; the same table if that is None."""
     if rows_a_value is None:
         return embedding
     num_rows = min(MAX_NUM_ROWS, max(1, round(rows_a_value * stats.num_entries)))

@@ -1,4 +1,4 @@
-"""Who shares rows with whom: load, collisions inside and between features, and each feature's share of the reads.
+"""Shared rows of a table: load, collisions inside and between features, and each feature's share of the reads.
 
 M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (Coleman et
 al., "Unified Embedding", NeurIPS 2023): of k + 1 entries that may read the same R rows, one shares its row with
@@ -35,7 +35,7 @@ class FeatureCollisions(BaseModel):
     load: float
     """Distinct values times probes, over the rows that they may read."""
     share_of_reads: float
-    """Of all row reads that training examples make, over all views."""
+    """Share of all row reads of the training examples, over all views."""
     expected_intra: float
     """Share of values whose row another value of the same feature reads too, by the same probe."""
     measured_intra: float

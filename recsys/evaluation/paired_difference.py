@@ -65,7 +65,7 @@ def compare(
         labels: [N], 0 or 1, both present.
         champion: [N], probabilities.
         challenger: [N], probabilities of the same rows.
-        groups: [N], whose rows depend on each other (of a user, say); None: all rows are independent.
+        groups: [N], whose rows depend on each other, such as those of a user; None: all rows are independent.
         weights: [N], from 0; None: every row counts alike.
 
     Raises:

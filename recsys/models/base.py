@@ -52,7 +52,7 @@ class Model(nn.Module):
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
         def contexts(self) -> dict[str, tuple[str, ...]]:
-            """View name -> features that the model reads a second time, through rows of their own; none by default.
+            """View name -> features that the model reads a second time, through other rows; none by default.
 
             The settings that hold them are named after the view: ``fs1_context`` for view "fs1".
 
@@ -155,7 +155,7 @@ class Model(nn.Module):
 
 
 class InputVector(nn.Module):
-    """The input of a network: the main view's columns, then each numeric feature times a vector of its own.
+    """The input of a network: the main view's columns, then each numeric feature times its own vector.
 
     >>> inputs = ModelInputs(views={"main": {"user": 3}}, dense_features=("price",), dense_width=2)
     >>> vector = InputVector(inputs)(torch.ones(5, 3), torch.zeros(5, 1))
@@ -214,7 +214,7 @@ def field_shape(inputs: ModelInputs, reader: str) -> tuple[int, int]:
         if other != width:
             raise InputError(
                 f"{reader} needs features of equal width",
-                found=f"{name!r} of {other} columns beside others of {width}",
+                found=f"{name!r} of {other} columns, next to others of {width}",
                 remedy="let every `probes:` of the registry equal embedding.probes",
             )
     return len(widths), width

@@ -1,4 +1,4 @@
-"""DCN V2: cross layers, each of which multiplies by the input once more, beside or below an MLP.
+"""DCN V2: cross layers, each of which multiplies by the input once more, parallel to an MLP or below it.
 
 Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank Systems",
 WWW 2021, arXiv 2008.13535.
@@ -39,7 +39,7 @@ class DCNv2(Model):
         low_rank: PositiveInt | None = None
         """r: the matrix of a cross layer is a product of [E, r] and [r, E]; None: [E, E]."""
         structure: Literal["parallel", "stacked"] = "parallel"
-        """Whether the MLP reads the input beside the cross layers, or the last of them."""
+        """`parallel`: the MLP reads the input, like the cross layers; `stacked`: it reads the last cross layer."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)

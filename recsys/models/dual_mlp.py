@@ -38,9 +38,9 @@ class DualMLP(Model):
         mlp2_dropout: DropoutRate = 0.2
         """Probability of dropping a hidden activation of the second stream."""
         mlp1_batch_norm: bool = True
-        """Whether each hidden layer of the first stream is normalised over the batch."""
+        """True if each hidden layer of the first stream is normalised over the batch."""
         mlp2_batch_norm: bool = True
-        """Whether each hidden layer of the second stream is normalised over the batch."""
+        """True if each hidden layer of the second stream is normalised over the batch."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)

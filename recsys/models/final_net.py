@@ -22,7 +22,7 @@ Interaction = Literal["concat", "sum"]
 
 
 class FinalNet(Model):
-    """logit = mean over the blocks of w_i . block_i(e) + b_i; the first block may see e beside a gated copy of it.
+    """logit = mean over the blocks of w_i . block_i(e) + b_i; the first block may also see a gated copy of e.
 
     Raises:
         InputError: the field gate is on and features have different widths, or "concat" has an odd width.
@@ -43,9 +43,9 @@ class FinalNet(Model):
         num_blocks: Literal[1, 2] = 2
         """1, or 2 for a second block that reads the same input; "1B" and "2B" of the paper."""
         interaction: Interaction = "concat"
-        """How a layer joins its halves h and m: [h, h * m], or h + h * m from a matrix of twice the rows."""
+        """Combination of the halves h and m of a layer: [h, h * m], or h + h * m from a matrix of twice the rows."""
         use_field_gate: bool = True
-        """Whether the first block also reads its input times a gate across the fields; needs fields of equal width."""
+        """True if the first block also reads its input times a gate across the fields; needs fields of equal width."""
         block1_hidden: HiddenWidths = (400, 400)
         """Width of each layer of the first block; even under "concat"."""
         block2_hidden: HiddenWidths = (400,)
@@ -55,7 +55,7 @@ class FinalNet(Model):
         block2_dropout: DropoutRate = 0.1
         """Probability of dropping an activation of the second block."""
         batch_norm: bool = True
-        """Whether each layer is normalised over the batch."""
+        """True if each layer is normalised over the batch."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
@@ -86,7 +86,7 @@ class FinalNet(Model):
         return self.block_logits(embedded, dense).mean(1)
 
     def loss(self, embedded: Tensor, dense: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The log loss of the mean logit and, of two blocks, of each beside the mean's probability as its label.
+        """The log loss of the mean logit; with two blocks, also of each block with the mean's probability as its label.
 
         Arguments and result as in ``Model.loss``. No gradient flows through the probability that serves as a label.
 

@@ -18,7 +18,7 @@ from recsys.models.logistic_regression import LogisticRegression
 class FactorizationMachine(LogisticRegression):
     """logit = bias + weight of each value + sum over pairs of fields f < g of v_f . v_g (Eq. 1).
 
-    The weights are in a view of their own, "linear", whose columns are summed; the vectors are the main view's. A
+    The weights are in a separate view, "linear", whose columns are summed; the vectors are the main view's. A
     numeric feature x has a weight and a vector, each times x. A list is one field: its values are multiplied with the
     other fields and not with each other.
 

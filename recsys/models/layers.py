@@ -94,13 +94,13 @@ def xavier_linear(in_width: int, out_width: int) -> nn.Linear:
 
 
 class NumericEmbedding(nn.Module):
-    """Numeric feature f becomes x_f * w_f, with a vector w_f of its own and no bias (as in FuxiCTR).
+    """Numeric feature f becomes x_f * w_f, with its own vector w_f and no bias (as in FuxiCTR).
 
     Its weight counts as part of the embedding: it takes the embedding's L2, not the network's.
 
     Args:
         num_features: N, at least 1.
-        width: D, columns a feature.
+        width: D, columns per feature.
 
     >>> embed = NumericEmbedding(num_features=2, width=3)
     >>> _ = nn.init.ones_(embed.weight)

@@ -31,7 +31,7 @@ class SingleMLP(Model):
         dropout: DropoutRate = 0.2
         """Probability of dropping a hidden activation."""
         batch_norm: bool = True
-        """Whether each hidden layer is normalised over the batch."""
+        """True if each hidden layer is normalised over the batch."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)

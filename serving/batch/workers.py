@@ -64,7 +64,7 @@ def _scorer(job: str) -> PartScorer:
 def _failure(part: Part, error: WorkerError) -> Exception:
     if error.signal_name is None:
         return RuntimeError(f"{part.file}: a scoring process {error}; its traceback is above")
-    remedy = "the memory may not suffice: give fewer `workers`, and start again"
+    remedy = "memory may have run out: give fewer `workers`, and start again"
     return InputError(f"{part.file}: expected a scoring process to finish it", found=error.signal_name, remedy=remedy)
 
 

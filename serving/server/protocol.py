@@ -72,12 +72,12 @@ class Tensor(BaseModel):
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """Name in messages."""
         return f"input {self.name[:80]!r}"
 
     @property
     def is_raw(self) -> bool:
-        """Whether its values are behind the JSON."""
+        """True if its values follow the JSON as raw bytes."""
         return "binary_data_size" in (self.parameters or {})
 
 
@@ -158,7 +158,7 @@ def metadata_of(registry: FeatureRegistry) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_binary_wanted(request: InferRequest) -> bool:
-    """Whether the output is asked for as raw bytes."""
+    """True if the output is asked for as raw bytes."""
     wanted = _flag("request", request.parameters, "binary_data_output", default=False)
     for output in request.outputs:
         _check_meaning("outputs", "FP64", output.parameters, None)
@@ -181,7 +181,7 @@ def _check_meaning(place: str, datatype: str, parameters: Parameters, default: A
     parameters = parameters or {}
     for name in _OTHER_MEANINGS:
         if name in parameters:
-            raise InputError(f"{place}: expected values as they are", found=name, remedy="leave that parameter out")
+            raise InputError(f"{place}: expected plain values", found=name, remedy="leave that parameter out")
     content_type = parameters.get("content_type", default)
     if content_type is None or (content_type in CONTENT_TYPES and (content_type != "str" or datatype == "BYTES")):
         return
@@ -233,7 +233,7 @@ def _check_data(place: str, datatype: str, data: Sequence[Any]) -> None:
 
 
 def _columns(tensors: Sequence[Tensor], registry: FeatureRegistry, limits: Limits) -> dict[str, list[Any]]:
-    """Feature to its values, one a row."""
+    """Feature to its values, one per row."""
     by_name: dict[str, Tensor] = {}
     for tensor in tensors:
         if tensor.name in by_name:
@@ -277,7 +277,7 @@ def _ragged(values: Tensor, offsets: Tensor) -> list[list[Any]]:
     starts = list(offsets.data)
     is_sound = len(offsets.shape) == 1 and offsets.datatype in _RANGES and None not in starts and len(starts) >= 1
     if not is_sound or starts[0] != 0 or starts[-1] != len(values.data) or starts != sorted(starts):
-        expected = f"{offsets.place}: expected where each row's values begin, from 0 to {len(values.data)}"
+        expected = f"{offsets.place}: expected the start of each row's values, from 0 to {len(values.data)}"
         raise InputError(expected, found=str(starts[:8])[:80], remedy="send one more offset than rows, ascending")
     data = list(values.data)
     return [data[start:stop] for start, stop in pairwise(starts)]

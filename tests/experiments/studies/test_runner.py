@@ -82,7 +82,7 @@ def test_a_run_that_two_studies_share_is_done_once(study_data, processes):
 
 
 def test_seeds_and_a_pattern_choose_the_runs(study_data):
-    """A cell of no page has no runs of its own; it is planned where both are given."""
+    """A cell of no page has no runs; it is planned if both options are given."""
     cells = [CELLS[0]._replace(num_seeds=2), CELLS[1]._replace(num_seeds=0)]
     data: dict[str, StudyData] = {"frappe": study_data}
     assert [run.seed for run in plan(cells, data)] == [1, 2]

@@ -75,7 +75,7 @@ def test_chance_is_what_95_of_100_samples_stay_below():
 
 
 def test_bins_of_tokens_go_from_the_rarest_to_the_most_common():
-    # Six values in buckets of their own: 5, 20, 25, 50, 100 and 800 rows. With the least one rare, 995 rows are dealt.
+    # Six values in separate buckets: 5, 20, 25, 50, 100 and 800 rows. With the least one rare, 995 rows are dealt.
     counts = {1: 5, 2: 20, 3: 25, 4: 50, 5: 100, 6: 800}
     profile = profile_of_users([user for user, count in counts.items() for _ in range(count)])
     assert profile.tokens is not None

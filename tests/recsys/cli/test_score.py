@@ -140,7 +140,7 @@ def test_a_store_out_of_reach_costs_no_score(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://user:secret@host")
     result = muxrec(*score("--input", logs, "--out", tmp_path / "out", "--track"))
     assert result.code == 2
-    assert "the scores are whole; check MLFLOW_TRACKING_URI, and start again to log them alone" in result.err
+    assert "the scores are complete; check MLFLOW_TRACKING_URI, and start again, which only logs them" in result.err
     assert "secret" not in result.err
     assert (tmp_path / "out" / "_SUCCESS").exists()
 

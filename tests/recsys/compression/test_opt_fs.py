@@ -1,4 +1,4 @@
-"""OptFS beside its definition: the gates, their temperature, their gradients, and what is kept of a planted table."""
+"""OptFS against its definition: the gates, their temperature, their gradients, and what is kept of a planted table."""
 
 import math
 from types import SimpleNamespace

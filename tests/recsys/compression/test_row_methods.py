@@ -1,4 +1,4 @@
-"""Masks that follow from how often a row is read, and low-bit rows: beside plain loops."""
+"""Masks that follow from how often a row is read, and low-bit rows, against plain loops."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_mixed_dimensions_fill_the_budget_and_nobody_read_has_none():
         widths = mask.row_widths
         assert (widths[:300] >= 1).all()
         assert (widths[300:] == 0).all()
-        assert (widths[:299] >= widths[1:300]).all()  # rows stand by popularity
+        assert (widths[:299] >= widths[1:300]).all()  # rows are in order of popularity
         assert 0.7 * context.budget.num_bytes < context.num_bytes(mask) <= context.budget.num_bytes
 
 

@@ -1,4 +1,4 @@
-"""Which rows and columns a budget admits, against exhaustive search and plain loops."""
+"""The rows and columns that a budget admits, against exhaustive search and plain loops."""
 
 from itertools import product
 

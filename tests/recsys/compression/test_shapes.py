@@ -39,7 +39,7 @@ def layout_of(embedding: EmbeddingConfig, registry: FeatureRegistry = REGISTRY) 
 
 
 def file_bytes(path: Path, embedding: EmbeddingConfig, dtype: Any, registry: FeatureRegistry = REGISTRY) -> int:
-    """What a trained table of these settings takes, with a bitmap of the rows that training read where one is kept."""
+    """Bytes of a trained table with these settings, with a bitmap of the rows that training read where one is kept."""
     layout = layout_of(embedding, registry)
     is_read = np.zeros(layout.num_rows, dtype=np.bool_)
     for name, tokens in TOKENS.items():
