@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.synthetic import power_law
+from features.feature_types import AnyFeature
 from features.registry import FeatureRegistry
-from features.spec import AnyFeature
 
 NUM_DISTINCT = 10_000
 GENRES = ("Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Drama", "Horror", "Romance", "Thriller")

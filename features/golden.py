@@ -8,7 +8,7 @@ import polars as pl
 
 from features.parsing import ValueType
 from features.registry import FeatureRegistry
-from features.spec import CategoricalList, Numeric
+from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
 
 ODD_TEXTS = (
     "",
@@ -39,14 +39,20 @@ def golden_frame(registry: FeatureRegistry, num_rows: int = 64, seed: int = 0) -
     """
     random = np.random.default_rng(seed)
     columns: dict[str, pl.Series] = {}
+    feature: FeatureSpec
     for feature in registry.features:
         if isinstance(feature, Numeric):
             columns[feature.name] = _numbers(feature, num_rows, random)
         elif isinstance(feature, CategoricalList):
             columns[feature.name] = _lists(feature, num_rows, random)
-        else:
+        elif isinstance(feature, Categorical):
             texts = [_text(random, feature.value_type) for _ in range(num_rows)]
             columns[feature.name] = pl.Series(texts, dtype=pl.String)
+        else:
+            samples = [None, *feature.samples()]
+            columns[feature.name] = pl.Series(
+                [samples[place] for place in random.integers(len(samples), size=num_rows)]
+            )
     return pl.DataFrame(columns)
 
 

@@ -11,10 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from features.errors import InputError
+from features.feature_types import FEATURE_TYPES, AnyFeature
 from features.files import check_readable
 from features.io.csv_format import CsvFormat
 from features.labels import LabelRule
-from features.spec import FEATURE_TYPES, AnyFeature, Numeric, later_setting
+from features.spec import Numeric, later_setting
 
 RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
 """Columns of dataset parts and of golden rows."""

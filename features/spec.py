@@ -1,10 +1,11 @@
 """Feature types: the columns that each accepts, and their encoding as tokens or floats.
 
-There are two encoded forms: a bag of 64-bit tokens (one for a scalar, any number for a list) and a float32 column. A
-new type is a class here and a name in `AnyFeature`.
+There are two encoded forms: a bag of 64-bit tokens (one for a scalar, any number for a list) and a float32 column.
+`FeatureSpec` is the contract of every type; `features.feature_types` lists them.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -29,7 +30,10 @@ def later_setting() -> Any:
 
 
 class FeatureSpec(BaseModel):
-    """Base of the feature types."""
+    """Base of the feature types.
+
+    A new type declares `type`, `probes` if it has tokens, `check`, `samples`, and the methods that it changes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +73,14 @@ class FeatureSpec(BaseModel):
         return column
 
     def encode(self, dtype: pl.DataType) -> pl.Expr:
-        """Expression that encodes a normalized column of this data type."""
+        """Expression that encodes a normalized column of this data type; the token of each value's text by default."""
+        return token_of_text(canonical_text(pl.col(self.name), dtype)).alias(self.name)
+
+    def samples(self) -> Sequence[Any]:
+        """Raw values that the feature takes, of one type and as JSON holds them, for golden rows and request examples.
+
+        Read only of types that derive from none of those below, which have values of their own there.
+        """
         raise NotImplementedError
 
     def reject(self, expected: str, found: str, remedy: str, row: int | None = None) -> InputError:
@@ -97,9 +108,6 @@ class Categorical(FeatureSpec):
         if isinstance(column.dtype, pl.List | pl.Array):
             raise self.reject("one value per row", f"a list ({_type(column)})", "declare it `categorical_list`")
         check_text(self, column)
-
-    def encode(self, dtype: pl.DataType) -> pl.Expr:
-        return token_of_text(canonical_text(pl.col(self.name), dtype)).alias(self.name)
 
 
 class CategoricalList(FeatureSpec):
@@ -246,8 +254,7 @@ class Numeric(FeatureSpec):
         return buckets.set(pl.Series(is_missing), None) if is_missing.any() else buckets
 
     def encode(self, dtype: pl.DataType) -> pl.Expr:
-        column = pl.col(self.name)
-        return token_of_text(canonical_text(column, dtype)).alias(self.name) if self.has_tokens else column
+        return super().encode(dtype) if self.has_tokens else pl.col(self.name)
 
     def floats(self, numbers: Float64s) -> Float32s:
         """Float column [N] of numbers [N]; NaN, a missing value, becomes 0."""
@@ -338,9 +345,3 @@ def _describe(column: pl.Series) -> str:
         return f"a list ({_type(column)})"
     first = column.drop_nulls().head(1).to_list()
     return _type(column) + (f", such as {str(first[0])[:40]!r}" if first else "")
-
-
-AnyFeature = Annotated[Categorical | CategoricalList | Numeric, Field(discriminator="type")]
-FEATURE_TYPES: dict[str, type[FeatureSpec]] = {
-    kind.model_fields["type"].default: kind for kind in get_args(get_args(AnyFeature)[0])
-}

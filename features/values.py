@@ -15,7 +15,7 @@ import polars as pl
 from features.arrays import Float64s
 from features.errors import InputError
 from features.parsing import FIRST_INEXACT_FLOAT64, parse_numbers, parse_values
-from features.spec import AnyFeature, CategoricalList, FeatureSpec, Numeric, canonical_text, check_text
+from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric, canonical_text, check_text
 
 T = TypeVar("T")
 Text = str | None
@@ -31,7 +31,7 @@ _PLAIN = frozenset({str, int, type(None)})
 _NUMBERS = frozenset({float, int, bool, type(None)})
 
 
-def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
+def column_of(feature: FeatureSpec, values: Sequence[Any]) -> pl.Series:
     """Raw column [N] of Python values; raises `InputError` for a value that the feature cannot take.
 
     >>> from features.spec import Categorical
@@ -43,7 +43,23 @@ def column_of(feature: AnyFeature, values: Sequence[Any]) -> pl.Series:
     if isinstance(feature, CategoricalList):
         lists = [None if one == [None] else one for one in lists_of(feature, values)]
         return _series(feature, lists, pl.List(pl.String()))
-    return _series(feature, texts_of(feature, values))
+    if isinstance(feature, Categorical):
+        return _series(feature, texts_of(feature, values))
+    try:
+        return _checked_column(feature, values)
+    except InputError as error:
+        if error.row is None:
+            _each(lambda feature, value: _checked_column(feature, [value]), feature, values)  # raises with the row
+        raise
+
+
+def _checked_column(feature: FeatureSpec, values: Sequence[Any]) -> pl.Series:
+    try:
+        column = pl.Series(feature.name, values)
+    except (TypeError, ValueError, OverflowError):  # values of several types, or of one that polars has not
+        column = pl.Series(feature.name, values, dtype=pl.Object)
+    feature.check(feature.parse(column))
+    return column
 
 
 def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from features.encode import EncodedBatch
+from features.feature_types import AnyFeature
 from features.hashing import MISSING_TOKEN
-from features.spec import AnyFeature, CategoricalList, Numeric
+from features.spec import CategoricalList, Numeric
 from serving.bundle.profile import MIN_ROWS, NUM_BUCKETS, Counts, FloatBins, TokenBins, bucket_of, range_of
 
 MAX_SHOWN = 5

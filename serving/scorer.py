@@ -15,9 +15,9 @@ import polars as pl
 
 from features.encode import EncodedBatch
 from features.errors import InputError
+from features.feature_types import AnyFeature
 from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
-from features.spec import AnyFeature
 from serving.bundle.bundle import PROBABILITY, Bundle, open_session
 from serving.bundle.quantize import Floats
 from serving.coverage import Coverage

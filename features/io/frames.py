@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from features.errors import InputError
-from features.spec import AnyFeature
+from features.feature_types import AnyFeature
 from features.values import column_of
 
 

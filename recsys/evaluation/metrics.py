@@ -16,14 +16,19 @@ from pydantic import AfterValidator
 
 from features.errors import InputError
 from recsys.evaluation.curves import reliability_curve
-from recsys.evaluation.predictions import Examples, Floats, Predictions, Runs, check_both_classes, checked, tied_runs
+from recsys.evaluation.predictions import (
+    Examples,
+    Floats,
+    Predictions,
+    Runs,
+    UndefinedMetricError,
+    check_both_classes,
+    checked,
+    tied_runs,
+)
 
 LOG_LOSS_CLIP = 1e-7
 """Probabilities are kept this far from 0 and 1, as the published benchmarks do; one sure mistake costs 16.1 nats."""
-
-
-class UndefinedMetricError(InputError):
-    """A metric has no value for these predictions; `evaluate` leaves it out."""
 
 
 def auc(predictions: Predictions) -> float:
@@ -193,10 +198,8 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
 
     Example:
         >>> metrics = evaluate(Predictions.of([0, 1, 1], [0.25, 0.5, 0.75]))
-        >>> list(metrics)
-        ['auc', 'logloss', 'normalized_entropy', 'ece', 'calibration_ratio', 'brier']
-        >>> metrics["auc"], metrics["brier"]
-        (1.0, 0.125)
+        >>> metrics["auc"], metrics["brier"], "gauc" in metrics
+        (1.0, 0.125, False)
     """
     checked(predictions, by_group=True)
     metrics: dict[str, float] = {}

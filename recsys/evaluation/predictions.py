@@ -17,6 +17,10 @@ Amounts = Integers | Floats
 """Numbers of rows, or sums of their weights."""
 
 
+class UndefinedMetricError(InputError):
+    """A metric has no value for these predictions; `evaluate` leaves it out."""
+
+
 class Predictions(NamedTuple):
     """Scores of a model for examples with known labels: the argument of every metric and curve.
 

@@ -7,12 +7,13 @@ contains only hashes.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from features.registry import FeatureRegistry
-from features.spec import AnyFeature, Categorical, CategoricalList, Numeric
+from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
 from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
@@ -78,13 +79,14 @@ def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
     return examples
 
 
-def _values(feature: AnyFeature, profile: Mapping[str, Any]) -> Sequence[Any]:
+def _values(feature: FeatureSpec, profile: Mapping[str, Any]) -> Sequence[Any]:
     if isinstance(feature, Numeric):
         return _numbers(feature, profile)
+    if not isinstance(feature, Categorical | CategoricalList):
+        return list(islice(cycle(feature.samples()), NUM_ROWS))
     texts: Sequence[Any] = [f"{feature.name} {k + 1}" for k in range(NUM_ROWS)]
     values = {"integer": [17, 42], "boolean": [True, False]}.get(feature.value_type or "", texts)
     if not isinstance(feature, CategoricalList):
-        assert isinstance(feature, Categorical)
         return values
     if feature.separator is None:
         return [values, values[::-1]]

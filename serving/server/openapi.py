@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from features.spec import AnyFeature, CategoricalList, Numeric
+from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
 from serving.bundle.manifest import installed_version
 from serving.scorer import Scorer
 from serving.server.access import OPEN_PATHS
@@ -154,9 +154,11 @@ def _schemas(scorer: Scorer, limits: Limits) -> Schema:
     return schemas
 
 
-def _description(feature: AnyFeature) -> str:
+def _description(feature: FeatureSpec) -> str:
     if isinstance(feature, Numeric):
         return "a number, or a text that holds one"
+    if not isinstance(feature, Categorical | CategoricalList):
+        return "a value as in the examples"
     of_type = {"integer": ("an integer", "integers"), "boolean": ("true or false", "true or false")}
     one, many = of_type.get(feature.value_type or "", ("a category: text, integer or boolean", "categories"))
     if not isinstance(feature, CategoricalList):
@@ -164,11 +166,13 @@ def _description(feature: AnyFeature) -> str:
     return f"a list of {many}" + (f", or a text with {feature.separator!r} between them" if feature.separator else "")
 
 
-def _value_schema(feature: AnyFeature) -> Schema:
+def _value_schema(feature: FeatureSpec) -> Schema:
     """The values that a feature takes; -3.4e38 to 3.4e38 is the range of float32."""
     if isinstance(feature, Numeric):
         number: Schema = {"type": ["number", "null"], "minimum": -3.4e38, "maximum": 3.4e38}
         return {"anyOf": [number, {"type": "string", "pattern": r"^-?[0-9]{1,18}(\.[0-9]{1,9})?$"}]}
+    if not isinstance(feature, Categorical | CategoricalList):
+        return {}
     scalar: Schema = {"type": ["string", "integer", "boolean", "null"]}
     if not isinstance(feature, CategoricalList):
         return scalar

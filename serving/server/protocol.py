@@ -17,8 +17,9 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from features.errors import InputError
+from features.feature_types import AnyFeature
 from features.registry import FeatureRegistry
-from features.spec import AnyFeature, CategoricalList, Numeric
+from features.spec import CategoricalList, Numeric
 from serving.server.binary import HEADER, RawTensors, check_integers, split_body, values_of
 from serving.server.bodies import (
     OUTPUT,

@@ -6,9 +6,10 @@ import pytest
 
 from features.encode import EncodedBatch, encode, encode_frame
 from features.errors import InputError
+from features.feature_types import FEATURE_TYPES
 from features.hashing import MISSING_TOKEN, hash_text
 from features.registry import FeatureRegistry
-from features.spec import FEATURE_TYPES, NumericFit
+from features.spec import NumericFit
 
 REGISTRY = FeatureRegistry.of(
     features={

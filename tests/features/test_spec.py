@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from features.errors import InputError
+from features.feature_types import FEATURE_TYPES
 from features.hashing import MISSING_TOKEN, hash_text
-from features.spec import FEATURE_TYPES, Categorical, CategoricalList, Numeric, NumericFit
+from features.spec import Categorical, CategoricalList, Numeric, NumericFit
 
 NAN, INF = float("nan"), float("inf")
 EMOJI = "\U0001f600"

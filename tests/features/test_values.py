@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from features.encode import EncodedBatch, encode, encode_values
 from features.errors import InputError
+from features.feature_types import FEATURE_TYPES
 from features.hashing import MISSING_TOKEN, hash_text
 from features.registry import FeatureRegistry
-from features.spec import FEATURE_TYPES, Categorical, CategoricalList, Numeric
+from features.spec import Categorical, CategoricalList, Numeric
 from features.values import column_of, texts_of
 from tests.features.test_encode import CASES, VARIANTS
 from tests.floats import floats
@@ -67,8 +68,11 @@ def columns(feature: Any) -> Any:
     elif isinstance(feature, CategoricalList):
         pairs = [(optional(values), pl.List(dtype)) for values, dtype in SCALARS]
         pairs += [(st.text("a|b c", max_size=9), pl.String())] if feature.separator else []
-    else:
+    elif isinstance(feature, Categorical):
         pairs = SCALARS
+    else:
+        samples = pl.Series(feature.samples())
+        pairs = [(st.sampled_from(samples.to_list()), samples.dtype)]
     return st.one_of(*(st.tuples(optional(values), st.just(dtype)) for values, dtype in pairs))
 
 
@@ -90,7 +94,10 @@ def test_values_are_the_column_of_their_type(feature: Any, data: st.DataObject) 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_values_are_themselves_alone_and_as_a_raw_column(feature: Any, data: st.DataObject) -> None:
-    kinds = NUMBERS if isinstance(feature, Numeric) else st.lists(MIXED, max_size=4) if feature.is_list else MIXED
+    if isinstance(feature, Categorical | CategoricalList | Numeric):
+        kinds = NUMBERS if isinstance(feature, Numeric) else st.lists(MIXED, max_size=4) if feature.is_list else MIXED
+    else:
+        kinds = st.sampled_from(feature.samples())
     values = data.draw(optional(kinds))
     registry = FeatureRegistry(features=(feature,))
     together = encode_values({"x": values}, registry, len(values))

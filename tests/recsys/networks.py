@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from features.errors import InputError
 from recsys.models import MODELS, Model
 from recsys.models.layers import ModelInputs
 
-EQUAL_WIDTHS = ("final_net", "deep_fm", "fm")
-"""Models that need features of equal width, unless their settings lift that."""
 DENSE_WIDTH = 3
 
 
@@ -23,8 +22,8 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "both": Layout({"user": 6, "item": 4, "genres": 2}, ("price", "age", "hour")),
-    "only tokens": Layout({"user": 6, "item": 4}, ()),
-    "only numbers": Layout({}, ("price", "age")),
+    "only tokens": Layout({"user": 6, "item": 4, "genres": 2}, ()),
+    "only numbers": Layout({}, ("price", "age", "hour")),
 }
 
 
@@ -35,14 +34,29 @@ def lay_out(cls: type[Model], config: Any, layout: Layout) -> ModelInputs:
     return ModelInputs(views=widths, dense_features=layout.dense, dense_width=DENSE_WIDTH)
 
 
+def needs_equal_widths(name: str, settings: dict[str, Any] | None = None) -> bool:
+    """True for a model that refuses features of unequal width under these settings."""
+    cls = MODELS[name]
+    config = cls.Config.model_validate(settings or {})
+    try:
+        cls(config, lay_out(cls, config, LAYOUTS["both"]))
+    except InputError as error:
+        return "equal width" in str(error)
+    return False
+
+
 def build(name: str, settings: dict[str, Any] | None = None, layout: str = "both", seed: int = 3) -> Any:
     """A model of MODELS on one of LAYOUTS, whose widths become equal where the model needs it."""
     cls, features = MODELS[name], LAYOUTS[layout]
     config = cls.Config.model_validate(settings or {})
-    if name in EQUAL_WIDTHS and getattr(config, "use_field_gate", True):
+    if needs_equal_widths(name, settings):
         features = features._replace(tokens=dict.fromkeys(features.tokens, DENSE_WIDTH))
     torch.manual_seed(seed)
     return cls(config, lay_out(cls, config, features))
+
+
+EQUAL_WIDTHS = [name for name in MODELS if needs_equal_widths(name)]
+"""Models that need features of equal width, unless their settings lift that."""
 
 
 def batch_for(model: Model, rows: int, seed: int = 11) -> tuple[Tensor, Tensor]:

@@ -135,6 +135,10 @@ def test_columns_laid_out_for_another_config_are_refused(name: str):
         model(embedded[:, :-1], dense)
 
 
+def test_these_models_need_fields():
+    assert {"final_net", "deep_fm", "fm"} <= set(EQUAL_WIDTHS)
+
+
 @pytest.mark.parametrize("name", EQUAL_WIDTHS)
 def test_features_of_unequal_width_are_refused_where_a_model_needs_fields(name: str):
     cls = MODELS[name]
