@@ -24,8 +24,9 @@ from features.progress import progress_bar
 from features.spec import Numeric
 from serving.batch.inputs import plan_parts
 from serving.bundle.profile import Distributions, FloatBins, TokenBins, read_distributions
+from serving.coverage import Coverage, add_coverage
 from serving.moved import BucketNames, Moved, moved_floats, moved_tokens, raw_edges
-from serving.scorer import CHUNK_ROWS, Coverage, Scorer
+from serving.scorer import CHUNK_ROWS, Scorer
 
 MODERATE, MAJOR = 0.1, 0.25
 FLOOR = 1e-4
@@ -164,8 +165,6 @@ def drift_of(
 
 
 class _Counter:
-    """Counts of rows by the bins of a profile."""
-
     def __init__(self, scorer: Scorer, profile: Distributions) -> None:
         self._scorer, self._profile = scorer, profile
         self._counts = {name: np.zeros(len(one.bins.shares)) for name, one in profile.features.items()}
@@ -189,7 +188,7 @@ class _Counter:
                 self._names[name].add(raw, batch)
             else:
                 self._counts[name] += one.bins.counts(batch.dense[:, columns.index(name)], coverage[name].missing)
-            self._coverage[name] = self._coverage[name].plus(coverage[name]) if self.num_rows else coverage[name]
+        self._coverage = add_coverage(self._coverage, coverage)
         if self._profile.score and self._scores is not None:
             self._scores += self._profile.score.counts(self._scorer.score_encoded(encoded))
         self.num_rows += len(raw)

@@ -109,8 +109,6 @@ class _Run(NamedTuple):
 
 
 class _Bag(NamedTuple):
-    """The slots of a list feature."""
-
     name: str
     addressing: Addressing
     runs: list[_Run]

@@ -136,7 +136,6 @@ def _deviation(one: Moved, noise: float, num_actual: float) -> float:
 
 
 def _move(one: Moved) -> float:
-    """Distance of today's share from the bounds of that in training."""
     return max(one.low - one.now, one.now - one.high, 0.0)
 
 

@@ -214,7 +214,6 @@ class Scorer:
 
 
 def _split(bundle: Bundle, names: frozenset[str], shared: frozenset[str]) -> tuple[_FeatureSubset, _FeatureSubset]:
-    """The features of a context, and the others, which are the candidates'."""
     return _FeatureSubset.of(bundle, shared), _FeatureSubset.of(bundle, names - shared)
 
 

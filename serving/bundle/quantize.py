@@ -127,7 +127,6 @@ class SharedCodebook:
 
 
 def _nearest(groups: npt.NDArray[Any], codebook: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Numbers [n] of the nearest entries."""
     if codebook.shape[1] == 1:
         order = np.argsort(codebook[:, 0], kind="stable")
         rising = codebook[order, 0]

@@ -42,8 +42,6 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Record:
-    """Facts about one request, for the metrics and the log."""
-
     id: str
     begun: float = field(default_factory=time.perf_counter)
     version: ModelVersion = NO_MODEL

@@ -193,7 +193,6 @@ def _is_passing(error: InputError) -> bool:
 
 
 def _files(path: Path) -> _Files:
-    """State of a directory; raises `InputError` if it is not one."""
     try:
         entries = [(entry.name, entry.stat()) for entry in sorted(path.iterdir())]
     except OSError as error:

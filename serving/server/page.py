@@ -62,7 +62,6 @@ def _filled(path: str, operation: Schema) -> str:
 
 
 def _requests(operation: Schema, url: str, has_token: bool) -> Iterator[str]:
-    """Example requests of an operation as curl commands, with their answers."""
     yield f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
     answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
     for media_type, body in operation["requestBody"]["content"].items():

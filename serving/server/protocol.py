@@ -157,7 +157,6 @@ def metadata_of(registry: FeatureRegistry) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_binary_wanted(request: InferRequest) -> bool:
-    """Whether the output is asked for as raw bytes."""
     wanted = _flag("request", request.parameters, "binary_data_output", default=False)
     for output in request.outputs:
         _check_meaning("outputs", "FP64", output.parameters, None)
@@ -232,7 +231,6 @@ def _check_data(place: str, datatype: str, data: Sequence[Any]) -> None:
 
 
 def _columns(tensors: Sequence[Tensor], registry: FeatureRegistry, limits: Limits) -> dict[str, list[Any]]:
-    """Feature to its values, one a row."""
     by_name: dict[str, Tensor] = {}
     for tensor in tensors:
         if tensor.name in by_name:
