@@ -78,9 +78,7 @@ class DriftReport:
     dataset: str | None
     """Dataset that it was trained on, and its digest."""
     inputs: list[str]
-    """As they were given."""
     files: int
-    """Number of input files."""
     rows: int
     training_rows: int | None
     score: Drift | None

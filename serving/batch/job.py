@@ -47,7 +47,6 @@ class ScoringReport:
     rows_in: int
     """Rows of all inputs, those of skipped parts included, as in all counts and rates here."""
     rows: int
-    """Rows that were scored."""
     rows_rejected: int
     """Rows that could not be scored; they are in `_rejected`."""
     parts: int

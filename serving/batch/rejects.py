@@ -21,9 +21,7 @@ class ScoredRows(NamedTuple):
     """The scored and the rejected rows of a raw frame [B]."""
 
     good: pl.DataFrame
-    """The rows that were scored."""
     probabilities: Probabilities
-    """Of the good rows."""
     rejected: pl.DataFrame
     """The other rows, after `_row` (in the file, from 1) and `_reason`."""
     coverage: dict[str, Coverage]

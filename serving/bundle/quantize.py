@@ -106,11 +106,10 @@ def decode(codes: Codes, codebook: Floats, width: int) -> Floats:
 
 
 class SharedCodebook:
-    """Coder of rows with one codebook."""
+    """Coder of rows with one codebook [256, c]."""
 
     def __init__(self, codebook: npt.NDArray[np.float16]) -> None:
         self.codebook = codebook
-        """[256, c]."""
         self._values = codebook.astype(np.float32)
 
     def encode(self, values: Floats) -> Codes:

@@ -27,7 +27,6 @@ class Block(NamedTuple):
     start: int
     stop: int
     num_rows: int
-    """K."""
     num_candidates: int
     """Rows of the block before, or M; where they are not more than K there is no row set."""
 
@@ -36,9 +35,7 @@ class Plan(NamedTuple):
     """Content of a table file."""
 
     num_rows: int
-    """M."""
     width: int
-    """w."""
     dtype: TableDtype
     is_compact: bool
     """Whether it may have forms that readers of format version 1 do not know."""

@@ -48,7 +48,6 @@ class ParsedRequest(NamedTuple):
     arguments: tuple[Any, ...]
     """Of `Scorer.encode`: rows, or a context and candidates."""
     num_rows: int
-    """B."""
     id: str | None = None
     """The client's name for the request, where the protocol has one."""
     is_binary: bool = False
