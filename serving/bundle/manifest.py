@@ -137,10 +137,8 @@ def files_of(layout: TableLayout) -> tuple[str, ...]:
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of a bundle directory; raises `InputError` if it is absent, newer, edited or inconsistent."""
     if not (path / MANIFEST).is_file():
-        found, remedy = (
-            f"no {MANIFEST}" if path.is_dir() else "no such directory",
-            "name one that `muxrec export` wrote",
-        )
+        found = f"no {MANIFEST}" if path.is_dir() else "no such directory"
+        remedy = "name a directory that `muxrec export` wrote, or export again"
         raise InputError(f"{path}: expected a bundle directory", found=found, remedy=remedy)
     document = read_json(path / MANIFEST)
     # First of all: a newer manifest may have other keys, or older keys with another meaning.

@@ -95,8 +95,7 @@ def plan_table(histogram: npt.NDArray[np.int64], width: int, dtype: TableDtype, 
     """
     num_rows = int(histogram.sum())
     if not is_compact:
-        num_stored = num_rows - int(histogram[0])
-        row_bytes = width * NUMPY_DTYPES[STORED_DTYPES[dtype]].itemsize
+        num_stored, row_bytes = num_rows - int(histogram[0]), width * NUMPY_DTYPES[STORED_DTYPES[dtype]].itemsize
         if (num_rows - num_stored) * row_bytes <= 2 * math.ceil(num_rows / 8):
             num_stored = num_rows
         return Plan(num_rows, width, dtype, is_compact, (Block(0, width, num_stored, num_rows),))

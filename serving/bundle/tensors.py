@@ -42,9 +42,8 @@ def file_bytes(shapes: Shapes) -> int:
     >>> file_bytes({"rows": ("F32", [2, 3])}) - len(header({"rows": ("F32", [2, 3])}))
     24
     """
-    return len(header(shapes)) + sum(
-        math.prod(shape) * NUMPY_DTYPES[dtype].itemsize for dtype, shape in shapes.values()
-    )
+    content = sum(math.prod(shape) * NUMPY_DTYPES[dtype].itemsize for dtype, shape in shapes.values())
+    return len(header(shapes)) + content
 
 
 def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from features.registry import FeatureRegistry
-from features.spec import AnyFeature, Categorical, CategoricalList, Numeric
+from features.spec import AnyFeature, CategoricalList, Numeric
 from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
@@ -84,7 +84,6 @@ def _values(feature: AnyFeature, profile: Mapping[str, Any]) -> Sequence[Any]:
     texts: Sequence[Any] = [f"{feature.name} {k + 1}" for k in range(NUM_ROWS)]
     values = {"integer": [17, 42], "boolean": [True, False]}.get(feature.value_type or "", texts)
     if not isinstance(feature, CategoricalList):
-        assert isinstance(feature, Categorical)
         return values
     if feature.separator is None:
         return [values, values[::-1]]
@@ -112,9 +111,9 @@ def _quartiles(edges: Sequence[float]) -> list[float]:
 
 
 def _tensor(metadata: Mapping[str, Any], rows: Sequence[Row]) -> Row:
-    values = [row[metadata["name"]] for row in rows]
-    shape = [len(rows), len(values[0])] if isinstance(values[0], list) else [len(rows)]
-    flat = [one for value in values for one in value] if len(shape) == 2 else values
+    flat, shape = [row[metadata["name"]] for row in rows], [len(rows)]
+    if isinstance(flat[0], list):
+        flat, shape = [one for values in flat for one in values], [len(rows), len(flat[0])]
     if metadata["datatype"] == "BYTES":
         flat = [json.dumps(one) if isinstance(one, bool) else str(one) for one in flat]
     return {**metadata, "shape": shape, "data": flat}
