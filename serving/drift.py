@@ -206,7 +206,7 @@ class _Counter:
             one, coverage = self._profile.features[feature.name], self._coverage[feature.name]
             unseen = None
             if one.unseen is not None and coverage.num_values:
-                unseen = (one.unseen, coverage.unseen / coverage.num_values)
+                unseen = (one.unseen, coverage.unseen_rate)
             counts = self._counts[feature.name]
             missing = (one.bins.shares[0], float(counts[0] / max(counts.sum(), 1.0)))
             bins, labels = one.bins, one.bins.labels
@@ -230,9 +230,8 @@ def _drift(
     moved: list[Moved],
 ) -> Drift:
     expected, actual = np.array(bins.shares), counts / max(counts.sum(), 1.0)
-    both = np.array([[rate, 1 - rate] for rate in unseen]) if unseen else np.ones((2, 1))
     num_used = int(((expected > 0) | (actual > 0)).sum())
-    unseen_psi = psi(both[0], both[1])
+    unseen_psi = psi(*(np.array([rate, 1 - rate]) for rate in unseen)) if unseen else 0.0
     if unseen_psi <= chance_psi(2, bins.num_values, counts.sum()):
         unseen_psi = 0.0
     return Drift(
