@@ -17,7 +17,7 @@ MIN_VALUES = 20
 
 
 class Coverage(NamedTuple):
-    """Counts of a feature's missing and unseen values; those of several batches are added by `plus`."""
+    """Counts of a feature's missing and unseen values; `add_coverage` adds those of several batches."""
 
     num_examples: int
     missing: int
@@ -28,10 +28,6 @@ class Coverage(NamedTuple):
     """Values that certainly no training example had, since one of their rows was never read. These are all unseen
     values of a collisionless table, fewer where values share rows, and none if the bundle does not say which rows were
     trained. In a pruned table, values of which no row is left."""
-
-    def plus(self, other: "Coverage") -> "Coverage":
-        """The counts of both."""
-        return Coverage(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     @property
     def missing_rate(self) -> float:
@@ -50,7 +46,8 @@ def add_coverage(total: Mapping[str, Coverage], more: Mapping[str, Coverage]) ->
     >>> add_coverage({"a": Coverage(1, 0, 1, 1)}, {"a": Coverage(2, 1, 1, 0)})["a"].unseen_rate
     0.5
     """
-    return {**total, **{name: total[name].plus(one) if name in total else one for name, one in more.items()}}
+    pairs = {name: zip(total.get(name, Coverage(0, 0, 0, 0)), one, strict=True) for name, one in more.items()}
+    return {**total, **{name: Coverage(*map(sum, counts)) for name, counts in pairs.items()}}
 
 
 def training_unseen_rates(bundle: Bundle) -> dict[str, float]:
@@ -72,8 +69,6 @@ def coverage_warnings(coverage: Mapping[str, Coverage], bundle: Bundle) -> list[
         ]
         for kind, count, rate, known in rates:
             if count >= MIN_VALUES and rate - known >= FAR:
-                lines.append(
-                    f"{name}: {rate:.1%} of the values are {kind}, {known:.1%} in training; "
-                    "check how the column is written and typed"
-                )
+                found = f"{name}: {rate:.1%} of the values are {kind}, {known:.1%} in training"
+                lines.append(f"{found}; check how the column is written and typed")
     return lines

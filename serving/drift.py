@@ -24,8 +24,9 @@ from features.progress import progress_bar
 from features.spec import Numeric
 from serving.batch.inputs import plan_parts
 from serving.bundle.profile import Distributions, FloatBins, TokenBins, read_distributions
+from serving.coverage import Coverage, add_coverage
 from serving.moved import BucketNames, Moved, moved_floats, moved_tokens, raw_edges
-from serving.scorer import CHUNK_ROWS, Coverage, Scorer
+from serving.scorer import CHUNK_ROWS, Scorer
 
 MODERATE, MAJOR = 0.1, 0.25
 FLOOR = 1e-4
@@ -77,9 +78,7 @@ class DriftReport:
     dataset: str | None
     """Dataset that it was trained on, and its digest."""
     inputs: list[str]
-    """As they were given."""
     files: int
-    """Number of input files."""
     rows: int
     training_rows: int | None
     score: Drift | None
@@ -164,8 +163,6 @@ def drift_of(
 
 
 class _Counter:
-    """Counts of rows by the bins of a profile."""
-
     def __init__(self, scorer: Scorer, profile: Distributions) -> None:
         self._scorer, self._profile = scorer, profile
         self._counts = {name: np.zeros(len(one.bins.shares)) for name, one in profile.features.items()}
@@ -189,7 +186,7 @@ class _Counter:
                 self._names[name].add(raw, batch)
             else:
                 self._counts[name] += one.bins.counts(batch.dense[:, columns.index(name)], coverage[name].missing)
-            self._coverage[name] = self._coverage[name].plus(coverage[name]) if self.num_rows else coverage[name]
+        self._coverage = add_coverage(self._coverage, coverage)
         if self._profile.score and self._scores is not None:
             self._scores += self._profile.score.counts(self._scorer.score_encoded(encoded))
         self.num_rows += len(raw)
@@ -209,7 +206,7 @@ class _Counter:
             one, coverage = self._profile.features[feature.name], self._coverage[feature.name]
             unseen = None
             if one.unseen is not None and coverage.num_values:
-                unseen = (one.unseen, coverage.unseen / coverage.num_values)
+                unseen = (one.unseen, coverage.unseen_rate)
             counts = self._counts[feature.name]
             missing = (one.bins.shares[0], float(counts[0] / max(counts.sum(), 1.0)))
             bins, labels = one.bins, one.bins.labels
@@ -233,9 +230,8 @@ def _drift(
     moved: list[Moved],
 ) -> Drift:
     expected, actual = np.array(bins.shares), counts / max(counts.sum(), 1.0)
-    both = np.array([[rate, 1 - rate] for rate in unseen]) if unseen else np.ones((2, 1))
     num_used = int(((expected > 0) | (actual > 0)).sum())
-    unseen_psi = psi(both[0], both[1])
+    unseen_psi = psi(*(np.array([rate, 1 - rate]) for rate in unseen)) if unseen else 0.0
     if unseen_psi <= chance_psi(2, bins.num_values, counts.sum()):
         unseen_psi = 0.0
     return Drift(

@@ -57,7 +57,6 @@ def drift_table(report: DriftReport) -> Table:
 
 
 def _figures(one: Drift) -> list[str]:
-    """PSI, chance, rates of missing and unseen values, PSI of the unseen."""
     missing = "" if one.name == SCORE else _pair(one.missing)
     unseen = ["", ""] if one.unseen is None else [_pair(one.unseen), f"{one.unseen_psi:.3f}"]
     return [f"{one.psi:.3f}", f"{one.chance:.3f}", missing, *unseen]
@@ -114,7 +113,6 @@ def _section(one: Drift, number: int) -> str:
 
 
 def _moved(one: Drift) -> str:
-    """Table of the values that moved most."""
     rows = "".join(
         f"<tr><td{_TEXT}>{html.escape(shortened(value.value, 80))}</td><td>{_share(value)}</td>"
         f"<td>{100 * value.now:.1f} %</td></tr>"

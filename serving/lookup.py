@@ -36,9 +36,8 @@ class Lookup:
         ]
         self._scalar_features = [name for name in used if name not in layout.pooling]
         positions = [p for p, slot in enumerate(layout.slots) if slot.feature in self._scalar_features]
-        self._feature_of_slot = np.array(
-            [self._scalar_features.index(layout.slots[p].feature) for p in positions], dtype=np.intp
-        )
+        of_slots = [self._scalar_features.index(layout.slots[p].feature) for p in positions]
+        self._feature_of_slot = np.array(of_slots, dtype=np.intp)
         self._scalars = addressing_of(layout, vocabulary, positions)
         self._runs = _runs(positions)
         self._has_others = any(slot.feature not in used for slot in layout.slots)
@@ -109,8 +108,6 @@ class _Run(NamedTuple):
 
 
 class _Bag(NamedTuple):
-    """The slots of a list feature."""
-
     name: str
     addressing: Addressing
     runs: list[_Run]

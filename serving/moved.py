@@ -95,10 +95,9 @@ def moved_tokens(bins: TokenBins, names: BucketNames, num_missing: float) -> lis
     is_crowded = bool((names.counts > 0).mean() > CROWDED)
     low, high = bins.bounds()
     known = zip(names.names, names.counts.tolist(), low.tolist(), high.tolist(), strict=True)
-    found = [
-        Moved(_name(name, count, count < least * total and is_crowded), count / total, least, most)
-        for name, count, least, most in known
-    ]
+    found: list[Moved] = []
+    for name, count, least, most in known:
+        found.append(Moved(_name(name, count, count < least * total and is_crowded), count / total, least, most))
     found.append(Moved("(missing)", num_missing / total, bins.shares[0], bins.shares[0]))
     return _most_moved(found, bins.num_values, total)
 
@@ -115,29 +114,25 @@ def _name(name: str, count: float, may_be_another: bool) -> str:
 def moved_floats(bins: FloatBins, labels: Sequence[str], counts: Counts) -> list[Moved]:
     """The bins [K] of a number that moved most."""
     total = max(float(counts.sum()), 1.0)
-    found = [
-        Moved(label, float(count) / total, share, share)
-        for label, count, share in zip(labels, counts, bins.shares, strict=True)
-    ]
+    known = zip(labels, counts.tolist(), bins.shares, strict=True)
+    found = [Moved(label, count / total, share, share) for label, count, share in known]
     return _most_moved(found, bins.num_values, total)
 
 
 def _most_moved(found: Sequence[Moved], num_expected: float, num_actual: float) -> list[Moved]:
     moves = sorted(((_move(one), one) for one in found), key=lambda pair: -pair[0])
     noise = 1 / max(num_expected, 1.0) + 1 / num_actual
-    return [
-        one for move, one in moves[:MAX_SHOWN] if move >= max(LEAST_SHARE, SIGMAS * _deviation(one, noise, num_actual))
-    ]
-
-
-def _deviation(one: Moved, noise: float, num_actual: float) -> float:
-    """Standard deviation of a share, with one more row on either side (Laplace), as one row proves nothing."""
-    shares = [(share * num_actual + 1) / (num_actual + 2) for share in (one.now, min(one.high, 1.0))]
-    return math.sqrt(noise * max(share * (1 - share) for share in shares))
+    most_moved: list[Moved] = []
+    for move, one in moves[:MAX_SHOWN]:
+        # With one more row on either side (Laplace), as one row proves nothing.
+        shares = [(share * num_actual + 1) / (num_actual + 2) for share in (one.now, min(one.high, 1.0))]
+        deviation = math.sqrt(noise * max(share * (1 - share) for share in shares))
+        if move >= max(LEAST_SHARE, SIGMAS * deviation):
+            most_moved.append(one)
+    return most_moved
 
 
 def _move(one: Moved) -> float:
-    """Distance of today's share from the bounds of that in training."""
     return max(one.low - one.now, one.now - one.high, 0.0)
 
 

@@ -44,14 +44,12 @@ def encode_rows(rows: RawRows, registry: FeatureRegistry, *, allow_missing: bool
     >>> encode_rows([{"user": 7, "tags": ["a", None]}, {"user": "x"}], registry).lengths["tags"].tolist()
     [2, 1]
     """
+    names = [feature.name for feature in registry.features]
     if isinstance(rows, pl.DataFrame):
-        if len(rows):
-            names = [feature.name for feature in registry.features]
-            check_keys([dict.fromkeys(rows.columns)], names)
+        check_keys([dict.fromkeys(rows.columns)] if len(rows) else [], names)
         return encode(rows, registry, allow_missing=allow_missing)
-    check_keys(rows, [feature.name for feature in registry.features])
-    columns = {feature.name: [row.get(feature.name) for row in rows] for feature in registry.features}
-    return encode_values(columns, registry, len(rows))
+    check_keys(rows, names)
+    return encode_values({name: [row.get(name) for row in rows] for name in names}, registry, len(rows))
 
 
 def check_keys(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -67,7 +65,5 @@ def check_keys(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
             keys = [str(key)[:80] for key in islice(given, 6)]  # a request may hold a million of them
             close = [match for key in keys for match in difflib.get_close_matches(key, names, n=1)]
             remedy = f"did you mean {close[0]!r}?" if close else f"send some of {', '.join(names[:6])}"
-            found = ", ".join(map(repr, keys))
-            raise InputError(
-                "expected a row with a feature of the model", found=f"keys {found}", remedy=remedy, row=row
-            )
+            expected, found = "expected a row with a feature of the model", f"keys {', '.join(map(repr, keys))}"
+            raise InputError(expected, found=found, remedy=remedy, row=row)

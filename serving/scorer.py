@@ -41,7 +41,6 @@ class Encoded:
     context: EncodedBatch | None = None
     """One example, of the features that all B share."""
     shared: frozenset[str] = frozenset()
-    """Names of these features."""
 
     @property
     def num_examples(self) -> int:
@@ -129,8 +128,8 @@ class Scorer:
             raise InputError("a context and its candidates share no feature", found=repr(min(twice)), remedy=remedy)
         try:
             encoded = encode_rows([rows], context.registry)
-        except InputError as error:  # its row 0 is the context's, not a candidate's
-            raise InputError(error.expected, found=error.found, remedy=error.remedy) from None
+        except InputError as error:  # its row 0 is that of the context, not of the candidates
+            raise _in_row(error, None) from None
         examples = encode_rows(own, rest.registry, allow_missing=allow_missing)
         return Encoded(examples=examples, context=encoded, shared=shared)
 
@@ -214,7 +213,6 @@ class Scorer:
 
 
 def _split(bundle: Bundle, names: frozenset[str], shared: frozenset[str]) -> tuple[_FeatureSubset, _FeatureSubset]:
-    """The features of a context, and the others, which are the candidates'."""
     return _FeatureSubset.of(bundle, shared), _FeatureSubset.of(bundle, names - shared)
 
 
@@ -232,5 +230,5 @@ def _coverage(batch: EncodedBatch, lookup: Lookup, feature: AnyFeature) -> Cover
     return Coverage(batch.num_examples, missing, len(present), lookup.num_untrained(feature.name, present))
 
 
-def _in_row(error: InputError, row: int) -> InputError:
+def _in_row(error: InputError, row: int | None) -> InputError:
     return InputError(error.expected, found=error.found, remedy=error.remedy, row=row)

@@ -56,12 +56,11 @@ def plan_parts(
 def limit_parts(parts: Sequence[Part], limit: int, csv: CsvFormat | None) -> list[Part]:
     """The parts with the first `limit` rows, each with its own row limit."""
     limited: list[Part] = []
-    left = limit
     for part in parts:
-        if left <= 0:
+        if limit <= 0:
             break
-        limited.append(part.model_copy(update={"row_limit": left}))
-        left -= _count_rows(part, left, csv)
+        limited.append(part.model_copy(update={"row_limit": limit}))
+        limit -= _count_rows(part, limit, csv)
     return limited
 
 
@@ -104,7 +103,6 @@ def _file_name(file: Path) -> str:
 def _columns_to_read(
     file: Path, registry: FeatureRegistry, keep: Sequence[str], *, allow_missing: bool
 ) -> tuple[str, ...]:
-    """Columns that the features and `keep` need."""
     present = columns_of(file, registry.csv)
     if not present:
         return ()

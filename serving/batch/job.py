@@ -20,7 +20,7 @@ from features.progress import progress_bar
 from serving.batch.distribution import ScoreDistribution
 from serving.batch.inputs import Part, limit_parts, plan_parts
 from serving.batch.output import drop_part, locked, mark_success, open_output, write_manifest
-from serving.batch.parts import SCORE, SUCCESS, Job, Note, PartEntry, PartScorer, entry_of, lineage_of
+from serving.batch.parts import SCORE, SUCCESS, Job, PartEntry, PartScorer, entry_of, lineage_of
 from serving.batch.rejects import REASON, ROW
 from serving.batch.workers import score_in_processes
 from serving.bundle.bundle import Bundle
@@ -43,16 +43,13 @@ class ScoringReport:
     """Result of a scoring job."""
 
     path: Path
-    """Output directory."""
     model_id: str
     rows_in: int
     """Rows of all inputs, those of skipped parts included, as in all counts and rates here."""
     rows: int
-    """Rows that were scored."""
     rows_rejected: int
     """Rows that could not be scored; they are in `_rejected`."""
     parts: int
-    """Parts in the output."""
     skipped_parts: int
     """Parts that an earlier run had finished."""
     seconds: float
@@ -182,23 +179,17 @@ def _make_parts(
     scores = ScoreDistribution()
     num_rows = 0
     with progress_bar("scoring files", len(parts), enabled=progress) as advance:
-
-        def note(text: str) -> None:
-            advance(0, note=text)
-
-        results = _score_here(job, parts, bundle, note) if engine is None else engine(job, parts)
+        if engine is None:
+            scorer = PartScorer(job, bundle)
+            results = ((part.name, scorer.ensure_part(part, lambda text: advance(0, note=text))) for part in parts)
+        else:
+            results = engine(job, parts)
         with closing(results):  # pyright: ignore[reportArgumentType]  (a generator; ends the processes of an engine)
             for name, is_old in results:
                 already_done |= {name} if is_old else set()
                 num_rows += _add_scores(job.out / name, scores)
                 advance(1, note=f"{num_rows:,} rows")
     return already_done, scores
-
-
-def _score_here(job: Job, parts: Sequence[Part], bundle: Bundle, note: Note) -> Iterator[tuple[str, bool]]:
-    scorer = PartScorer(job, bundle)
-    for part in parts:
-        yield part.name, scorer.ensure_part(part, note)
 
 
 def _add_scores(part: Path, scores: ScoreDistribution) -> int:
@@ -218,9 +209,8 @@ def _entries(out: Path, parts: Sequence[Part]) -> dict[str, PartEntry]:
     for part in parts:
         entry = entry_of(out / part.name)
         if entry is None:
-            raise InputError(
-                f"{out / part.name}: expected a part", found="none", remedy="leave the output alone, and start again"
-            )
+            remedy = "leave the output alone, and start again"
+            raise InputError(f"{out / part.name}: expected a part", found="none", remedy=remedy)
         entries[part.name] = entry
     return entries
 
@@ -232,12 +222,11 @@ def _check_rejected(out: Path, entries: Mapping[str, PartEntry], max_rejected: f
         return
     (out / SUCCESS).unlink(missing_ok=True)  # of a run that allowed for more
     first = next(entry for entry in entries.values() if entry.rows_rejected)
-    share = num_rejected / num_rows
-    raise InputError(
-        f"{out}: expected at most {max_rejected:.3%} rejected rows",
-        found=f"{num_rejected:,} of {num_rows:,} ({share:.3%}), first {first.input}: {first.first_rejected}",
-        remedy="the others are scored: look at `_rejected`, then repair the input, or allow them by `max_rejected`",
+    found = (
+        f"{num_rejected:,} of {num_rows:,} ({num_rejected / num_rows:.3%}), first {first.input}: {first.first_rejected}"
     )
+    remedy = "the others are scored: look at `_rejected`, then repair the input, or allow for them by `max_rejected`"
+    raise InputError(f"{out}: expected at most {max_rejected:.3%} rejected rows", found=found, remedy=remedy)
 
 
 def _report(

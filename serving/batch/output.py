@@ -124,15 +124,13 @@ def _contents(out: Path, planned: Sequence[str]) -> tuple[list[Path], dict[str, 
 
 
 def _check_same_job(job: Job, parts: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise `InputError` for a part of another model, or of other settings."""
     remedy = "choose another output, or overwrite this one"
     ours = job.lineage
     for lineage in filter(None, parts.values()):
         if lineage["model_id"] != ours["model_id"]:
             found = f"scores of {lineage['model']} {lineage['model_id']}"
-            raise InputError(
-                f"{job.out}: expected scores of {ours['model']} {ours['model_id']}", found=found, remedy=remedy
-            )
+            expected = f"{job.out}: expected scores of {ours['model']} {ours['model_id']}"
+            raise InputError(expected, found=found, remedy=remedy)
         if lineage["config_hash"] != ours["config_hash"]:
             found = differences(json.loads(lineage["config"]), json.loads(ours["config"]))
             raise InputError(f"{job.out}: expected scores by the same settings", found=found, remedy=remedy)

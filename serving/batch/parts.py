@@ -108,10 +108,10 @@ class PartScorer:
         before, digest = _state(part.file), _digest(part.file)
         target = self.job.out / part.name
         entry = entry_of(target)
-        if entry and (entry.input_sha256, entry.row_limit) == (digest, part.row_limit):
-            is_whole = rejected_path(self.job.out, part.name).is_file() == (entry.rows_rejected > 0)
-            if is_whole:
-                return True
+        has_rejected = rejected_path(self.job.out, part.name).is_file()
+        found = entry and (entry.input_sha256, entry.row_limit, entry.rows_rejected > 0)
+        if found == (digest, part.row_limit, has_rejected):
+            return True
         try:
             for name in (SUCCESS, MANIFEST):  # before the files change that these describe
                 (self.job.out / name).unlink(missing_ok=True)
@@ -199,7 +199,6 @@ class PartScorer:
         return [name for name in self.job.keep if name not in partitions_of(part.name.split("/")[:-1])]
 
     def _schema(self, part: Part) -> dict[str, pl.DataType]:
-        """Types of a part's columns."""
         types = schema_of(part.file, self.scorer.registry.csv)
         return {**{name: types.get(name, pl.String()) for name in self._kept(part)}, SCORE: pl.Float64()}
 

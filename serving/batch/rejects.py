@@ -21,9 +21,7 @@ class ScoredRows(NamedTuple):
     """The scored and the rejected rows of a raw frame [B]."""
 
     good: pl.DataFrame
-    """The rows that were scored."""
     probabilities: Probabilities
-    """Of the good rows."""
     rejected: pl.DataFrame
     """The other rows, after `_row` (in the file, from 1) and `_reason`."""
     coverage: dict[str, Coverage]
@@ -40,15 +38,14 @@ def score_rows(scorer: Scorer, raw: pl.DataFrame, *, allow_missing: bool, first_
         encoded = scorer.encode(rows, allow_missing=allow_missing)
         return scorer.score_encoded(encoded), scorer.coverage(encoded)
 
-    def faulty_values(rows: pl.DataFrame) -> dict[int, str]:
-        return faults_in_values(rows, scorer.registry)
-
-    def faulty_logits(rows: pl.DataFrame) -> dict[int, str]:
-        return faults_of(len(rows), lambda start, stop: score(rows[start:stop]))
-
+    finders: list[Callable[[pl.DataFrame], dict[int, str]] | None] = [
+        lambda rows: faults_in_values(rows, scorer.registry),
+        lambda rows: faults_of(len(rows), lambda start, stop: score(rows[start:stop])),  # NaN logits
+        None,
+    ]
     good, positions = raw, np.arange(len(raw))
     reasons: dict[int, str] = {}
-    for find in (faulty_values, faulty_logits, None):
+    for find in finders:
         try:
             probabilities, coverage = score(good)
         except InputError as error:
@@ -109,12 +106,6 @@ def faults_in_values(raw: pl.DataFrame, registry: FeatureRegistry) -> dict[int, 
 def rejected_rows(raw: pl.DataFrame, reasons: dict[int, str], first_row: int) -> pl.DataFrame:
     """Rows of a raw frame by position, after their row in the file (from 1) and the reason."""
     rows: Sequence[int] = sorted(reasons)
-    return (
-        raw[rows]
-        .drop(ROW, REASON, strict=False)
-        .select(
-            pl.Series(ROW, [first_row + row + 1 for row in rows], dtype=pl.Int64),
-            pl.Series(REASON, [reasons[row] for row in rows], dtype=pl.String),
-            pl.all(),
-        )
-    )
+    numbers = pl.Series(ROW, [first_row + row + 1 for row in rows], dtype=pl.Int64)
+    texts = pl.Series(REASON, [reasons[row] for row in rows], dtype=pl.String)
+    return raw[rows].drop(ROW, REASON, strict=False).select(numbers, texts, pl.all())

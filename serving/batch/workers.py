@@ -17,21 +17,23 @@ def score_in_processes(job: Job, parts: Sequence[Part], num_workers: int, lock: 
     `lock`: a file descriptor for the workers to inherit. Raises the first `InputError` of a worker, and one for a
     worker that was killed, after all workers have ended.
     """
-    threads = {"POLARS_MAX_THREADS": str(job.num_threads)}
-    workers = [
-        LineWorker("serving.batch.workers", environment=threads, pass_fds=[lock])
-        for _ in range(min(num_workers, len(parts)))
-    ]
+    workers: list[LineWorker] = []
     idle: queue.SimpleQueue[LineWorker] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
+    for _ in range(min(num_workers, len(parts))):
+        threads = {"POLARS_MAX_THREADS": str(job.num_threads)}
+        workers.append(LineWorker("serving.batch.workers", environment=threads, pass_fds=[lock]))
+        idle.put(workers[-1])
 
     def ensure(part: Part) -> tuple[str, bool]:
         worker = idle.get()
         try:
             return part.name, worker.ask([job.model_dump_json(), part.model_dump_json()])
         except WorkerError as error:
-            raise _failure(part, error) from None
+            if error.signal_name is None:
+                raise RuntimeError(f"{part.file}: a scoring process {error}; its traceback is above") from None
+            expected = f"{part.file}: expected a scoring process to finish it"
+            remedy = "the memory may not suffice: give fewer `workers`, and start again"
+            raise InputError(expected, found=error.signal_name, remedy=remedy) from None
         finally:
             idle.put(worker)  # a dead one, too: the next part then fails, instead of waiting for a worker for ever
 
@@ -59,13 +61,6 @@ def ensure_part(job: str, part: str) -> bool:
 @lru_cache(maxsize=1)
 def _scorer(job: str) -> PartScorer:
     return PartScorer(Job.model_validate_json(job))
-
-
-def _failure(part: Part, error: WorkerError) -> Exception:
-    if error.signal_name is None:
-        return RuntimeError(f"{part.file}: a scoring process {error}; its traceback is above")
-    remedy = "memory may have run out: give fewer `workers`, and start again"
-    return InputError(f"{part.file}: expected a scoring process to finish it", found=error.signal_name, remedy=remedy)
 
 
 if __name__ == "__main__":

@@ -136,12 +136,10 @@ def files_of(layout: TableLayout) -> tuple[str, ...]:
 
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of a bundle directory; raises `InputError` if it is absent, newer, edited or inconsistent."""
-    if not path.is_dir():
-        remedy = "name a directory that `muxrec export` wrote"
-        raise InputError(f"{path}: expected a bundle directory", found="no such directory", remedy=remedy)
     if not (path / MANIFEST).is_file():
+        found = f"no {MANIFEST}" if path.is_dir() else "no such directory"
         remedy = "name a directory that `muxrec export` wrote, or export again"
-        raise InputError(f"{path}: expected a bundle", found=f"no {MANIFEST}", remedy=remedy)
+        raise InputError(f"{path}: expected a bundle directory", found=found, remedy=remedy)
     document = read_json(path / MANIFEST)
     # First of all: a newer manifest may have other keys, or older keys with another meaning.
     version = document.get("format_version")

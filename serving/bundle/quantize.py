@@ -106,11 +106,10 @@ def decode(codes: Codes, codebook: Floats, width: int) -> Floats:
 
 
 class SharedCodebook:
-    """Coder of rows with one codebook."""
+    """Coder of rows with one codebook [256, c]."""
 
     def __init__(self, codebook: npt.NDArray[np.float16]) -> None:
         self.codebook = codebook
-        """[256, c]."""
         self._values = codebook.astype(np.float32)
 
     def encode(self, values: Floats) -> Codes:
@@ -127,7 +126,6 @@ class SharedCodebook:
 
 
 def _nearest(groups: npt.NDArray[Any], codebook: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Numbers [n] of the nearest entries."""
     if codebook.shape[1] == 1:
         order = np.argsort(codebook[:, 0], kind="stable")
         rising = codebook[order, 0]

@@ -205,13 +205,10 @@ def _stored_widths(table: npt.NDArray[Any], row_widths: RowWidths | None) -> npt
 
 
 def _as_floats(stored: npt.NDArray[Any], coder: Coder | None, width: int) -> Floats:
-    """Values [n, b] from their stored form."""
     return stored.astype(np.float32, copy=False) if coder is None else coder.decode(stored, width)
 
 
 class _StoredBlock(NamedTuple):
-    """A block as it is read."""
-
     start: int
     stop: int
     row_set: RowSet | None
@@ -283,13 +280,11 @@ class StoredTable:
         return np.ones(len(rows), dtype=np.bool_) if row_set is None else row_set.rank(rows)[0]
 
     def _read(self, block: _StoredBlock, ranks: Rows) -> Floats:
-        """Values [n, b] of the stored rows with these numbers [n]."""
         values = _as_floats(block.rows.take(ranks, axis=0), self._coder, block.stop - block.start)
         return values if self._scale is None else values * self._scale[ranks].astype(np.float32)[:, None]
 
 
 def _read_coder(path: Path, tensors: dict[str, npt.NDArray[Any]], dtype: TableDtype, width: int) -> Coder:
-    """The coder of the rows of codes."""
     if dtype in VALUES_PER_BYTE:
         return SharedCodebook(take(path, tensors, "codebook", (NUM_CODES, VALUES_PER_BYTE[dtype]), "F16"))
     if width > MAX_WIDTH:

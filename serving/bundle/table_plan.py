@@ -27,7 +27,6 @@ class Block(NamedTuple):
     start: int
     stop: int
     num_rows: int
-    """K."""
     num_candidates: int
     """Rows of the block before, or M; where they are not more than K there is no row set."""
 
@@ -36,9 +35,7 @@ class Plan(NamedTuple):
     """Content of a table file."""
 
     num_rows: int
-    """M."""
     width: int
-    """w."""
     dtype: TableDtype
     is_compact: bool
     """True if it may have forms that readers of format version 1 do not know."""
@@ -98,8 +95,7 @@ def plan_table(histogram: npt.NDArray[np.int64], width: int, dtype: TableDtype, 
     """
     num_rows = int(histogram.sum())
     if not is_compact:
-        num_stored = num_rows - int(histogram[0])
-        row_bytes = width * NUMPY_DTYPES[STORED_DTYPES[dtype]].itemsize
+        num_stored, row_bytes = num_rows - int(histogram[0]), width * NUMPY_DTYPES[STORED_DTYPES[dtype]].itemsize
         if (num_rows - num_stored) * row_bytes <= 2 * math.ceil(num_rows / 8):
             num_stored = num_rows
         return Plan(num_rows, width, dtype, is_compact, (Block(0, width, num_stored, num_rows),))

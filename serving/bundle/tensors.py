@@ -15,14 +15,8 @@ import numpy.typing as npt
 
 from features.errors import InputError
 
-NUMPY_DTYPES = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "U16": np.dtype("<u2"),
-    "U64": np.dtype("<u8"),
-}
+_TYPES = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1", "U16": "<u2", "U64": "<u8"}
+NUMPY_DTYPES = {name: np.dtype(code) for name, code in _TYPES.items()}
 MAX_HEADER_BYTES = 2**20  # about 100 per tensor; a length from a damaged file must not become a large allocation
 REMEDY = "the bundle is damaged: copy it again, or export it again"
 

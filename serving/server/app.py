@@ -42,8 +42,6 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Record:
-    """Facts about one request, for the metrics and the log."""
-
     id: str
     begun: float = field(default_factory=time.perf_counter)
     version: ModelVersion = NO_MODEL
@@ -82,28 +80,23 @@ class App:
         self._token, self._slow_seconds = token, slow_seconds
         self._workers, self._bodies = Workers(limits), Bodies(limits)
         self._is_loading = False
-        model = "/v2/models/{name:str}"
-        version = model + "/versions/{version:str}"
-        get, post = ["GET"], ["POST"]
-        self._router = Router(
-            [
-                Route("/v2", self.server_metadata, methods=get),
-                Route("/v2/health/live", self.live, methods=get),
-                Route("/v2/health/ready", self.ready, methods=get),
-                *(Route(path, self.model_metadata, methods=get) for path in (model, version)),
-                *(Route(f"{path}/ready", self.model_ready, methods=get) for path in (model, version)),
-                *(Route(f"{path}/infer", self.infer, methods=post) for path in (model, version)),
-                Route("/v2/repository/models/{name:str}/load", self.load, methods=post),
-                Route("/score", self.score, methods=post),
-                Route("/invocations", self.invocations, methods=post),
-                *(Route(path, self.ready, methods=get) for path in ("/ping", "/health")),
-                Route("/version", self.server_version, methods=get),
-                Route("/metrics", self.metrics, methods=get),
-                Route("/openapi.json", self.openapi, methods=get),
-                Route("/docs", self.docs, methods=get),
-            ],
-            redirect_slashes=False,
-        )
+        gets = {
+            "/v2": self.server_metadata,
+            "/v2/health/live": self.live,
+            **dict.fromkeys(("/v2/health/ready", "/ping", "/health"), self.ready),
+            "/version": self.server_version,
+            "/metrics": self.metrics,
+            "/openapi.json": self.openapi,
+            "/docs": self.docs,
+        }
+        posts = {"/score": self.score, "/invocations": self.invocations}
+        posts["/v2/repository/models/{name:str}/load"] = self.load
+        for model in ("/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"):
+            gets |= {model: self.model_metadata, f"{model}/ready": self.model_ready}
+            posts[f"{model}/infer"] = self.infer
+        routes = [Route(path, handler, methods=["GET"]) for path, handler in gets.items()]
+        routes += [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
+        self._router = Router(routes, redirect_slashes=False)
 
     def close(self) -> None:
         """Wait for running work."""

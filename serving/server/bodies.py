@@ -48,7 +48,6 @@ class ParsedRequest(NamedTuple):
     arguments: tuple[Any, ...]
     """Arguments of `Scorer.encode`: rows, or a context and candidates."""
     num_rows: int
-    """B."""
     id: str | None = None
     """The client's name for the request, where the protocol has one."""
     is_binary: bool = False
@@ -151,10 +150,8 @@ def read_score(body: bytes, registry: FeatureRegistry, limits: Limits) -> Parsed
     document = read_json_object(body)
     remedy = 'send {"rows": [...]}, or {"context": {...}, "candidates": [...]}'
     request = validated(_model_of(document, SCORE_REQUESTS, remedy), document, limits)
-    if isinstance(request, RowsRequest):
-        return ParsedRequest((request.rows,), len(request.rows))
-    assert isinstance(request, CandidatesRequest)
-    return ParsedRequest((request.context, request.candidates), len(request.candidates))
+    arguments = tuple(getattr(request, name) for name in type(request).model_fields)
+    return ParsedRequest(arguments, len(arguments[-1]))
 
 
 def json_response(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

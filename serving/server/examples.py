@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from features.registry import FeatureRegistry
-from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
+from features.spec import CategoricalList, Numeric
 from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT
@@ -114,9 +114,9 @@ def _quartiles(edges: Sequence[float]) -> list[float]:
 
 
 def _tensor(metadata: Mapping[str, Any], rows: Sequence[Row]) -> Row:
-    values = [row[metadata["name"]] for row in rows]
-    shape = [len(rows), len(values[0])] if isinstance(values[0], list) else [len(rows)]
-    flat = [one for value in values for one in value] if len(shape) == 2 else values
+    flat, shape = [row[metadata["name"]] for row in rows], [len(rows)]
+    if isinstance(flat[0], list):
+        flat, shape = [one for values in flat for one in values], [len(rows), len(flat[0])]
     if metadata["datatype"] == "BYTES":
         flat = [json.dumps(one) if isinstance(one, bool) else str(one) for one in flat]
     return {**metadata, "shape": shape, "data": flat}

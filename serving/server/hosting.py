@@ -172,10 +172,7 @@ def check_name(name: str) -> None:
 
 
 def _check_and_warm(scorer: Scorer) -> None:
-    """Compare scores of the golden rows with the trainer's, then run warm-up requests.
-
-    Raises `InputError` if the scores differ.
-    """
+    """Run warm-up requests; raises `InputError` if the scores of the golden rows differ from the trainer's."""
     difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
     if not difference <= tolerance:
         expected = f"{scorer.bundle.path}: expected golden rows to score as in training, within {tolerance:.1e}"
@@ -193,7 +190,6 @@ def _is_passing(error: InputError) -> bool:
 
 
 def _files(path: Path) -> _Files:
-    """State of a directory; raises `InputError` if it is not one."""
     try:
         entries = [(entry.name, entry.stat()) for entry in sorted(path.iterdir())]
     except OSError as error:

@@ -41,6 +41,5 @@ def start_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # `run.py` logs start and end with more detail than uvicorn; uvicorn's warnings are kept.
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for name in ("uvicorn.error", "asyncio"):  # `run.py` logs start and end with more detail than uvicorn
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -62,15 +62,14 @@ def _filled(path: str, operation: Schema) -> str:
 
 
 def _requests(operation: Schema, url: str, has_token: bool) -> Iterator[str]:
-    """Example requests of an operation as curl commands, with their answers."""
     yield f"<p>{escape(operation['summary'])}. {escape(operation.get('description', ''))}</p>"
     answers = operation["responses"]["200"]["content"]["application/json"]["examples"]
     for media_type, body in operation["requestBody"]["content"].items():
         for name, example in body["examples"].items():
             value = example["value"]
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            lines = [f"curl -s {shlex.quote(url)}", f"-H 'Content-Type: {media_type}'"]
-            lines += ['-H "Authorization: Bearer $MUXREC_SERVE_TOKEN"'] if has_token else []
+            token = ['-H "Authorization: Bearer $MUXREC_SERVE_TOKEN"'] if has_token else []
+            lines = [f"curl -s {shlex.quote(url)}", f"-H 'Content-Type: {media_type}'", *token]
             lines.append(f"--data-binary {shlex.quote(text)}")
             answer = json.dumps(answers[name]["value"], ensure_ascii=False)
             yield f"<h3>{escape(name)}</h3><pre>{escape(_BREAK.join(lines))}</pre>Answer<pre>{escape(answer)}</pre>"

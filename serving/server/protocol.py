@@ -158,7 +158,6 @@ def metadata_of(registry: FeatureRegistry) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_binary_wanted(request: InferRequest) -> bool:
-    """True if the output is asked for as raw bytes."""
     wanted = _flag("request", request.parameters, "binary_data_output", default=False)
     for output in request.outputs:
         _check_meaning("outputs", "FP64", output.parameters, None)
@@ -233,7 +232,6 @@ def _check_data(place: str, datatype: str, data: Sequence[Any]) -> None:
 
 
 def _columns(tensors: Sequence[Tensor], registry: FeatureRegistry, limits: Limits) -> dict[str, list[Any]]:
-    """Feature to its values, one per row."""
     by_name: dict[str, Tensor] = {}
     for tensor in tensors:
         if tensor.name in by_name:

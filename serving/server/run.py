@@ -178,9 +178,11 @@ def _listen(host: str, port: int) -> socket.socket:
 def _allowed_files() -> int:
     """Raise the limit of open files, of which each connection is one; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_FILES
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    if soft >= wanted:
+        return soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):  # a sandbox may forbid it

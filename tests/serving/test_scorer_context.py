@@ -15,6 +15,7 @@ from features.addressing import addressing_of
 from features.encode import encode
 from features.errors import InputError
 from serving.bundle import Bundle
+from serving.coverage import add_coverage
 from serving.scorer import Coverage, Scorer
 from tests.floats import floats
 from tests.serving.conftest import REGISTRY, make_bundle, of_kind, raw_frame, table
@@ -158,7 +159,7 @@ def test_counts_add_up(scorer: Scorer) -> None:
     raw = raw_frame(50)
     parts = [scorer.coverage(scorer.encode(part)) for part in (raw[:20], raw[20:])]
     whole = scorer.coverage(scorer.encode(raw))
-    assert {name: parts[0][name].plus(parts[1][name]) for name in whole} == whole
+    assert add_coverage(parts[0], parts[1]) == whole
     for name in ("user", "item", "price", "genres", "words"):
         assert whole[name].missing == raw[name].null_count() + (raw[name].to_list().count([None]))
     assert all(count.unseen == 0 for count in whole.values()), "a bundle that does not say which rows were trained"
