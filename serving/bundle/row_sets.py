@@ -20,8 +20,8 @@ Bitmap = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
 _WORTH = 0.75  # positions must save something, as they take longer to open
-# A bitmap's rank counts bits in one word, whereas positions are searched. So they become a bitmap in memory, unless that
-# is large for what is stored: a file cannot cause a large allocation by claiming a large n.
+# A bitmap's rank counts bits in one word, whereas positions are searched. So they become a bitmap in memory, unless
+# that is large for what is stored: a file cannot cause a large allocation by claiming a large n.
 _MAX_SPREAD, _ALWAYS_SMALL = 64, 2**20
 
 
