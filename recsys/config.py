@@ -38,7 +38,6 @@ class Compression(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
-    """One of COMPRESSORS."""
     target_bytes: int = Field(ge=1)
     """Budget for the bundle's embedding files: table and vocabulary."""
     table_dtype: TableDtype = "int4"
@@ -48,12 +47,10 @@ class Compression(BaseModel):
     learning_rate_share: float = Field(default=0.1, gt=0)
     """Initial learning rates of `finetune`, as a share of the run's."""
     settings: SerializeAsAny[Compressor.Config]
-    """The method's own."""
 
     @model_validator(mode="before")
     @classmethod
     def _resolve_settings(cls, values: Any) -> Any:
-        """Fill in the method's defaults."""
         method = values.get("method") if isinstance(values, dict) else None
         if method not in COMPRESSORS:
             known = ", ".join(COMPRESSORS)
@@ -86,7 +83,6 @@ class Compression(BaseModel):
 
 class _Named(BaseModel):
     name: str
-    """One of MODELS."""
 
 
 if TYPE_CHECKING:
@@ -118,9 +114,7 @@ class Experiment(BaseModel):
     model: ModelSettings
     """The network: `name`, one of MODELS, and that model's own settings."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """The table."""
     trainer: TrainerConfig = TrainerConfig()
-    """The training loop."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that the data kept; the bundle corrects its probabilities to the original share."""
     compression: Compression | None = Field(default=None, exclude_if=lambda value: value is None)

@@ -78,7 +78,7 @@ def test_training_without_its_packages_is_one_line_with_the_remedy():
     absent = "import importlib.util\nimportlib.util.find_spec = lambda name, package=None: None"
     done = blocked(f"{absent}\nsys.argv = {arguments}\nfrom experiments.__main__ import main\nmain()")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["muxrec: this verb needs the training packages; found no torch; make env"]
+    assert done.stderr.splitlines() == ["muxrec: training needs its packages; found no torch; make env"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -135,27 +135,23 @@ def _budgets(points: Sequence[Result]) -> list[float]:
     return sorted({_budget(point) for point in points if point.records}, reverse=True)
 
 
+def _at(best: Sequence[Result], budget: float) -> list[Result]:
+    """The methods at a budget, the best first."""
+    return sorted((point for point in best if _budget(point) == budget), key=_score, reverse=True)
+
+
 def _by_budget(points: Sequence[Result], best: Sequence[Result]) -> str:
-    """A row per method, a column per budget."""
-    found = {(point.cell.label, point.cell.budget): point for point in best}
-    tried = {(point.cell.label, point.cell.budget) for point in points if point.records}
-    winners = [max((p for p in best if p.cell.budget == budget), key=_score) for budget in _budgets(best)]
-
-    def entry(method: str, budget: float) -> str:
-        point = found.get((method, budget))
-        if point is None:
-            return "cannot" if (method, budget) in tried else "not run"
-        text = f"{point.text('test_auc')} {point.cell.dtype}"
-        return f"**{text}**" if any(point is winner for winner in winners) else text
-
-    budgets, methods = _budgets(points), dict.fromkeys(point.cell.label for point in points)
-    rows = [[method, *(entry(method, budget) for budget in budgets)] for method in methods]
-    rows = [row for row in rows if set(row[1:]) != {"not run"}]
+    texts = {(point.cell.label, _budget(point)): "cannot" for point in points if point.records}
+    for budget in _budgets(best):
+        for place, point in enumerate(_at(best, budget)):
+            text = f"{point.text('test_auc')} {point.cell.dtype}"
+            texts[point.cell.label, budget] = text if place else f"**{text}**"
+    budgets, methods = _budgets(points), dict.fromkeys(method for method, _ in texts)
+    rows = [[method, *(texts.get((method, budget), "not run") for budget in budgets)] for method in methods]
     return markdown_table(["method", *map(share, budgets)], rows)
 
 
 def _types(points: Sequence[Result]) -> str:
-    """The types of rows that were tried, with their methods."""
     methods: dict[str, list[str]] = {}
     for label, own in grouped([point for point in points if point.records], lambda cell: cell.label).items():
         methods.setdefault(" and ".join(sorted({point.cell.dtype for point in own})), []).append(label)
@@ -177,7 +173,7 @@ def _verdicts(best: Sequence[Result], reference: Result, target: float) -> Itera
     """The best method of each budget and the next one, and whether a tenth of the bytes meets the target."""
     lines, tenth = [], None
     for budget in _budgets(best):
-        first, *others = sorted((p for p in best if p.cell.budget == budget), key=_score, reverse=True)
+        first, *others = _at(best, budget)
         line = f"- {share(budget)}: {_named(first)}, {_gap(first, reference):+.4f} of collisionless"
         if others:
             p = welch(first.values("test_auc"), others[0].values("test_auc"))
@@ -221,7 +217,6 @@ def _costs(best: Sequence[Result], reference: Result) -> str:
 
 
 def _mean(point: Result, name: str, unit: str, digits: int) -> str:
-    """A mean figure, or nothing if no run has it."""
     value = point.mean(name)
     return "" if value is None else f"{value:,.{digits}f} {unit}"
 

@@ -92,7 +92,6 @@ class Cell(NamedTuple):
     budget: float | None
     """Bytes of the table in units of the collisionless one; None if size is not the question."""
     run: str
-    """Key into RUNS."""
     settings: dict[str, Any]
     """`key.sub` to value."""
     against: tuple[str, ...] = ()
@@ -347,4 +346,3 @@ TABLE_KINDS: dict[str, Study] = {
         _precision,
     ),
 }
-"""Name to study."""

@@ -44,7 +44,6 @@ class Diagnosis(NamedTuple):
     """`missing` has to be fixed; a `note` is worth knowing."""
     found: str
     remedy: str | None = None
-    """The command that fixes it."""
 
 
 class Findings(NamedTuple):
@@ -52,7 +51,6 @@ class Findings(NamedTuple):
 
     values: dict[str, str]
     failure: str | None
-    """Why it ended early."""
 
 
 def diagnose() -> list[Diagnosis]:

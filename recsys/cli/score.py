@@ -65,14 +65,8 @@ def score(
     )
     warn(report.warnings)
     values = dataclasses.asdict(report)
-    params = {
-        "bundle": bundle,
-        "input": inputs,
-        "keep": columns,
-        "limit": limit,
-        "workers": workers,
-        "engine": engine.value,
-    }
+    params = {"bundle": bundle, "input": inputs, "keep": columns, "limit": limit}
+    params |= {"workers": workers, "engine": engine.value}
     logged = {}
     if track:
         from recsys.tracking.store import shown_uri, tracking_uri
@@ -92,9 +86,8 @@ def _ray_engine(workers: int) -> Any:
     from features.errors import InputError
 
     if importlib.util.find_spec("ray") is None:
-        raise InputError(
-            "--engine ray needs Ray", found="no ray", remedy="pip install '.[ray]', or leave the engine out"
-        )
+        remedy = "pip install '.[ray]', or leave the engine out"
+        raise InputError("--engine ray needs Ray", found="no ray", remedy=remedy)
     from serving.batch.ray_engine import score_on_ray
 
     return partial(score_on_ray, num_workers=workers)

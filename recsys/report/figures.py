@@ -42,13 +42,13 @@ MOST_BARS = 30
 """Features that a figure has room for; its table has all."""
 
 
-def save(path: Path, draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, *, left: float = PLAIN) -> None:
-    """Draw on axes side by side and write them as a PNG; `left` is a margin, PLAIN or NAMES."""
+def save(path: Path, draw: Callable[..., None], *contents: Any, num_axes: int = 1, left: float = PLAIN) -> None:
+    """Draw `contents` on axes, or on several side by side, and write a PNG; `left` is a margin, PLAIN or NAMES."""
     width = WIDTH * num_axes
     figure = Figure(figsize=(width, HEIGHT))
     axes = list(figure.subplots(1, num_axes, squeeze=False)[0])
     figure.subplots_adjust(left=left / width, right=1 - 0.15 / width, bottom=0.14, top=0.91, wspace=0.25)
-    draw(axes)
+    draw(axes if num_axes > 1 else axes[0], *contents)
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
@@ -101,25 +101,20 @@ def reliability(axes: Axes, predictions: Predictions, metrics: Mapping[str, floa
 
 
 def _shown(name: str, metrics: Mapping[str, float]) -> str:
-    """Title and value of a metric."""
     return f"{METRICS[name].title} {METRICS[name].text(metrics[name])}"
 
 
-def scores(
-    axes: Axes, labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], weights: npt.NDArray[Any] | None
-) -> None:
-    """Scores by class: two histograms, each of area 1."""
+def scores(axes: Axes, predictions: Predictions) -> None:
+    """Histograms of the scores of each class, each of area 1."""
+    labels, probabilities, _, weights = predictions
     edges = np.linspace(0, max(float(probabilities.max()), 1e-6), 41)
     for value, color, name in ((0, GREY, "label 0"), (1, BLUE, "label 1")):
         rows = labels == value
-        density, _ = np.histogram(probabilities[rows], edges, density=True, weights=_taken(weights, rows))
+        own = None if weights is None else weights[rows]
+        density, _ = np.histogram(probabilities[rows], edges, density=True, weights=own)
         axes.stairs(density, edges, color=color, fill=True, alpha=0.55, label=name)
     axes.set(xlabel="probability", ylabel="density", title="scores by class")
     axes.legend(frameon=False)
-
-
-def _taken(weights: npt.NDArray[Any] | None, rows: npt.NDArray[np.bool_]) -> npt.NDArray[Any] | None:
-    return None if weights is None else weights[rows]
 
 
 def gain_lift(axes: Sequence[Axes], predictions: Predictions) -> None:
@@ -136,7 +131,7 @@ def gain_lift(axes: Sequence[Axes], predictions: Predictions) -> None:
 
 
 def importance(axes: Axes, found: Sequence[Importance]) -> None:
-    """Loss of AUC when each feature is shuffled."""
+    """Loss of AUC where a feature is shuffled."""
     shown = found[:MOST_BARS]
     _bars(axes, [one.feature for one in shown], [[one.auc_loss for one in shown]], [BLUE])
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -146,7 +141,7 @@ def importance(axes: Axes, found: Sequence[Importance]) -> None:
 
 
 def row_usage(axes: Axes, usage: npt.NDArray[Any], report: CollisionReport) -> None:
-    """Histogram of the entries per row, `usage` [M]."""
+    """Number of rows by the number of entries that read them, `usage` [M]."""
     most = int(min(usage.max(initial=0), MOST_SHARING))
     counts = np.bincount(np.minimum(usage, most), minlength=most + 1)
     axes.bar(np.arange(len(counts)), counts, color=BLUE)
@@ -192,7 +187,7 @@ def _bars(
 ) -> list[Any]:
     """Horizontal bars, the first name on top, one bar per series; needs the margin NAMES.
 
-    Returns the handles of a legend: the bars of each series, and the strokes at their `expected` lengths.
+    Returns the handles for a legend: the bars of each series, and the strokes at their `expected` lengths.
     """
     thickness = 0.8 / len(series)
     handles: list[Any] = []

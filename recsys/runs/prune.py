@@ -21,7 +21,6 @@ from recsys.compression.quantized import stored_widths
 from recsys.config import Experiment, validated, with_overrides
 from recsys.dataset import Split
 from recsys.embedding.mask import Mask, load_mask, save_mask
-from recsys.embedding.table import EmbeddingConfig
 from recsys.evaluation.segments import token_counts
 from recsys.ranker import Ranker, layout_of
 from recsys.runs.run_directory import RunDirectory, RunMetrics
@@ -59,7 +58,10 @@ def prune_run(
     changed since, and budgets that cannot be met.
     """
     parent = RunDirectory(path)
-    before = _figures_before(parent)
+    metrics = parent.metrics()
+    before = {"bytes_before": float(Bundle.open(parent.bundle, verify=False).manifest.table_bytes)}
+    for split in [name for name in ("valid", "test") if name in metrics]:
+        before |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
     train = _data_of(parent)
     if target_bytes is None:
         keeps_every_row = method in COMPRESSORS and COMPRESSORS[method].keeps_every_row
@@ -67,7 +69,11 @@ def prune_run(
     experiment, stats = _planned(parent, train, method, target_bytes, table_dtype, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
-    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, stats)})
+    reshaped = compressor.reshape(experiment.embedding, stats)
+    if reshaped.optimizer == "rowwise_adagrad" and not compressor.replaces_table:
+        expected = "pruning trains with an optimiser that shows its gradients"
+        raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
+    experiment = experiment.model_copy(update={"embedding": reshaped})
     stages = Stages(parent, compressor, stats, before, train, progress)
     if not compressor.replaces_table:
         stages.check(experiment)
@@ -119,15 +125,6 @@ def _planned(
     return experiment, stats
 
 
-def _reshaped(compressor: Compressor, experiment: Experiment, stats: TrainingStats) -> EmbeddingConfig:
-    """The table that the method trains."""
-    reshaped = compressor.reshape(experiment.embedding, stats)
-    if reshaped.optimizer == "rowwise_adagrad" and not compressor.replaces_table:
-        expected = "pruning trains with an optimiser that shows its gradients"
-        raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
-    return reshaped
-
-
 def _with_compression(experiment: Experiment, settings: dict[str, Any], overrides: Sequence[str]) -> Experiment:
     if experiment.compression is not None:
         found = f"one that {experiment.compression.method} made"
@@ -136,14 +133,6 @@ def _with_compression(experiment: Experiment, settings: dict[str, Any], override
     document = experiment.model_dump(mode="json")
     compressed = validated({**document, "name": name, "compression": settings}, "compression")
     return with_overrides(compressed, overrides)
-
-
-def _figures_before(parent: RunDirectory) -> dict[str, float]:
-    metrics = parent.metrics()
-    figures = {"bytes_before": float(Bundle.open(parent.bundle, verify=False).manifest.table_bytes)}
-    for split in [name for name in ("valid", "test") if name in metrics]:
-        figures |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
-    return figures
 
 
 def default_method(target_bytes: int, stats: TrainingStats) -> str:
@@ -192,16 +181,13 @@ class Stages(NamedTuple):
     def check_reachable(self, experiment: Experiment) -> None:
         """Raise `InputError` before anything is trained or written where even the smallest result is too large."""
         vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.stats.value_counts.items()}
-        layout = layout_of(
-            self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
-        )
-        budget = self.compressor.budget
+        model, budget = experiment.model, self.compressor.budget
+        layout = layout_of(self.train.registry, model.name, model, experiment.embedding, vocabulary)
         counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.addressing.has_vocabulary else 0
         keeps_every_row = self.compressor.keeps_every_row and not self._trains(experiment)
+        kept = np.zeros(layout.num_rows, np.int64)
         if keeps_every_row:
             kept = stored_widths(self.parent.ranker().embedding.table.detach()).numpy()
-        else:
-            kept = np.zeros(layout.num_rows, np.int64)
         size = counted + table_bytes(layout.num_rows, layout.width, budget.dtype, kept)
         if size > budget.num_bytes:
             found = f"{size:,} {'with every row' if keeps_every_row else 'without a single row'}"

@@ -37,6 +37,7 @@ from recsys.embedding.mask import load_mask
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.export import quantized_copy
 from recsys.ranker import Ranker, build_ranker
+from recsys.runs.process import require_finished
 from serving.bundle.profile import Distributions
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
@@ -150,9 +151,7 @@ class RunDirectory:
     def metrics(self) -> RunMetrics:
         """metrics.json; raises `InputError` for an unfinished run."""
         self.run_info()
-        if not self.is_finished:
-            remedy = "give the same `muxrec train` command again: it resumes"
-            raise InputError(f"{self.path}: expected a finished run", found="no metrics.json", remedy=remedy)
+        require_finished(self.path)
         return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
 
     def trained_rows(self) -> npt.NDArray[np.bool_] | None:

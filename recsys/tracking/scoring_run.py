@@ -65,14 +65,14 @@ def log_run(request: dict[str, Any]) -> str:
 
     report = request["report"]
     out = Path(report["path"])
-    note = f"muxrec score, {out.absolute()}"
-    tags = {"stage": "score", "model_id": report["model_id"], "mlflow.note.content": note}
+    tags = {"stage": "score", "model_id": report["model_id"]}
+    tags["mlflow.note.content"] = f"muxrec score, {out.absolute()}"
     tracker = Tracker.start(experiment=EXPERIMENT, name=f"score {out.name}", tags=tags, key=uuid.uuid4().hex)
-    for key, value in request["params"].items():
-        tracker.client.log_param(tracker.run_id, key, value)
-    tracker.log_metrics(metrics_of(report))
-    tracker.log_file(out / "_manifest.json")
-    tracker.finish()
+    with tracker.ending():
+        for key, value in request["params"].items():
+            tracker.client.log_param(tracker.run_id, key, value)
+        tracker.log_metrics(metrics_of(report))
+        tracker.log_file(out / "_manifest.json")
     return tracker.run_id
 
 

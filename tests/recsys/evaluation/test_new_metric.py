@@ -15,8 +15,7 @@ from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_columns
 from recsys.sweep.report import TrialResult, in_order
 from recsys.tracking.compare_page import LOCAL_UI, comparison_page
-from recsys.tracking.compare_runs import as_plain, compare_runs
-from recsys.tracking.tracker import TrackedRun
+from recsys.tracking.compare_runs import TrackedRun, as_plain, compare_runs
 from recsys.trainer import TrainerConfig
 
 

@@ -31,10 +31,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.compare_page import VIEW, comparison_page
-from recsys.tracking.compare_runs import compare_runs
+from recsys.tracking.compare_runs import compare_runs, tracked_runs
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
-from recsys.tracking.tracked_runs import tracked_runs
 from recsys.tracking.tracker import Tracker
 from serving.bundle import Bundle
 
@@ -124,7 +123,7 @@ def logged(name: str, seed: int, width: int, auc: float) -> Tracker:
 
 def register(tracker: Tracker, directory: RunDirectory) -> None:
     """The files of a trained run as those of a tracked one, and its bundle as a version of a registered model."""
-    tracker.log_files(directory.report, "report")
+    tracker.log_file(directory.report)
     log_model(tracker, Bundle.open(directory.bundle))
     (model,) = tracker.client.search_logged_models([tracker.experiment_id])
     registry = ModelRegistry.open()

@@ -15,8 +15,8 @@ from features.errors import InputError
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.sweep import Sweep
 from recsys.sweep.worker import train_trial
+from recsys.tracking.compare_runs import tracked_runs
 from recsys.tracking.store import connect, page_of, place_of, shown_uri
-from recsys.tracking.tracked_runs import tracked_runs
 from recsys.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
