@@ -36,7 +36,7 @@ STYLES = list(zip(COLORS, "os^DvPX<>*hp", ["-"] * 3 + ["--"] * 3 + [":"] * 3 + [
 TEXTS = {
     "chosen": "Mean test AUC ± standard deviation between seeds, with the type of rows that was best on validation at "
     "that budget, of those tried; bold: the best of its column on validation, among those with the most seeds. "
-    "`cannot`: the method has no table, or no mask, as small as that.",
+    "`cannot`: the method cannot make a table or mask that small.",
     "OptEmbed": "`OptEmbed` is the paper's procedure: supernet, search, training again from the first weights. `width "
     "search` is its second stage alone, after plain training, whose weights are then fine-tuned.",
     "best": "The best at each budget by validation, and its test AUC, over the seeds that both sides have. p is from "

@@ -2,7 +2,7 @@
 
 M table rows, w row width, S slots, n lookups of a batch, W = S * w output columns.
 
-Each row keeps a prefix of its cells and each slot reads a prefix of every row, so that all kinds of pruning end as two
+Each row keeps a prefix of its cells, and each slot reads a prefix of every row. So every kind of pruning ends as two
 lists of widths: a removed row has width 0, and so has a removed probe or feature.
 """
 

@@ -86,6 +86,7 @@ class ModelComparison:
     differences: list[Difference]
 
     def as_json(self) -> dict[str, Any]:
+        """The comparison as plain values, for `--json`."""
         differences = {one.metric: {**one._asdict()} for one in self.differences}
         return {**vars(self), "differences": differences}
 

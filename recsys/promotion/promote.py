@@ -72,6 +72,7 @@ class Promotion:
         return all(check.outcome == "passed" for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
+        """The result as plain values, for `--json`."""
         return {
             "store": self.store,
             "name": self.version.name,

@@ -56,9 +56,9 @@ def train_run(
 ) -> RunMetrics:
     """Train in a run directory and return its metrics; an interrupted run is resumed, a finished one returned as it is.
 
-    `report` False leaves out report/, which takes a quarter of a short run. `prepare` may apply a mask to the fresh
+    `report=False` leaves out report/, which takes a quarter of a short run. `prepare` may apply a mask to the fresh
     ranker; its figures go into the section `compression` of the metrics. `tags` are added to the MLflow run. `on_epoch`
-    takes each record of the history; the same one again after an interruption.
+    gets each record of the history, after an interruption perhaps again.
     Raises `InputError` for a directory of another run or in use by another process, a dataset without a validation
     split, and settings that do not fit the data.
     """

@@ -57,7 +57,7 @@ COSTS = (
 
 
 def compared_columns() -> list[Column]:
-    """Figures that rows are chosen by, the other metrics of the test split, and the costs."""
+    """Columns of the page: the metric by which rows are chosen, the metrics of the test split, and the costs."""
 
     def metric(name: str, title: str = "{}", *, is_short: bool = False) -> Column:
         one = METRICS[name.partition("/")[2]]

@@ -31,8 +31,8 @@ SERVING_PACKAGES = (
 def log_model(tracker: Tracker, bundle: Bundle, *, name: str = "bundle") -> None:
     """Log a bundle under a name, with signature, example, the code that scores it, and its requirements.
 
-    Nothing is pickled: the artifact is the bundle itself. A model that the run has under this name, such as one that a
-    killed process left half-written, is deleted, unless it is a registered version.
+    The artifact is the bundle itself, without pickles. If the run has a model of this name already, such as one that a
+    killed process left half-written, it is deleted, unless it is a registered version.
     """
     import mlflow.pyfunc
     from mlflow.models import Model

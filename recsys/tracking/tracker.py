@@ -114,7 +114,7 @@ class Tracker:
             run = unless_absent(lambda: client.get_run(run_id))
             if run is None:
                 raise InputError(expected, found="no such run", remedy=remedy)
-            if run.info.lifecycle_stage == "deleted":  # in MLflow's UI, say, alone or with its experiment
+            if run.info.lifecycle_stage == "deleted":  # for example in MLflow's UI, alone or with its experiment
                 experiment, expected = client.get_experiment(run.info.experiment_id), f"{expected}; found it deleted"
                 restore = f"mlflow runs restore --run-id {run_id}"
                 if experiment.lifecycle_stage == "deleted":

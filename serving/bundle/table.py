@@ -1,9 +1,9 @@
 """table.safetensors: the format of the embedding rows, their writer, and a memory-mapped reader.
 
-A row may store only a prefix of its columns, or nothing; columns that are not stored read as 0. So the columns are cut
-into blocks (`serving.bundle.table_plan`): the first block holds the first columns of all rows that store any, the next
-block the columns that follow, of those among these rows that are wider, and so on. A row set
-(`serving.bundle.row_sets`) says which rows a block holds. A table without prefixes is one block of all columns.
+A row may store only a prefix of its columns, or none; columns that are not stored read as 0. So the columns are in
+blocks (`serving.bundle.table_plan`). The first block holds the first columns of all rows that store any. The next block
+holds the following columns of the rows that are wider than the first block, and so on. The row set of a block
+(`serving.bundle.row_sets`) lists its rows. A table without prefixes is one block of all columns.
 
 M table rows, K rows of a block, b columns of a block, w row width, N rows asked for.
 """
@@ -52,8 +52,8 @@ def write_table(
 
     `row_widths` [M]: number of first columns of each row that are stored, 0 to w. The others read as 0, even if the
     table has other values there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
-    [ceil(M / 8)]: bitmap of the rows that training read; without widths fp32 and fp16 files hold it as it is, other
-    files only where it says more than which rows are stored. `coder` is what `learn_coder` gives for this table; None:
+    [ceil(M / 8)]: bitmap of the rows that training read. fp32 and fp16 files without widths always hold it, other
+    files only if training did not read a stored row. `coder` is what `learn_coder` gives for this table; None:
     learned here. Raises `InputError` for values that the type cannot hold.
     """
     source = _Source.of(table, dtype, row_widths, coder)

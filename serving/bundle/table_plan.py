@@ -156,9 +156,9 @@ def table_bytes(
 ) -> int:
     """Exact size of the file that `write_table` would make, without the values.
 
-    `row_widths` [M]: as there, and 0 for a row of zeros; else `num_kept` rows of all columns and the rest zeros, where
-    None means all. `has_trained_rows`: whether the file will say which rows training read. One that may have new forms
-    leaves that out where all stored rows are such, so there it is true only if an untrained row is stored.
+    `row_widths` [M]: as there, and 0 for a row of zeros. Without it, `num_kept` rows (None: all) store all columns and
+    the others are zeros. `has_trained_rows`: True if the file will have the bitmap of trained rows. A file that may
+    have new forms has it only if an untrained row is stored.
 
     >>> table_bytes(1000, 16, "fp32") - table_bytes(900, 16, "fp32")
     6400
