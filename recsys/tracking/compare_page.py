@@ -135,7 +135,7 @@ def _columns(comparison: RunComparison, ui: str) -> list[tuple[str, Callable[[Ro
         )
         for column in comparison.columns()
     }
-    lead = [figures.pop(metric) for metric in LEAD if metric in figures]
+    lead: list[tuple[str, Callable[[Row], str]]] = [figures.pop(metric) for metric in LEAD if metric in figures]
     if comparison.baseline:
         for number, head in enumerate((_head("difference", comparison.metric), _head("p", is_less_better=True))):
             lead.append((head, partial(_difference, comparison, number)))
