@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving.scorer import Scorer
 
 RUNS_FOLDER = Path("work", "runs")
-"""Where the run directories go that `train` names itself, below the working directory."""
+"""Folder, below the working directory, of the run directories that `train` names itself."""
 
 
 class Dataset(NamedTuple):

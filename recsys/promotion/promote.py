@@ -31,7 +31,7 @@ from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5
-"""Comparisons before a promotion gives up, where other promotions change the champion meanwhile."""
+"""Comparisons before a promotion gives up because other promotions keep changing the champion."""
 
 
 class Margins(BaseModel):
