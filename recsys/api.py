@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving.scorer import Scorer
 
 RUNS_FOLDER = Path("work", "runs")
-"""Folder in the working directory for run directories that `train` names itself."""
+"""Folder, below the working directory, of the run directories that `train` names itself."""
 
 
 class Dataset(NamedTuple):

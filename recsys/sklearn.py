@@ -54,7 +54,7 @@ class MuxClassifier(ClassifierMixin, BaseEstimator):
 
     `model` is the name of a model, a mapping of its `name` and settings, or an Experiment. `settings` are those of
     `train`: `trainer={...}`, or dotted keys as in `GridSearchCV(..., {"trainer.learning_rate": [0.001, 0.01]})`.
-    `registry` says what the columns mean; None drafts one from the rows. Without an `eval_set` the share
+    `registry` describes the columns; None drafts one from the rows. Without an `eval_set` the share
     `validation_fraction` of the rows of each class is held out to decide when training stops. `random_state` sets the
     seed of the weights, the order and that share; None leaves the seed of the settings, which is 1.
 
@@ -155,7 +155,7 @@ class MuxClassifier(ClassifierMixin, BaseEstimator):
         return Bundle.open(out)
 
     def __sklearn_tags__(self) -> Any:
-        """Two classes; missing values, texts and categories are welcome."""
+        """Two classes; missing values, texts and categories are accepted."""
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         tags.input_tags.allow_nan = tags.input_tags.categorical = tags.input_tags.string = True

@@ -21,7 +21,7 @@ from recsys.report.text import csv_text, markdown_table
 from serving.bundle.table_plan import table_bytes
 
 NEAR = 0.015
-"""AUC below the collisionless table to which the second panel of the figure reaches."""
+"""Depth of the figure's second panel below the collisionless table, in AUC."""
 COLUMNS = (
     *("data", "method", "table_dtype", "budget", "target_bytes", "seed", "reached"),
     *("test_auc", "test_logloss", "valid_auc", "valid_logloss"),

@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two cells, and how their test AUCs differ."""
+    """Two cells, and the difference of their test AUCs."""
 
     result: Result
     reference: Result

@@ -88,7 +88,7 @@ class Cell(NamedTuple):
     data: str
     model: str
     label: str
-    """Name of the variant; one line of a figure."""
+    """The variant; one line of a figure."""
     budget: float | None
     """Bytes of the table in units of the collisionless one; None if size is not the question."""
     run: str
@@ -167,7 +167,7 @@ class Study(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The part of a table that a value reads: `probes` rows of `width` floats."""
+    """The part of a table that one value reads: `probes` rows of `width` floats."""
 
     probes: int
     width: int

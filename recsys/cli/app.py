@@ -1,4 +1,4 @@
-"""The `muxrec` command: its verbs, and how it ends on a user's mistake."""
+"""The `muxrec` command: its verbs, and its one-line answer to a user's mistake."""
 
 import gc
 import importlib

@@ -1,4 +1,4 @@
-"""Shared parts of the verbs: common options, named runs, and the printing of results."""
+"""Shared parts of the verbs: common options, named runs, and the output of a result."""
 
 import json
 import signal
@@ -86,7 +86,7 @@ def show(as_json: bool, values: Mapping[str, Any], place: Mapping[str, str] | No
 
 
 def warn(lines: Iterable[str]) -> None:
-    """Print warnings on standard error, a line each, so that they do not mix with the result."""
+    """Print warnings on standard error, one per line, so that they do not mix with the result."""
     for line in lines:
         sys.stderr.write(f"muxrec: warning: {line}\n")
 

@@ -1,14 +1,12 @@
 """`muxrec sweep`: a search over the settings of a named run."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunName, Track, console, show, wide
-from recsys.runs.process import require_training
+from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunName, Track, begin_training, console, show, wide
 
 
 def sweep(
@@ -32,7 +30,7 @@ def sweep(
     Overrides hold for all trials: `muxrec sweep final_mlp --data D --trials 20 trainer.epochs=5`. In MLflow the trials
     are children of one run.
     """
-    require_training()
+    begin_training()
     from recsys.config import with_overrides
     from recsys.sweep.report import best_of, sweep_table
     from recsys.sweep.search_space import read_space
@@ -45,7 +43,6 @@ def sweep(
     varied = read_space(space) if space else named.space(name)
     varied = {key: values for key, values in varied.items() if key not in fixed}
     out = out or Path("work/sweeps") / name
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no tracked run stays RUNNING
     results = run_sweep(
         *(experiment, varied, data, out),
         trials=trials,

@@ -52,7 +52,8 @@ class TestSet(NamedTuple):
         Raises `InputError` for an impossible rate.
         """
         if negative_rate is None:
-            negative_rate = rate_of(challenger) if _is_dataset(sources) else 1.0
+            correction = challenger.bundle.manifest.prior_correction
+            negative_rate = correction.negative_rate if correction and _is_dataset(sources) else 1.0
         if not 0 < negative_rate <= 1:
             remedy = "give the share of the negatives that the test rows kept"
             expected = "the test rows' share of negatives must be above 0 and at most 1"
@@ -130,12 +131,6 @@ def bundle_of(model: str | Path) -> Path:
         return path
     require_finished(path)
     return path / "bundle"
-
-
-def rate_of(scorer: Scorer) -> float:
-    """Share of the negatives that a model's training data kept."""
-    correction = scorer.bundle.manifest.prior_correction
-    return correction.negative_rate if correction else 1.0
 
 
 def score_test(scorers: Sequence[Scorer], test: TestSet) -> Scored:

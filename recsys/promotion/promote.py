@@ -31,7 +31,7 @@ from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5
-"""Comparisons before a promotion gives up, if other promotions keep changing the champion."""
+"""Comparisons before a promotion gives up because other promotions keep changing the champion."""
 
 
 class Margins(BaseModel):

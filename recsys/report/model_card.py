@@ -38,16 +38,16 @@ def model_card(
         *_data(info),
         "## Metrics",
         _metrics(metrics),
-        "Weights are those with the best validation score, so `valid` flatters where there is a `test`.",
+        "Weights are those with the best validation score; judge by `test` where there is one.",
         "## Metrics by segment",
         *_segments(judged),
         "## Features",
         _features(registry, judged, collisions, kept),
         "Loss of AUC where the feature's values are shuffled among a sample of rows; % of values that share a row of "
-        "the table with another value of the feature, or with another feature, in the mean over probes.",
+        "the table with another value of the feature, or with another feature, averaged over probes.",
         "## Size and speed",
         _costs(experiment, metrics["perf"], collisions),
-        "Speeds are those of the machine that trained, with any other load that it had then.",
+        "Speeds were measured on the training machine, which may have had other work.",
         "## Limits",
         "\n".join(f"- {line}" for line in _limits(experiment, info, metrics[judged.split], judged)),
         "## How to score",
@@ -140,7 +140,7 @@ def _limits(
     experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: EvaluatedSplit
 ) -> list[str]:
     lines = [
-        f"Figures hold for rows like those of the split ({info.split_rule}); they do not show how the model ages.",
+        f"Figures hold for rows like those of the split ({info.split_rule}); change over time was not measured.",
         "One seed: settings are compared over several (`muxrec compare`).",
     ]
     if "test" not in info.splits:
@@ -150,7 +150,7 @@ def _limits(
         lines.append(f"Probabilities are {'high' if ratio > 1 else 'low'} on average: calibration ratio {ratio:.3f}.")
     if experiment.negative_rate < 1:
         rate = text_of(experiment.negative_rate)
-        lines.append(f"Trained on a share {rate} of the negatives; scores are put back to the original rate.")
+        lines.append(f"Trained on a share {rate} of the negatives; scores are corrected to the original rate.")
     total = len(judged.predictions.labels)
     for one in judged.segments:
         if one.seen_in_train == "0" and one.rows > HIGH_UNKNOWN_SHARE * total:

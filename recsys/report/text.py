@@ -54,8 +54,8 @@ def rich_table(
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     left = headings[:1] if left is None else left
     for heading in headings:
-        justify = "left" if heading in left else "right"
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading not in folding)
+        justify, folds = "left" if heading in left else "right", heading in folding
+        table.add_column(heading, justify=justify, overflow="fold" if folds else "ellipsis", no_wrap=not folds)
     for row in rows:
         table.add_row(*row)
     return table

@@ -23,7 +23,7 @@ from recsys.dataset import Split
 from recsys.embedding.mask import Mask, load_mask, save_mask
 from recsys.evaluation.segments import token_counts
 from recsys.ranker import Ranker, layout_of
-from recsys.runs.run_directory import RunDirectory, RunMetrics
+from recsys.runs.run_directory import RunDirectory, RunMetrics, fresh_ranker
 from recsys.runs.train import train_run
 from recsys.trainer import Trainer
 from serving.bundle import Bundle
@@ -244,7 +244,7 @@ class Stages(NamedTuple):
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:
-        ranker, optimizer = run.fresh_ranker(experiment)
+        ranker, optimizer = fresh_ranker(experiment, run.registry(), run.vocabulary())
         optimizer = self.compressor.install_supernet(ranker, optimizer)
         trainer = Trainer(
             ranker,

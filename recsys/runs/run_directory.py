@@ -65,10 +65,17 @@ class RunDirectory:
 
     def check(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
         """Raise `InputError` for a directory that holds another run, with the differences, or other files."""
-        if self.record.is_file():
-            self._check_same(experiment, info, registry)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
+        if not self.record.is_file():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise InputError(f"{self.path}: expected an empty or new directory", remedy="choose another --out")
+            return
+        remedy = "choose another --out, or remove this one"
+        if self.experiment() != experiment:
+            found = differences(self.experiment().model_dump(mode="json"), experiment.model_dump(mode="json"))
+            raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
+        check_registry(self.registry(), registry, str(self.path))
+        if self.run_info()["dataset_digest"] != info.digest:
+            raise InputError(f"{self.path} was trained on other data", found=info.digest, remedy=remedy)
 
     def begin(
         self,
@@ -107,15 +114,6 @@ class RunDirectory:
         for path in self.path.glob(".*"):
             if path.suffix in (".tmp", ".old"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def _check_same(self, experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> None:
-        remedy = "choose another --out, or remove this one"
-        if self.experiment() != experiment:
-            found = differences(self.experiment().model_dump(mode="json"), experiment.model_dump(mode="json"))
-            raise InputError(f"{self.path} holds another experiment", found=found[:300], remedy=remedy)
-        check_registry(self.registry(), registry, str(self.path))
-        if self.run_info()["dataset_digest"] != info.digest:
-            raise InputError(f"{self.path} was trained on other data", found=info.digest, remedy=remedy)
 
     def run_info(self) -> dict[str, Any]:
         """run.json; raises `InputError` for a directory without one."""
@@ -185,7 +183,8 @@ class RunDirectory:
         experiment = self.experiment()
         # Weights do not depend on the optimiser's class, and adam needs no kernel library.
         adam = experiment.embedding.model_copy(update={"optimizer": "adam"})
-        ranker, _ = self.fresh_ranker(experiment.model_copy(update={"embedding": adam}))
+        untrained = experiment.model_copy(update={"embedding": adam})
+        ranker, _ = fresh_ranker(untrained, self.registry(), self.vocabulary())
         tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
         ranker.load_state_dict(tensors)
         if experiment.compression is None:
@@ -193,10 +192,6 @@ class RunDirectory:
         if self.mask_path.is_file():
             ranker.embedding.apply_mask(load_mask(self.mask_path))
         return (quantized_copy(ranker, experiment.compression.table_dtype).ranker if quantized else ranker).eval()
-
-    def fresh_ranker(self, experiment: Experiment) -> tuple[Ranker, TableOptimizer]:
-        """A model before training, on the run's data, and its table's optimiser."""
-        return fresh_ranker(experiment, self.registry(), self.vocabulary())
 
 
 def fresh_ranker(

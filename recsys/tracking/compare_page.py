@@ -141,7 +141,7 @@ def _columns(comparison: RunComparison, ui: str) -> list[tuple[str, Callable[[Ro
             lead.append((head, partial(_difference, comparison, number)))
     settings = [
         (_head(key, is_text=True), lambda row, key=key: _text(row.settings.get(key, "")))
-        for key in comparison.setting_keys()
+        for key in comparison.rows[0].settings  # the same in all rows
     ]
     named = [("<th></th>", _checkbox), (_head("run", is_text=True), lambda row: _text(row.name, "name"))]
     return [*named, *lead, *figures.values(), (_head("seeds"), lambda row: _links(row, ui)), *settings]
@@ -201,7 +201,8 @@ def _scatter(comparison: RunComparison) -> str:
     marks, points, named = [], [], []
     for row, size, quality, error in found:
         x, y = across.at(math.log10(size)), up.at(quality)
-        hint = "\n".join([f"{row.name}: {quality:.4f} at {svg.bytes_text(size)}", *row.setting_texts()])
+        settings = [f"{key}={value}" for key, value in row.settings.items() if value]
+        hint = "\n".join([f"{row.name}: {quality:.4f} at {svg.bytes_text(size)}", *settings])
         bar = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up.at(quality - error):.1f}" y2="{up.at(quality + error):.1f}"/>'
         is_baseline = row is comparison.baseline
         fill = "#e07a3f" if is_baseline else "#2a6f97"

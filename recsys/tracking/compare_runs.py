@@ -102,10 +102,6 @@ class Row(NamedTuple):
         """The metric of every run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
-    def setting_texts(self) -> list[str]:
-        """`key=value` of each setting that has a value."""
-        return [f"{key}={value}" for key, value in self.settings.items() if value]
-
     def mean(self, metric: str) -> float | None:
         """Mean over seeds; None if no run has the metric."""
         values = self.values(metric)
@@ -147,10 +143,6 @@ class RunComparison(NamedTuple):
     def columns(self) -> list[Column]:
         """Columns in which some row has a figure."""
         return [column for column in compared_columns() if any(row.values(column.metric) for row in self.rows)]
-
-    def setting_keys(self) -> list[str]:
-        """Params that differ between rows."""
-        return list(dict.fromkeys(key for row in self.rows for key in row.settings))
 
 
 def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedRun]]:

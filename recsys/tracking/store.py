@@ -48,7 +48,7 @@ def shown_uri(uri: str) -> str:
 
 def ui_address(uri: str | None = None) -> str:
     """Address of the UI of a store (by default the environment's): the server itself, or that of `mlflow ui`."""
-    uri = shown_uri(tracking_uri(uri))
+    uri = shown_uri(uri or tracking_uri())
     return uri.replace("//***@", "//") if uri.startswith(("http://", "https://")) else LOCAL_UI
 
 

@@ -148,11 +148,8 @@ class Tracker:
         from mlflow.entities import Param
 
         with self.timed():
-            texts = {
-                key: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                for key, value in flatten(params).items()
-            }
-            self.client.log_batch(self.run_id, params=[Param(key, t[:MAX_PARAM_LENGTH]) for key, t in texts.items()])
+            flat = flatten(params)
+            self.client.log_batch(self.run_id, params=[Param(key, _text(value)) for key, value in flat.items()])
             if info is not None:
                 self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
 
@@ -253,6 +250,12 @@ def git_commit(directory: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        value = ",".join(str(part) for part in value)
+    return str(value)[:MAX_PARAM_LENGTH]
 
 
 def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> "DatasetInput":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from features.registry import FeatureRegistry
-from features.spec import CategoricalList, Numeric
+from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
 from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
 from serving.server.bodies import OUTPUT

@@ -62,7 +62,7 @@ def test_runs_that_differ_in_their_seed_are_one_row():
     column = next(column for column in compared_columns() if column.metric == "test/auc")
     assert figure_text(first, column) == "0.7200 ± 0.0100"  # by hand: deviations -0.01, 0, 0.01 over n - 1 = 2
     assert figure_text(second, column) == "0.6000"
-    assert comparison.setting_keys() == ["width"]
+    assert list(comparison.rows[0].settings) == ["width"]
     assert settings_of(second) == ["  width=8"]
 
 
