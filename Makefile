@@ -34,7 +34,7 @@ format: env
 ui: env
 	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
 
-# On a machine that does nothing else; benchmarks/README.md. ARGS="--sizes 1e5,1e6", say, goes to the command.
+# On a machine that does nothing else; benchmarks/README.md. For example, ARGS="--sizes 1e5,1e6" goes to the command.
 bench-train bench-load bench-prepare bench-serve bench-tracking: bench-%: env
 	$(BIN)/python -m benchmarks.$* --out work/benchmarks/$*.md $(ARGS)
 
@@ -44,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/install.sh third_part
 	@scripts/install.sh $(VENV)
 	@touch $@
 
-# Resolve all versions anew in an environment of its own, and write them down.
+# Resolve all versions anew in a separate environment, and write them down.
 lock:
 	rm -rf work/lock
 	CONSTRAINTS=/dev/null TORCH=cpu EXTRAS=train,server,ray,dev scripts/install.sh work/lock

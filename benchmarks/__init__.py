@@ -1,1 +1,1 @@
-"""Speed and memory, each beside its floor and its peer; see README.md here. Nobody imports this package."""
+"""Speed and memory, each with its floor and its peer; see README.md here. No package imports this one."""

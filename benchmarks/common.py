@@ -1,6 +1,6 @@
 """Shared by the benchmarks: worker processes, medians with their spread, tables, the machine.
 
-Each contender has a process of its own, and so a peak memory of its own. The rounds of all contenders take turns: a
+Each contender has its own process, and so its own peak memory. The rounds of all contenders take turns: a
 disturbance of the machine then affects all of them, and the ratios inside a round hardly change.
 """
 
@@ -112,7 +112,7 @@ def in_turn(names: Sequence[str], number: int) -> list[str]:
 
 
 def ratio(own: Iterable[float], other: Iterable[float]) -> str:
-    """Median of the ratios inside the rounds; empty where the two did not take turns.
+    """Median of the ratios inside the rounds; empty if the two did not take turns.
 
     >>> ratio([2.0, 4.0, 3.0], [1.0, 1.0, 1.0]), ratio([2.0], [])
     ('3.00', '')
@@ -191,7 +191,7 @@ def _installed(name: str) -> str:
 def report(
     title: str, facts: Mapping[str, str], sections: Sequence[tuple[str, str]], rounds: Any, out: Path | None
 ) -> None:
-    """Print the tables as Markdown; with `out`, write them there, and facts and rounds beside it as .json."""
+    """Print the tables as Markdown; with `out`, write them there, and facts and rounds next to it as .json."""
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items())]
     for heading, table in sections:
         lines += ["", f"## {heading}", "", table]

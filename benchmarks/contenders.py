@@ -47,7 +47,7 @@ QUICK: dict[str, Any] = {"batch_size": 64, "min_steps": 2, "min_seconds": 0.0, "
 
 
 class Case(BaseModel):
-    """What one worker builds, and how long it runs."""
+    """The work of one worker, and how long it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -195,7 +195,7 @@ class Floor:
         return self.step_from(*ready)
 
     def finish(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def step_from(self, embedded: Tensor, labels: Tensor) -> float:
         """The part of a step that follows the lookup of embeddings [B, F * w]."""

@@ -166,7 +166,7 @@ def main(
         "batch": f"{case.batch_size} examples; the step's table has {TABLE_ROWS:,} rows of {case.width}",
         "times the step": "of the fastest step, median over rounds",
     }
-    report("Loader beside the step", facts, [("Batches", table_of(speeds, case.batch_size))], speeds, out)
+    report("Loader and step", facts, [("Batches", table_of(speeds, case.batch_size))], speeds, out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prepare [--rows 1e6,4e6] [--out work/benchmarks/prepare.md]
 
-Each contender reads one parquet file of 26 text columns and writes ids or tokens as parquet, in a process of its own:
+Each contender reads one parquet file of 26 text columns and writes ids or tokens as parquet, in a separate process:
 its peak memory is measured. The floor is polars alone: scan, hash, write. Only `prepare` also checks values, splits,
 counts and takes checksums.
 """
@@ -49,7 +49,7 @@ HEADINGS = ("contender", "rows/s", "times the vocabulary", "share of the floor",
 
 NAMES = RAW.categorical_names
 MIN_COUNT = 1
-"""Values seen less often get no id of their own."""
+"""Values seen less often share one id."""
 
 
 def with_muxrec(raw: Path, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""One request of 1, 100 and 1,000 candidates, and many rows: the scorer beside onnxruntime alone, torch and MLflow.
+"""One request of 1, 100 and 1,000 candidates, and many rows: the scorer against onnxruntime alone, torch and MLflow.
 
     python -m benchmarks.serve [--sizes 1,100,1000] [--out work/benchmarks/serve.md]
 

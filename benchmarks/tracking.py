@@ -2,7 +2,7 @@
 
     python -m benchmarks.tracking [--data DATASET] [--name final_mlp] [--set trainer.epochs=20] [--out tracking.md]
 
-Each round runs `muxrec train` twice in processes of their own, once with `--no-track`. The whole command is timed, with
+Each round runs `muxrec train` twice in separate processes, once with `--no-track`. The whole command is timed, with
 the start of Python, imports, and the end of the run. Without --data a planted dataset is written to a temporary folder.
 The store is a SQLite file that a warm-up run has created.
 """
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 def train(name: str, data: Path, settings: list[str], folder: Path, number: int, track: bool) -> Run:
-    """Run the command once, in a run directory of its own."""
+    """Run the command once, in a new run directory."""
     out = folder / f"run-{number}-{'on' if track else 'off'}"
     command = [sys.executable, "-m", "experiments", "train", name, *settings, "--data", str(data)]
     command += ["--out", str(out), "--json", *([] if track else ["--no-track"])]

@@ -64,7 +64,7 @@ class Block(NamedTuple):
 
     @property
     def case(self) -> Case:
-        """A case that stands for all: only the method differs."""
+        """A case that represents all of them: only the method differs."""
         return next(iter(self.cases.values()))
 
     @property

@@ -10,24 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data.common import (
-    LABEL,
-    Out,
-    Overwrite,
-    Ratios,
-    Raw,
-    RawDataset,
-    Seed,
-    Split,
-    SplitOption,
-    build,
-    check_fields,
-    first_line,
-    read_parts,
-    require_columns,
-    run,
-    write_raw_dataset,
-)
+from data import common
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 
@@ -44,19 +27,18 @@ TEXT_FILES = ("train.csv", "train.csv.gz", "train.gz", "train.parquet")
 WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 
 
-def write_raw(out: Path, raw: Path, *, split: Split = Split.RANDOM, ratios: str = "8:1:1", seed: int = 1) -> RawDataset:
+def write_raw(
+    out: Path, raw: Path, *, split: common.Split = common.Split.RANDOM, ratios: str = "8:1:1", seed: int = 1
+) -> common.RawDataset:
     """Write `out/raw` and `out/registry.yaml`, all columns text.
 
     Raises `InputError` for a file in another layout and for an hour that is not YYMMDDHH.
     """
-    parts, rule, layout = read_parts(raw, TEXT_FILES, text_rows, _parquet_rows, split=split, ratios=ratios, seed=seed)
-    source = f"Avazu click-through rate prediction (Kaggle), {layout}"
-    return write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(name="avazu", source=source, licence=LICENCE, split_rule=rule),
-        features=dict.fromkeys(COLUMNS, "categorical"),
-    )
+    readers = (TEXT_FILES, text_rows, _parquet_rows)
+    parts, rule, layout = common.read_parts(raw, *readers, split=split, ratios=ratios, seed=seed)
+    origin = f"Avazu click-through rate prediction (Kaggle), {layout}"
+    source = DatasetSource(name="avazu", source=origin, licence=LICENCE, split_rule=rule)
+    return common.write_raw_dataset(out, parts, source=source, features=dict.fromkeys(COLUMNS, "categorical"))
 
 
 def hour_parts(hour: pl.Expr) -> list[pl.Expr]:
@@ -76,36 +58,36 @@ def hour_parts(hour: pl.Expr) -> list[pl.Expr]:
 
 def text_rows(path: Path) -> pl.LazyFrame:
     """Query of the official csv, `click` renamed to `label`; raises `InputError` for another header."""
-    header = first_line(path).split(",")
+    header = common.first_line(path).split(",")
     missing = [column for column in ("click", "hour", *PUBLISHED) if column not in header]
     if missing:
         remedy = "give the competition's train.csv (test.csv has no clicks)"
         found = f"no {', '.join(missing[:5])} in {', '.join(header)[:80]!r}"
         raise InputError(f"{path.name}: expected the header of train.csv", found=found, remedy=remedy)
-    check_fields(path, ",", len(header), remedy="fetch the file again")
+    common.check_fields(path, ",", len(header), remedy="fetch the file again")
     return _typed(pl.scan_csv(path, infer_schema=False).rename({"click": "label"}))
 
 
 def _parquet_rows(path: Path) -> pl.LazyFrame:
-    return _typed(require_columns(pl.scan_parquet(path), ["label", "hour", *PUBLISHED], path.name))
+    return _typed(common.require_columns(pl.scan_parquet(path), ["label", "hour", *PUBLISHED], path.name))
 
 
 def _typed(rows: pl.LazyFrame) -> pl.LazyFrame:
-    return rows.select(LABEL, *hour_parts(pl.col("hour").cast(pl.String)), pl.col(PUBLISHED).cast(pl.String))
+    return rows.select(common.LABEL, *hour_parts(pl.col("hour").cast(pl.String)), pl.col(PUBLISHED).cast(pl.String))
 
 
 def main(
-    out: Out,
-    raw: Raw,
-    split: SplitOption = Split.RANDOM,
-    ratios: Ratios = "8:1:1",
-    seed: Seed = 1,
-    overwrite: Overwrite = False,
+    out: common.Out,
+    raw: common.Raw,
+    split: common.SplitOption = common.Split.RANDOM,
+    ratios: common.Ratios = "8:1:1",
+    seed: common.Seed = 1,
+    overwrite: common.Overwrite = False,
 ) -> None:
     """Make Avazu (Kaggle) from the official train.csv (also .gz), or a folder with train/valid/test.parquet."""
     make = partial(write_raw, out, raw, split=split, ratios=ratios, seed=seed)
-    build(out, make, notice=LICENCE, overwrite=overwrite)
+    common.build(out, make, notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

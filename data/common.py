@@ -113,21 +113,9 @@ def split_rule(split: Split, ratios: str, seed: int) -> str:
 def split_rows(rows: pl.LazyFrame, codes: UInt8s) -> dict[str, pl.LazyFrame]:
     """Streaming queries of the three parts of a frame [N]."""
     index = "row of the source"  # a name that no published column has
-
-    def code_of(indices: pl.Series) -> pl.Series:
-        return pl.Series(codes[indices.to_numpy()])
-
-    code = pl.col(index).map_batches(code_of, return_dtype=pl.UInt8, is_elementwise=True)
+    code = pl.col(index).map_batches(lambda rows: pl.Series(codes[rows]), return_dtype=pl.UInt8, is_elementwise=True)
     numbered = rows.with_row_index(index)
     return {part: numbered.filter(code == number).drop(index) for number, part in enumerate(PARTS)}
-
-
-def split_source(rows: pl.LazyFrame, *, split: Split, ratios: str, seed: int) -> tuple[dict[str, pl.LazyFrame], str]:
-    """Split the rows of one source: part to query, and the rule in words."""
-    with reading("a whole file in the published layout"):
-        num_rows = int(rows.select(pl.len()).collect(engine="streaming").item())
-    codes = part_codes(num_rows, split=split, ratios=ratios, seed=seed)
-    return split_rows(rows, codes), split_rule(split, ratios, seed)
 
 
 def first_line(path: Path) -> str:
@@ -197,8 +185,10 @@ def read_parts(
     path = find_file(raw, names)
     is_parquet = path.suffix == ".parquet"
     rows = read_parquet(path) if is_parquet else read_text(path)
-    parts, rule = split_source(rows, split=split, ratios=ratios, seed=seed)
-    return parts, rule, "parquet" if is_parquet else names[0]
+    with reading("a whole file in the published layout"):
+        num_rows = int(rows.select(pl.len()).collect(engine="streaming").item())
+    parts = split_rows(rows, part_codes(num_rows, split=split, ratios=ratios, seed=seed))
+    return parts, split_rule(split, ratios, seed), "parquet" if is_parquet else names[0]
 
 
 def require_columns(rows: pl.LazyFrame, columns: list[str], where: Path | str) -> pl.LazyFrame:
@@ -227,23 +217,18 @@ def write_raw_dataset(
     """
     files = {part: out / "raw" / f"{part}.parquet" for part in PARTS}
     registry = out / "registry.yaml"
-    summaries: dict[str, tuple[int, float]] = {}
+    num_rows: dict[str, int] = {}
+    label_rates: dict[str, float] = {}
     with temporary_directory_beside(out / "raw") as folder:
         for part in PARTS:
             print(f"writing {files[part]}", flush=True)
             with reading(f"the layout of {source.name}"):
                 parts[part].sink_parquet(folder / files[part].name)
-                summaries[part] = _summary(folder / files[part].name, part)
+                num_rows[part], label_rates[part] = _summary(folder / files[part].name, part)
         (out / "dataset.json").unlink(missing_ok=True)
         write_text(registry, registry_text(features, group=group, comment=source.name))
         replace_directory(folder, out / "raw")
-    return RawDataset(
-        source=source,
-        registry=registry,
-        files=files,
-        num_rows={part: rows for part, (rows, _) in summaries.items()},
-        label_rates={part: rate for part, (_, rate) in summaries.items()},
-    )
+    return RawDataset(source=source, registry=registry, files=files, num_rows=num_rows, label_rates=label_rates)
 
 
 def _summary(path: Path, part: str) -> tuple[int, float]:
@@ -274,10 +259,8 @@ def registry_text(
     lines = ([f"# {comment}"] if comment else []) + ["label: label"] + ([f"group: {group}"] if group else [])
     lines.append("features:")
     for name, spec in features.items():
-        value = (
-            spec if isinstance(spec, str) else yaml.safe_dump(spec, default_flow_style=True, sort_keys=False).strip()
-        )
-        lines.append(f"  {name}: {value}")
+        flow = spec if isinstance(spec, str) else yaml.safe_dump(spec, default_flow_style=True, sort_keys=False)
+        lines.append(f"  {name}: {flow.strip()}")
     return "\n".join(lines) + "\n"
 
 

@@ -13,23 +13,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from data.common import (
-    LABEL,
-    Out,
-    Overwrite,
-    Ratios,
-    Raw,
-    RawDataset,
-    Seed,
-    Split,
-    SplitOption,
-    build,
-    check_fields,
-    read_parts,
-    require_columns,
-    run,
-    write_raw_dataset,
-)
+from data import common
 from features.dataset.info import DatasetSource
 
 LICENCE = (
@@ -58,23 +42,21 @@ def write_raw(
     raw: Path,
     *,
     protocol: Protocol = Protocol.X4,
-    split: Split = Split.RANDOM,
+    split: common.Split = common.Split.RANDOM,
     ratios: str = "8:1:1",
     seed: int = 1,
-) -> RawDataset:
+) -> common.RawDataset:
     """Write `out/raw` and `out/registry.yaml`; missing values are nulls.
 
     Raises `InputError` for a file in another layout.
     """
-    parts, rule, layout = read_parts(raw, TEXT_FILES, text_rows, _parquet_rows, split=split, ratios=ratios, seed=seed)
-    numeric = {"type": "numeric", "transform": TRANSFORMS[protocol]}
-    source = f"Criteo display advertising challenge (Kaggle), {layout}"
-    return write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(name=f"criteo-{protocol}", source=source, licence=LICENCE, split_rule=rule),
-        features={**dict.fromkeys(NUMERIC, numeric), **dict.fromkeys(CATEGORICAL, "categorical")},
-    )
+    readers = (TEXT_FILES, text_rows, _parquet_rows)
+    parts, rule, layout = common.read_parts(raw, *readers, split=split, ratios=ratios, seed=seed)
+    origin = f"Criteo display advertising challenge (Kaggle), {layout}"
+    source = DatasetSource(name=f"criteo-{protocol}", source=origin, licence=LICENCE, split_rule=rule)
+    numeric = {name: {"type": "numeric", "transform": TRANSFORMS[protocol]} for name in NUMERIC}
+    features = {**numeric, **dict.fromkeys(CATEGORICAL, "categorical")}
+    return common.write_raw_dataset(out, parts, source=source, features=features)
 
 
 def text_rows(path: Path) -> pl.LazyFrame:
@@ -82,31 +64,31 @@ def text_rows(path: Path) -> pl.LazyFrame:
 
     Raises `InputError` unless the first and the last line have 40 fields.
     """
-    check_fields(path, "\t", len(COLUMNS), remedy="give a whole train.txt (test.txt has no labels)")
+    common.check_fields(path, "\t", len(COLUMNS), remedy="give a whole train.txt (test.txt has no labels)")
     schema = {column: pl.String for column in COLUMNS} | {"label": pl.Int8} | dict.fromkeys(NUMERIC, pl.Int64)
     return pl.scan_csv(path, separator="\t", has_header=False, quote_char=None, schema=schema)
 
 
 def _parquet_rows(path: Path) -> pl.LazyFrame:
-    rows = require_columns(pl.scan_parquet(path), COLUMNS, path.name)
-    return rows.with_columns(LABEL, pl.col(CATEGORICAL).cast(pl.String))
+    rows = common.require_columns(pl.scan_parquet(path), COLUMNS, path.name)
+    return rows.with_columns(common.LABEL, pl.col(CATEGORICAL).cast(pl.String))
 
 
 def main(
-    out: Out,
-    raw: Raw,
+    out: common.Out,
+    raw: common.Raw,
     protocol: Annotated[
         Protocol, typer.Option("--protocol", help="x4: integers become tokens of floor(ln(x)^2). log1p: floats.")
     ] = Protocol.X4,
-    split: SplitOption = Split.RANDOM,
-    ratios: Ratios = "8:1:1",
-    seed: Seed = 1,
-    overwrite: Overwrite = False,
+    split: common.SplitOption = common.Split.RANDOM,
+    ratios: common.Ratios = "8:1:1",
+    seed: common.Seed = 1,
+    overwrite: common.Overwrite = False,
 ) -> None:
     """Make Criteo (Kaggle) from the official train.txt (also .gz), or a folder with train/valid/test.parquet."""
     make = partial(write_raw, out, raw, protocol=protocol, split=split, ratios=ratios, seed=seed)
-    build(out, make, notice=LICENCE, overwrite=overwrite)
+    common.build(out, make, notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

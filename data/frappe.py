@@ -10,20 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data.common import (
-    PARTS,
-    Out,
-    Overwrite,
-    Raw,
-    RawDataset,
-    build,
-    find_file,
-    given_parts,
-    reading,
-    require_columns,
-    run,
-    write_raw_dataset,
-)
+from data import common
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 
@@ -35,11 +22,11 @@ COLUMNS = ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost"
 VOCABULARY = "vocab.parquet"
 LIBFM_FILES = {
     "frappe.{}.libfm": ("train", "validation", "test"),  # hexiangnan/neural_factorization_machine
-    "{}.libsvm": PARTS,  # WeiyuCheng/AFN-AAAI-20
+    "{}.libsvm": common.PARTS,  # WeiyuCheng/AFN-AAAI-20
 }
 
 
-def write_raw(out: Path, raw: Path) -> RawDataset:
+def write_raw(out: Path, raw: Path) -> common.RawDataset:
     """Write `out/raw` and `out/registry.yaml` with the published split.
 
     Raises `InputError` unless `raw` holds a complete set of the three files.
@@ -48,32 +35,25 @@ def write_raw(out: Path, raw: Path) -> RawDataset:
     if (raw / VOCABULARY).is_file():
         parts = {part: _named(rows, raw / VOCABULARY) for part, rows in parts.items()}
         layout += ", values named by vocab.parquet"
-    return write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(
-            name="frappe",
-            source=f"Frappe in the layout of Frappe_x1 (BARS), {layout}",
-            licence=LICENCE,
-            split_rule="as given",
-        ),
-        features=dict.fromkeys(COLUMNS, "categorical"),
-        group="user",
-    )
+    source = DatasetSource(name="frappe", source=f"Frappe in the layout of Frappe_x1 (BARS), {layout}", licence=LICENCE)
+    features = dict.fromkeys(COLUMNS, "categorical")
+    return common.write_raw_dataset(out, parts, source=source, features=features, group="user")
 
 
 def _read_parts(raw: Path) -> tuple[dict[str, pl.LazyFrame], str]:
     """Part to rows (label, then columns of text), and the name of the layout."""
-    if files := given_parts(raw):
+    if files := common.given_parts(raw):
         return {part: _typed(pl.scan_parquet(path), path) for part, path in files.items()}, "parquet"
-    if files := given_parts(raw, suffix=".csv"):
+    if files := common.given_parts(raw, suffix=".csv"):
         rows = {part: pl.scan_csv(path, infer_schema=False) for part, path in files.items()}
         return {part: _typed(rows[part], path) for part, path in files.items()}, "csv"
     for pattern, names in LIBFM_FILES.items():
         paths = [raw / pattern.format(name) for name in names]
         if all(path.is_file() for path in paths):
-            return {part: libfm_rows(path) for part, path in zip(PARTS, paths, strict=True)}, "libfm"
-    find_file(raw, ("train.parquet", "train.csv", "frappe.train.libfm", "train.libsvm"))  # raises with what is missing
+            return {part: libfm_rows(path) for part, path in zip(common.PARTS, paths, strict=True)}, "libfm"
+    common.find_file(
+        raw, ("train.parquet", "train.csv", "frappe.train.libfm", "train.libsvm")
+    )  # raises with what is missing
     remedy = "give a folder that holds all three under one naming"
     raise InputError(f"expected train, valid and test files in {raw}", found="not all of them", remedy=remedy)
 
@@ -81,7 +61,7 @@ def _read_parts(raw: Path) -> tuple[dict[str, pl.LazyFrame], str]:
 def _typed(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     columns = [pl.col(column).cast(pl.String) for column in COLUMNS]
     label = pl.col("label").cast(pl.Float64).cast(pl.Int8)
-    return require_columns(rows, ["label", *COLUMNS], path.name).select(label, *columns)
+    return common.require_columns(rows, ["label", *COLUMNS], path.name).select(label, *columns)
 
 
 def libfm_rows(path: Path) -> pl.LazyFrame:
@@ -104,7 +84,7 @@ def libfm_rows(path: Path) -> pl.LazyFrame:
 
 def _named(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     """Rows with each column's global ids replaced by their values in the vocabulary."""
-    with reading(f"{path.name} with field, feature_id and raw_value"):
+    with common.reading(f"{path.name} with field, feature_id and raw_value"):
         table = pl.read_parquet(path, columns=["field", "feature_id", "raw_value"])
     columns: list[pl.Expr] = []
     for name in COLUMNS:
@@ -114,11 +94,11 @@ def _named(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     return rows.with_columns(columns)
 
 
-def main(out: Out, raw: Raw, overwrite: Overwrite = False) -> None:
+def main(out: common.Out, raw: common.Raw, overwrite: common.Overwrite = False) -> None:
     """Make Frappe_x1 from a folder with train/valid/test as .parquet, .csv (BARS) or .libsvm (AFN), or with
     frappe.{train,validation,test}.libfm."""
-    build(out, lambda: write_raw(out, raw), notice=LICENCE, overwrite=overwrite)
+    common.build(out, lambda: write_raw(out, raw), notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

@@ -10,31 +10,14 @@ import sys
 import tempfile
 import zipfile
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import polars as pl
 import typer
 
-from data.common import (
-    Out,
-    Overwrite,
-    Ratios,
-    RawDataset,
-    RawOrFetched,
-    Seed,
-    Split,
-    build,
-    check_sha256,
-    given_parts,
-    part_codes,
-    reading,
-    require_columns,
-    run,
-    split_rows,
-    split_rule,
-    write_raw_dataset,
-)
+from data import common
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 
@@ -92,25 +75,27 @@ def write_raw(
     features: Features = Features.ALL,
     ratios: str = "8:1:1",
     seed: int = 1,
-) -> RawDataset:
+) -> common.RawDataset:
     """Write `out/raw` and `out/registry.yaml`; without `raw`, the 100K wheel is fetched.
 
     Raises `InputError` for a source that is missing, incomplete or not the published one.
     """
-    given = given_parts(raw) if raw is not None and variant == Variant.ML_1M else None
+    given = common.given_parts(raw) if raw is not None and variant == Variant.ML_1M else None
     if given is not None:
         parts = {part: _given_rows(path, drop_threes=drop_threes) for part, path in given.items()}
         rule, source = "as given", "MovieLens-1M (grouplens.org), parquet with its split"
     else:
         tables, source = _read_tables(raw, variant)
-        with reading("user and item tables that hold every rated id once"):
+        with common.reading("user and item tables that hold every rated id once"):
             rows = assemble(tables, drop_threes=drop_threes)
-        parts = split_rows(rows.lazy(), part_codes(len(rows), split=Split.RANDOM, ratios=ratios, seed=seed))
-        rule = split_rule(Split.RANDOM, ratios, seed)
+        parts = common.split_rows(
+            rows.lazy(), common.part_codes(len(rows), split=common.Split.RANDOM, ratios=ratios, seed=seed)
+        )
+        rule = common.split_rule(common.Split.RANDOM, ratios, seed)
     name = f"movielens-{variant}" + ("-no-threes" if drop_threes else "")
     threes = "; label rating >= 4, ratings of 3 dropped first" if drop_threes else "; label rating >= 4"
     names = SIX if features == Features.SIX else COLUMNS
-    return write_raw_dataset(
+    return common.write_raw_dataset(
         out,
         parts,
         source=DatasetSource(name=name, source=source, licence=LICENCE, split_rule=rule + threes),
@@ -144,7 +129,7 @@ def _given_rows(path: Path, *, drop_threes: bool) -> pl.LazyFrame:
     """Rows of a 1M parquet file that is split already, with the names of `COLUMNS`."""
     published = {"item_id": "movie_id", "zip_code": "zip", "release_year": "year"}
     sources = [published.get(name, name) for name in COLUMNS]
-    rows = require_columns(pl.scan_parquet(path), ["rating", *sources], path.name)
+    rows = common.require_columns(pl.scan_parquet(path), ["rating", *sources], path.name)
     if drop_threes:
         rows = rows.filter(pl.col("rating") != 3)
     label = pl.when(pl.col("rating").is_not_null()).then((pl.col("rating") >= 4).cast(pl.Int8)).alias("label")
@@ -162,7 +147,9 @@ def _read_tables(raw: Path | None, variant: Variant) -> tuple[Tables, str]:
         with tempfile.TemporaryDirectory() as folder:
             return _read_tables(download_wheel(Path(folder)), variant)
     if raw.is_file():
-        check_sha256(raw, WHEEL_SHA256, remedy=f"give the wheel of {WHEEL}, or a folder with {', '.join(U_FILES)}")
+        common.check_sha256(
+            raw, WHEEL_SHA256, remedy=f"give the wheel of {WHEEL}, or a folder with {', '.join(U_FILES)}"
+        )
         source = f"MovieLens-100K (grouplens.org), as packed in the wheel of {WHEEL}, sha256 {WHEEL_SHA256}"
         with zipfile.ZipFile(raw) as wheel:
             return _read_atomic([wheel.read(f"{WHEEL_FOLDER}/{name}") for name in ATOMIC_FILES]), source
@@ -197,7 +184,7 @@ def _read_folder(raw: Path, names: tuple[str, ...]) -> list[bytes]:
 
 def _table(name: str, content: bytes, separator: str, columns: list[str] | None = None) -> pl.DataFrame:
     """Table of text columns of the file `name`, with the names in its header if `columns` is None."""
-    with reading(f"{name} in the published layout"):
+    with common.reading(f"{name} in the published layout"):
         return pl.read_csv(
             io.BytesIO(content),
             separator=separator,
@@ -256,7 +243,7 @@ def _read_dat(contents: list[bytes]) -> Tables:
 
 
 def _pick(table: pl.DataFrame, columns: list[str], where: str) -> pl.DataFrame:
-    return require_columns(table.lazy(), columns, where).collect()
+    return common.require_columns(table.lazy(), columns, where).collect()
 
 
 def _year_in(title: pl.Expr) -> pl.Expr:
@@ -265,8 +252,8 @@ def _year_in(title: pl.Expr) -> pl.Expr:
 
 
 def main(
-    out: Out,
-    raw: RawOrFetched = None,
+    out: common.Out,
+    raw: common.RawOrFetched = None,
     variant: Annotated[Variant, typer.Option("--variant", help="100k is fetched if --raw is not given.")] = (
         Variant.ML_100K
     ),
@@ -274,21 +261,15 @@ def main(
     features: Annotated[Features, typer.Option("--features", help="six: ids, age, gender, occupation, zip.")] = (
         Features.ALL
     ),
-    ratios: Ratios = "8:1:1",
-    seed: Seed = 1,
-    overwrite: Overwrite = False,
+    ratios: common.Ratios = "8:1:1",
+    seed: common.Seed = 1,
+    overwrite: common.Overwrite = False,
 ) -> None:
     """Make MovieLens-100K or -1M from: the wheel of recbole==1.2.1 or a folder with ml-100k.{inter,user,item} or
     u.data, u.user, u.item (100k); ratings.dat, users.dat, movies.dat or train/valid/test.parquet (1m)."""
-    build(
-        out,
-        lambda: write_raw(
-            out, raw, variant=variant, drop_threes=drop_threes, features=features, ratios=ratios, seed=seed
-        ),
-        notice=LICENCE,
-        overwrite=overwrite,
-    )
+    make = partial(write_raw, out, raw, variant=variant, drop_threes=drop_threes, features=features)
+    common.build(out, partial(make, ratios=ratios, seed=seed), notice=LICENCE, overwrite=overwrite)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

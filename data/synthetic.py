@@ -21,11 +21,12 @@ import polars as pl
 import typer
 from polars.io.plugins import register_io_source
 
-from data.common import PARTS, Out, Overwrite, RawDataset, build, run, write_raw_dataset
+from data import common
 from features.arrays import Float64s
 from features.dataset.info import DatasetSource
 from features.errors import InputError
 from features.hashing import hash_text, mix64
+from features.infer.column_facts import auc
 
 NOTICE = "made here, no terms"
 CHUNK_ROWS = 65_536
@@ -70,32 +71,32 @@ class Planted:
         return [f"f{number:02d}" for number in range(self.num_features)]
 
     @property
-    def numeric_names(self) -> list[str]:
-        """x00, ..."""
-        return [f"x{number:02d}" for number in range(self.num_numeric)]
-
-    @property
     def list_names(self) -> list[str]:
         """l00, ..."""
         return [f"l{number:02d}" for number in range(self.num_lists)]
 
     @property
+    def numeric_names(self) -> list[str]:
+        """x00, ..."""
+        return [f"x{number:02d}" for number in range(self.num_numeric)]
+
+    @property
     def schema(self) -> dict[str, pl.DataType]:
         """Column to type, in the order of the files."""
-        text = dict.fromkeys([*self.categorical_names, *self.list_names], pl.String())
-        numbers = dict.fromkeys(self.numeric_names, pl.Float64())
-        return {"label": pl.Int8(), **text, **numbers, TRUTH: pl.Float64()}
+        numbers = {name: pl.Float64() for name in [*self.numeric_names, TRUTH]}
+        return {
+            "label": pl.Int8(),
+            **dict.fromkeys([*self.categorical_names, *self.list_names], pl.String()),
+            **numbers,
+        }
 
     @property
     def features(self) -> dict[str, str | dict[str, Any]]:
         """Features in the registry file; the true probability is not among them."""
-        lists: dict[str, Any] = {"type": "categorical_list", "separator": "|", "pooling": "mean"}
-        numeric: dict[str, Any] = {"type": "numeric", "transform": "log1p"}
-        return {
-            **dict.fromkeys(self.categorical_names, "categorical"),
-            **dict.fromkeys(self.list_names, lists),
-            **dict.fromkeys(self.numeric_names, numeric),
-        }
+        lists = {"type": "categorical_list", "separator": "|", "pooling": "mean"}
+        numeric = {"type": "numeric", "transform": "log1p"}
+        names = dict.fromkeys(self.categorical_names, "categorical")
+        return {**names, **dict.fromkeys(self.list_names, lists), **dict.fromkeys(self.numeric_names, numeric)}
 
 
 def planted_frame(num_rows: int, seed: int = 1, **sizes: int) -> pl.DataFrame:
@@ -123,8 +124,7 @@ def planted_chunk(planted: Planted, number: int) -> pl.DataFrame:
     """Chunk `number` [CHUNK_ROWS] of the infinite planted table."""
     rng = np.random.default_rng([planted.seed, number])
     columns: dict[str, pl.Series] = {}
-    signs = np.ones(CHUNK_ROWS)
-    logit = np.full(CHUNK_ROWS, BIAS)
+    signs, logit = np.ones(CHUNK_ROWS), np.full(CHUNK_ROWS, BIAS)
     main_std = MAIN_STD / max(planted.num_features - 2, 1) ** 0.5
     for position, name in enumerate(planted.categorical_names):
         if position < 2:
@@ -193,23 +193,15 @@ def _numeric_feature(rng: np.random.Generator) -> tuple[pl.Series, Float64s]:
     return pl.Series(amounts).set(pl.Series(is_missing), None), effects
 
 
-def write_raw(out: Path, *, num_rows: int, planted: Planted) -> RawDataset:
+def write_raw(out: Path, *, num_rows: int, planted: Planted) -> common.RawDataset:
     """Write `out/raw` (8:1:1 in order, as the rows are independent) and `out/registry.yaml`, chunk by chunk."""
     if num_rows < 10:
         raise InputError("--rows must be at least 10", found=str(num_rows), remedy="give a larger number")
     edges = [0, num_rows * 8 // 10, num_rows * 9 // 10, num_rows]
-    parts = {part: planted_rows(planted, edges[i], edges[i + 1]) for i, part in enumerate(PARTS)}
-    return write_raw_dataset(
-        out,
-        parts,
-        source=DatasetSource(
-            name="synthetic",
-            source=f"data.synthetic {planted}",
-            licence=NOTICE,
-            split_rule="in order 8:1:1; the rows are independent",
-        ),
-        features=planted.features,
-    )
+    parts = {part: planted_rows(planted, edges[i], edges[i + 1]) for i, part in enumerate(common.PARTS)}
+    rule = "in order 8:1:1; the rows are independent"
+    source = DatasetSource(name="synthetic", source=f"data.synthetic {planted}", licence=NOTICE, split_rule=rule)
+    return common.write_raw_dataset(out, parts, source=source, features=planted.features)
 
 
 def planted_rows(planted: Planted, start: int, stop: int) -> pl.LazyFrame:
@@ -233,38 +225,28 @@ def bayes(rows: pl.DataFrame) -> tuple[float, float]:
     >>> [round(value, 4) for value in bayes(rows)]
     [0.875, 0.4581]
     """
-    label, truth = rows["label"].to_numpy().astype(np.float64), rows[TRUTH].to_numpy()
-    num_positive = label.sum()
-    ranks = rows[TRUTH].rank("average").to_numpy()
-    pairs = num_positive * (len(label) - num_positive)
-    auc = (ranks[label == 1].sum() - num_positive * (num_positive + 1) / 2) / pairs
-    log_loss = -np.mean(label * np.log(truth) + (1 - label) * np.log1p(-truth))
-    return float(auc), float(log_loss)
+    is_one, truth = rows["label"].to_numpy() == 1, rows[TRUTH].to_numpy()
+    return auc(truth, is_one), -float(np.log(np.where(is_one, truth, 1 - truth)).mean())
 
 
 def main(
-    out: Out,
+    out: common.Out,
     num_rows: Annotated[int, typer.Option("--rows", help="Rows of all parts together.")] = 100_000,
     num_features: Annotated[int, typer.Option("--features", help="Scalar categorical features.")] = 8,
     num_distinct: Annotated[int, typer.Option("--distinct", help="Values of each categorical feature.")] = 1000,
     num_numeric: Annotated[int, typer.Option("--numeric", help="Numeric features.")] = 0,
     num_lists: Annotated[int, typer.Option("--lists", help="List features.")] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of all rows and effects.")] = 1,
-    overwrite: Overwrite = False,
+    overwrite: common.Overwrite = False,
 ) -> None:
     """Make planted data with known true probabilities."""
-    planted = Planted(
-        seed=seed,
-        num_features=num_features,
-        num_distinct=num_distinct,
-        num_numeric=num_numeric,
-        num_lists=num_lists,
-    )
-    build(out, lambda: write_raw(out, num_rows=num_rows, planted=planted), notice=NOTICE, overwrite=overwrite)
+    scalars = {"num_features": num_features, "num_distinct": num_distinct}
+    planted = Planted(seed=seed, **scalars, num_numeric=num_numeric, num_lists=num_lists)
+    common.build(out, lambda: write_raw(out, num_rows=num_rows, planted=planted), notice=NOTICE, overwrite=overwrite)
     test = pl.scan_parquet(out / "raw" / "test.parquet").select("label", TRUTH).head(1_000_000).collect()
-    auc, log_loss = bayes(test)
-    print(f"best possible on {len(test):,} test rows: AUC {auc:.4f}, log loss {log_loss:.4f}")
+    best_auc, log_loss = bayes(test)
+    print(f"best possible on {len(test):,} test rows: AUC {best_auc:.4f}, log loss {log_loss:.4f}")
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main)

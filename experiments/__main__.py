@@ -5,7 +5,7 @@ from recsys.cli.options import NamedRuns
 
 
 def load_runs() -> NamedRuns:
-    """RUNS and SPACES; importing them imports torch."""
+    """RUNS and SPACES, imported only when a verb asks for them: they import torch."""
     from experiments.runs import RUNS, SPACES
 
     return NamedRuns(RUNS, SPACES)

@@ -1,8 +1,8 @@
 """Runs on Avazu with the settings that BARS tuned for `Avazu_x1` and `Avazu_x4_001`.
 
-The table has as many bytes as the published run's own tables (vocabulary times width), for the reason that
-`experiments.criteo` gives. `data.avazu` makes the 24 columns of Avazu_x4; the 22 of Avazu_x1 are anonymous, so the run
-of that name takes its settings to the same columns.
+The table has as many bytes as the tables of the published run (vocabulary times width), for the reason given in
+`experiments.criteo`. `data.avazu` makes the 24 columns of Avazu_x4; the 22 of Avazu_x1 are anonymous, so the run of
+that name applies its settings to the same 24 columns.
 """
 
 from recsys.config import Experiment, variant

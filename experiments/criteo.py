@@ -1,8 +1,8 @@
 """Runs on Criteo with the settings that BARS tuned for `Criteo_x1` and `Criteo_x4_001`.
 
-The table has as many bytes as the published run's own tables (vocabulary times width), so that a difference to its
-score is the price or the gain of sharing rows and not of memory. Four probes of width 4 read them: on Frappe, at equal
-bytes, that scored better than two of 8 or one of 16.
+The table has as many bytes as the tables of the published run (vocabulary times width), so that a difference in score
+is due to sharing rows, not to memory. A value reads four probes of width 4: on Frappe, at equal bytes, that scored
+better than two of width 8 or one of 16.
 """
 
 from recsys.config import Experiment, variant
@@ -11,7 +11,7 @@ from recsys.config import Experiment, variant
 def criteo_x1() -> Experiment:
     """FinalMLP on numbers as numbers: `python -m data.criteo --protocol log1p`.
 
-    2,086,329 values of 10 floats are 83 MB. The first gate listens to the numbers I1 to I13, the second to C6.
+    2,086,329 values of 10 floats are 83 MB. The first gate reads the numbers I1 to I13, the second C6.
     """
     return Experiment.model_validate(
         {
@@ -45,7 +45,7 @@ def criteo_x1_final_net() -> Experiment:
 def criteo_x4() -> Experiment:
     """FinalMLP without gates and batch norm on numbers as tokens: `python -m data.criteo --protocol x4`.
 
-    910,747 values of 16 floats are 58 MB. BARS left values seen fewer than ten times out; here they have rows too.
+    910,747 values of 16 floats are 58 MB. BARS left out values seen fewer than ten times; here they have rows too.
     """
     return Experiment.model_validate(
         {

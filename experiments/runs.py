@@ -1,6 +1,7 @@
-"""RUNS: every name that `muxrec train` knows; a run is a function that returns an Experiment. SPACES: what sweeps vary.
+"""RUNS: the runs that `muxrec train` knows by name. SPACES: the settings that sweeps vary.
 
-Every model has a run of its own name with general defaults; a variant calls its parent and changes some fields.
+A run is a function that returns an Experiment; a variant calls its parent and changes some fields. Each model has a run
+of the same name with general defaults.
 """
 
 from collections.abc import Callable
@@ -32,4 +33,4 @@ RUNS: dict[str, Callable[[], Experiment]] = {
 }
 
 SPACES: dict[str, SearchSpace] = {**frappe.SPACES, **movielens.SPACES}
-"""Run to the settings that `muxrec sweep` varies; other runs have `default_space`."""
+"""Run to the settings that `muxrec sweep` varies; the others have `default_space`."""

@@ -1,4 +1,4 @@
-"""Rows of the table for tokens of a layout's features, whatever its kind.
+"""Rows of the table for tokens of a layout's features, for every kind of table.
 
 N tokens, P slots of one feature.
 """
@@ -40,9 +40,9 @@ def rows_of(layout: TableLayout, vocabulary: Vocabulary | None, feature: str, to
 
 
 def known(is_trained: Flags, *, is_pruned: bool) -> Flags:
-    """Which values [N] are known, given which of their rows [N, P] were read in training and not pruned since.
+    """Flags [N] of known values, from flags of their rows [N, P] that were read in training and not pruned.
 
-    A pruned row may have been read in training, so in a pruned table a value is known while one of its rows is left.
+    In a pruned table a value is known if at least one of its rows is left, because the others may have been pruned.
 
     >>> known(np.array([[True, False], [False, False]]), is_pruned=True).tolist()
     [True, False]

@@ -1,7 +1,4 @@
-"""Edges of buckets, and the precision in which numbers are compared with them.
-
-N numbers.
-"""
+"""Edges of buckets, and the precision in which N numbers are compared with them."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -42,7 +39,7 @@ def edges_of(boundaries: tuple[float, ...]) -> Edges:
         is_changed_integer = (edges != exact) & (exact == np.rint(exact))
         if not is_changed_integer.any() and (np.diff(edges) > 0).all():
             return Edges(edges, rounding)
-    return Edges(exact, _as_it_is)
+    return Edges(exact, np.asarray)
 
 
 def as_float32(numbers: Float64s) -> Float64s:
@@ -53,7 +50,3 @@ def as_float32(numbers: Float64s) -> Float64s:
 def _but_large_integers(numbers: Float64s) -> Float64s:
     is_kept = (np.abs(numbers) >= FIRST_INEXACT_FLOAT32) & (numbers == np.rint(numbers))
     return np.where(is_kept, numbers, as_float32(numbers))
-
-
-def _as_it_is(numbers: Float64s) -> Float64s:
-    return numbers

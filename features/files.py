@@ -82,7 +82,7 @@ def take_lock(path: Path, *, timeout_seconds: float = math.inf) -> int | None:
 
 @contextmanager
 def temporary_directory_beside(path: Path) -> Iterator[Path]:
-    """A new hidden directory beside `path`, so on the same disk; it is deleted when the block ends.
+    """A new hidden directory next to `path`, so on the same disk; it is deleted when the block ends.
 
     Raises `InputError` for an `OSError` there or in the block.
     """
@@ -208,7 +208,6 @@ def system_fault(error: OSError) -> InputError | None:
 
 
 def _named(error: OSError) -> Path | None:
-    """File that the system names in its error."""
     return Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
 
 

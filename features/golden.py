@@ -8,7 +8,7 @@ import polars as pl
 
 from features.parsing import ValueType
 from features.registry import FeatureRegistry
-from features.spec import Categorical, CategoricalList, Numeric
+from features.spec import CategoricalList, Numeric
 
 ODD_TEXTS = (
     "",
@@ -25,8 +25,8 @@ ODD_TEXTS = (
     "\t",
     "NaN",
     "null",
-    "x" * 300,
 )
+ODD_TEXTS += ("x" * 300,)
 INTEGER_TEXTS = ("", "0", "-1", "7.0", "+7", " 12 ", "128", "1e3", "9007199254740993", *map(str, range(20, 60)))
 FLAG_TEXTS = ("", "true", "False", "T", "no", "1", "0.0")
 
@@ -45,7 +45,6 @@ def golden_frame(registry: FeatureRegistry, num_rows: int = 64, seed: int = 0) -
         elif isinstance(feature, CategoricalList):
             columns[feature.name] = _lists(feature, num_rows, random)
         else:
-            assert isinstance(feature, Categorical)
             texts = [_text(random, feature.value_type) for _ in range(num_rows)]
             columns[feature.name] = pl.Series(texts, dtype=pl.String)
     return pl.DataFrame(columns)
@@ -77,7 +76,5 @@ def _lists(feature: CategoricalList, num_rows: int, random: np.random.Generator)
     ]
     if feature.separator is None:
         return pl.Series(lists, dtype=pl.List(pl.String))
-    separator = feature.separator
-    return pl.Series(
-        [None if one is None else separator.join(text or "" for text in one) for one in lists], dtype=pl.String
-    )
+    texts = [None if one is None else feature.separator.join(text or "" for text in one) for one in lists]
+    return pl.Series(texts, dtype=pl.String)

@@ -1,7 +1,7 @@
 """Value to 64-bit token, and (token, feature, view, probe) to table row: the contract between training and serving.
 
 N values, S slots (one per view, feature and probe), M table rows. `docs/formats.md` states the contract in words,
-`tests/features/test_hashing.py` pins it with golden vectors; numpy, polars and torch agree on it bit for bit.
+`tests/features/test_hashing.py` pins it with golden vectors; numpy and torch agree on it bit for bit.
 """
 
 from collections.abc import Iterable
@@ -118,26 +118,3 @@ def rows_of_tokens(tokens: Any, salts: Any, num_rows: Any) -> Any:
     rows = _shifted(mix64(tokens ^ salts), 32) * num_rows
     rows >>= 32
     return rows.view(np.int64) if isinstance(rows, np.ndarray) else rows
-
-
-def row_expression(tokens: pl.Expr, slot_salt: int, num_rows: int) -> pl.Expr:
-    """`rows_of_tokens` for one salt as a polars expression (UInt64), for reports and joins inside a query.
-
-    >>> frame = pl.DataFrame({"t": [5]}, schema={"t": pl.UInt64})
-    >>> expected = rows_of_tokens(frame["t"].to_numpy(), np.array([9], dtype=np.uint64), 1000).item()
-    >>> frame.select(row_expression(pl.col("t"), 9, 1000)).item() == expected
-    True
-    """
-    check_num_rows(num_rows)
-
-    def unsigned(value: int) -> pl.Expr:
-        return pl.lit(value, dtype=pl.UInt64)
-
-    def shifted(value: pl.Expr, bits: int) -> pl.Expr:  # polars has no shift operator; this is exact for UInt64
-        return value // unsigned(2**bits)
-
-    mixed = tokens ^ unsigned(slot_salt)
-    mixed = (mixed ^ shifted(mixed, 30)) * unsigned(_MULTIPLIER_1)
-    mixed = (mixed ^ shifted(mixed, 27)) * unsigned(_MULTIPLIER_2)
-    mixed = mixed ^ shifted(mixed, 31)
-    return shifted(shifted(mixed, 32) * unsigned(num_rows), 32)

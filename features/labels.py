@@ -85,7 +85,7 @@ class LabelReader:
             raise self._error(found, LABEL_REMEDY, row)
         self._negatives |= set(numbers.filter(numbers < 1).unique())
         if len(self._negatives) > 1:
-            raise self._error("-1 beside 0", LABEL_REMEDY, (numbers == numbers.min()).arg_max())
+            raise self._error("-1 as well as 0", LABEL_REMEDY, (numbers == numbers.min()).arg_max())
         return (numbers == 1).cast(pl.UInt8).alias("label")
 
     def _numbers(self, column: pl.Series) -> pl.Series:

@@ -78,6 +78,9 @@ class TableLayout(BaseModel):
             raise InputError("a view reads token features of the registry", found=found, remedy=remedy)
         num_probes = {name: feature.probes or probes for name, feature in features.items()}
         slots = {view: {name: num_probes[name] for name in features if name in set(views[view])} for view in views}
+        if kind not in TABLE_KINDS:
+            remedy = f"use one of {', '.join(TABLE_KINDS)}"
+            raise InputError("expected a kind of table", found=repr(kind), remedy=remedy)
         addressing = TABLE_KINDS[kind]
         given = num_values if num_values is not None and addressing.has_own_ranges else {}
         counts = {name: given[name] for name in features if name in given}

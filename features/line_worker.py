@@ -1,8 +1,8 @@
-"""Worker processes that are asked by a line of JSON and answer by one.
+"""Worker processes that receive requests and send answers as lines of JSON.
 
-`LineWorker` is the end of the process that asks. The worker is a module of its own, started by `python -P -m`, whose
-`main` calls `LineServer().run(function)`. A worker ends when its standard input does, even in the middle of its work,
-so it never outlives its parent, however that ended.
+`LineWorker` is the asking side. The worker is a separate module, started by `python -P -m`, whose `main` calls
+`LineServer().run(function)`. A worker ends when its standard input does, even in the middle of its work, so it never
+outlives its parent, even one that was killed.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class WorkerError(Exception):
 
     def __init__(self, code: int, last_line: str = "") -> None:
         self.last_line = last_line[:200]
-        """Last line of its standard error; empty where that is not captured."""
+        """Last line of its standard error; empty if that is not captured."""
         self.signal_name = signal.Signals(-code).name if code < 0 else None
         ending = f"by signal {-code} ({self.signal_name})" if code < 0 else f"with exit code {code}"
         super().__init__(f"ended {ending}" + (f"; {self.last_line}" if last_line else ""))
@@ -64,15 +64,17 @@ class LineWorker:
             pass_fds=pass_fds if os.name == "posix" else (),
             start_new_session=True,  # Ctrl-C is for this process, which ends its workers
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
 
     def ask(self, request: Any, reply: Callable[[Any], Any] | None = None) -> Any:
         """The answer to a request; `reply` answers what the worker asks back meanwhile (`LineServer.ask`).
 
         Raises the `InputError` that the worker raised, and `WorkerError` if it ended instead of answering.
         """
-        assert self._process.stdout is not None
         self._send(request)
-        for line in self._process.stdout:
+        for line in self._output:
             message = json.loads(line)
             if "question" not in message:
                 return unpack(message)
@@ -82,9 +84,8 @@ class LineWorker:
 
     def stop(self) -> None:
         """Let the worker end, even in the middle of its work, without waiting for it."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._input.close()
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -94,16 +95,14 @@ class LineWorker:
         """Stop the worker, kill it if it does not end by itself, and free its pipes."""
         self.stop()
         self._wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._output.close()
         if self._log:
             self._log.close()
 
     def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended, which the end of its output says next
-            self._process.stdin.write(json.dumps(message, default=str) + "\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(message, default=str) + "\n")
+            self._input.flush()
 
     def _wait(self) -> int:
         try:
@@ -140,7 +139,7 @@ class LineServer:
     """The worker's end of the conversation. `stop` is called when the input ends in the middle of a request."""
 
     def __init__(self, stop: Callable[[], object] = lambda: os._exit(1)) -> None:
-        # Libraries print to standard output, from C too. That goes to standard error, so that lines of ours stay alone.
+        # Libraries print to standard output, from C too. That goes to standard error, so only answers are left here.
         self._output = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._stop = stop
@@ -179,7 +178,7 @@ class LineServer:
 
 
 def pack(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """What a function returns, or the `InputError` that it raises, in a form that leaves the process.
+    """The result of a function, or the `InputError` that it raises, in a form that another process can read.
 
     >>> unpack(pack(max, 3, 5))
     5

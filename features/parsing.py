@@ -19,6 +19,7 @@ FIRST_INEXACT_FLOAT64 = 2**53
 
 _CURRENCY = "$€£¥"
 _BLANKS = " \u00a0\u202f"
+_AROUND = _BLANKS + "\t\r\n"
 MAY_BE_TWO = r"^[+-]?[1-9]\d{0,2},\d{3}$"
 _PLAIN_INTEGER = r"^(?:0|-?[1-9]\d*)$"
 
@@ -33,7 +34,7 @@ def parse_numbers(column: pl.Series, decimal: Decimal | None = None) -> pl.Serie
     >>> parse_numbers(pl.Series(["1.5", "$1,234", "1,234,567", "20 %", "true", ""])).to_list()
     [1.5, 1234.0, 1234567.0, 0.2, 1.0, None]
     """
-    text = column.cast(pl.String).str.strip_chars(_BLANKS + "\t\r\n")
+    text = column.cast(pl.String).str.strip_chars(_AROUND)
     text = text.set(text == "", None)
     is_plain = text if decimal != "," else text.set(text.str.contains("[.,]"), None)
     numbers = is_plain.cast(pl.Float64, strict=False)
@@ -88,7 +89,8 @@ def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
     if value_type == "integer" and column.str.contains(_PLAIN_INTEGER).all():
         return column
     texts = column.to_frame().select(text_of_value(pl.col(column.name), value_type).alias(column.name)).to_series()
-    for row in (texts.is_null() & ~_is_blank(column)).arg_true().head(1):
+    is_blank = column.str.strip_chars(_AROUND).str.to_lowercase().is_in(["", "nan"]).fill_null(True)
+    for row in (texts.is_null() & ~is_blank).arg_true().head(1):
         expected = "an integer that its form holds exactly" if value_type == "integer" else "true or false"
         remedy = "correct the value, or leave out `value_type:`"
         found = repr(column[row][:40])
@@ -98,7 +100,7 @@ def parse_values(column: pl.Series, value_type: ValueType) -> pl.Series:
 
 def text_of_value(text: pl.Expr, value_type: ValueType) -> pl.Expr:
     """Canonical text of an integer or a flag; null for a text that is missing or not of this type."""
-    return _PARSERS[value_type](text.str.strip_chars(_BLANKS + "\t\r\n"))
+    return _PARSERS[value_type](text.str.strip_chars(_AROUND))
 
 
 def _integer(text: pl.Expr) -> pl.Expr:
@@ -129,10 +131,6 @@ def _number(text: pl.Expr) -> pl.Expr:
     lowercase = text.str.to_lowercase()
     flag = pl.when(lowercase == "true").then(1.0).when(lowercase == "false").then(0.0)
     return pl.coalesce(flag.otherwise(None), text.cast(pl.Float64, strict=False).fill_nan(None))
-
-
-def _is_blank(column: pl.Series) -> pl.Series:
-    return column.str.strip_chars(_BLANKS + "\t\r\n").str.to_lowercase().is_in(["", "nan"]).fill_null(True)
 
 
 _PARSERS: dict[ValueType, Callable[[pl.Expr], pl.Expr]] = {"integer": _integer, "boolean": _boolean}

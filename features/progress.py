@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress_bar(description: str, total: int | None, *, enabled: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a bar of `total` units (None: unknown) and yield `advance(units, note="")`.
+    """Show a bar of `total` units (None: unknown) and yield `advance(units)`, or `advance(units, note=text)`.
 
     >>> with progress_bar("rows", 2, enabled=False) as advance:
     ...     advance(2, note="done")
@@ -24,11 +24,4 @@ def progress_bar(description: str, total: int | None, *, enabled: bool = True) -
     )
     with Progress(*columns, console=Console(stderr=True), disable=not enabled, refresh_per_second=4) as bar:
         task = bar.add_task(description, total=total, note="")
-
-        def advance(units: int, note: str | None = None) -> None:
-            if note is None:
-                bar.update(task, advance=units)
-            else:
-                bar.update(task, advance=units, note=note)
-
-        yield advance
+        yield lambda units, **note: bar.update(task, advance=units, **note)

@@ -3,26 +3,18 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from features.errors import InputError
 from features.files import check_readable
 from features.io.csv_format import CsvFormat
 from features.labels import LabelRule
-from features.spec import FEATURE_TYPES, LATER_SETTINGS, AnyFeature, Numeric
+from features.spec import FEATURE_TYPES, AnyFeature, Numeric, later_setting
 
 RESERVED_NAMES = frozenset({"label", "weight", "group", "probability"})
 """Columns of dataset parts and of golden rows."""
@@ -58,7 +50,7 @@ class FeatureRegistry(BaseModel):
     label: str = "label"
     """Column of the outcome: 0 and 1, -1 and 1, or flags such as yes and no; otherwise `label_rule` defines the
     positive values."""
-    label_rule: LabelRule | None = None
+    label_rule: LabelRule | None = later_setting()
     """In a registry file it is part of the label: `label: {column: rating, at_least: 4}`."""
     group: str | None = None
     """Column whose values group the examples for gAUC; often the user."""
@@ -66,7 +58,7 @@ class FeatureRegistry(BaseModel):
     """Column of non-negative example weights."""
     seed: int = 0
     """Part of every salt: another seed gives features other rows of the table."""
-    csv: CsvFormat | None = None
+    csv: CsvFormat | None = later_setting()
     """Format of delimited text, if not commas and empty fields for missing values."""
     features: tuple[AnyFeature, ...]
 
@@ -79,14 +71,9 @@ class FeatureRegistry(BaseModel):
         rule = dict(document["label"])
         column = rule.pop("column", None)
         if not isinstance(column, str):
-            remedy = "write `label: {column: rating, at_least: 4}`, say"
+            remedy = "write, for example, `label: {column: rating, at_least: 4}`"
             raise InputError("a label with a rule needs `column:`", found=repr(column), remedy=remedy)
         return {**document, "label": column, "label_rule": rule or None}
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that are newer than the first format are written only where they are set: fingerprints stay."""
-        return {key: value for key, value in write(self).items() if value is not None or key not in _PARTS}
 
     @field_validator("features")
     @classmethod
@@ -97,7 +84,7 @@ class FeatureRegistry(BaseModel):
         for feature in features:
             if feature.name in RESERVED_NAMES:
                 remedy = f"rename the column; reserved are {', '.join(sorted(RESERVED_NAMES))}"
-                raise InputError("a feature needs a name of its own", found=repr(feature.name), remedy=remedy)
+                raise InputError("a feature needs a name that is not reserved", found=repr(feature.name), remedy=remedy)
             for kind, value in (("name", feature.name), ("key", feature.stable_key)):
                 if not is_plain_name(value):
                     remedy = "rename it" if kind == "key" else "rename the column"
@@ -133,8 +120,9 @@ class FeatureRegistry(BaseModel):
 
     @property
     def has_later_settings(self) -> bool:
-        """True where `to_json` has keys that readers of the first format refuse."""
-        return bool({*LATER_SETTINGS, *_PARTS} & {key for one in (self, *self.features) for key in one.model_dump()})
+        """True if `to_json` has keys that readers of the first format refuse."""
+        models = (self, *self.features)
+        return any(type(model).model_fields[key].exclude_if for model in models for key in model.model_dump())
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that identify the registry with its fitted statistics."""
@@ -187,12 +175,8 @@ class FeatureRegistry(BaseModel):
             raise error.located(where) from None
         return _from_mapping(document, where)
 
-    def with_features(self, features: Iterable[AnyFeature]) -> "FeatureRegistry":
-        """Copy with other features, checked again."""
-        return self.with_settings(features=[feature.model_dump() for feature in features])
-
     def with_settings(self, **settings: Any) -> "FeatureRegistry":
-        """Copy with other settings, such as `label`, checked again.
+        """Copy with other settings, such as `label` or `features`, checked again.
 
         >>> registry = FeatureRegistry.of(features={"user": "categorical"})
         >>> registry.with_settings(csv={"separator": ";"}).csv
@@ -219,12 +203,9 @@ class FeatureRegistry(BaseModel):
         after = {feature.name: feature for feature in other.features}
         lines += [f"- {name}: {before[name].type}" for name in before if name not in after]
         lines += [f"+ {name}: {after[name].type}" for name in after if name not in before]
-        for name in before:
-            if name in after:
-                lines += _feature_diff(before[name], after[name])
-        shared_before = [name for name in before if name in after]
-        shared_after = [name for name in after if name in before]
-        return lines + (["~ order of the features"] if shared_before != shared_after else [])
+        lines += [line for name in before if name in after for line in _feature_diff(before[name], after[name])]
+        is_moved = [name for name in before if name in after] != [name for name in after if name in before]
+        return lines + ["~ order of the features"] * is_moved
 
 
 def _feature_diff(before: AnyFeature, after: AnyFeature) -> list[str]:
@@ -242,15 +223,18 @@ def _from_mapping(document: object, where: str) -> FeatureRegistry:
         if isinstance(document, dict) and "features" not in document:
             found = f"the keys {', '.join(map(repr, document))}"
         else:
-            found = _kind_of(features) + (" there" if isinstance(document, dict) else "")
+            kinds = {type(None): "nothing", list: "a list", str: "a text"}
+            found = kinds.get(type(features), f"{features!r}"[:40]) + " there" * isinstance(document, dict)
         remedy = "see docs/guide.md, or start from `muxrec prepare --infer FILE`"
         raise InputError(f"{where}: expected a mapping with a mapping `features:`", found=found, remedy=remedy)
     entries: list[dict[str, Any]] = []
     for name, value in features.items():
         settings: object = {"type": value} if isinstance(value, str) else value
         if not isinstance(settings, dict):
-            remedy = "write `NAME: categorical`, say"
-            expected = f"{where}: a feature is a type or a mapping with `type:`"
+            expected, remedy = (
+                f"{where}: a feature is a type or a mapping with `type:`",
+                "write, for example, `NAME: categorical`",
+            )
             raise InputError(expected, found=f"{name}: {value!r}", remedy=remedy)
         kind = settings.get("type", "categorical")
         if not isinstance(kind, str) or kind not in FEATURE_TYPES:
@@ -259,10 +243,6 @@ def _from_mapping(document: object, where: str) -> FeatureRegistry:
             raise InputError(f"{where}: unknown feature type", found=f"{kind!r} for {name!r}", remedy=remedy)
         entries.append({"type": kind, **settings, "name": str(name)})
     return _validated({**document, "features": entries}, where)
-
-
-def _kind_of(value: object) -> str:
-    return {type(None): "nothing", list: "a list", str: "a text"}.get(type(value), f"{value!r}"[:40])
 
 
 def _validated(document: object, where: str) -> FeatureRegistry:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
 from features.arrays import AnyFloats, Flags, Float32s, Float64s, Int64s
 from features.edges import FIRST_INEXACT_FLOAT32, as_float32, edges_of
@@ -17,18 +17,15 @@ from features.hashing import token_of_text
 from features.parsing import FIRST_INEXACT_FLOAT64, Decimal, ValueType, parse_numbers, parse_values, text_of_value
 
 # From here on, a float column no longer distinguishes all neighbouring integers.
-FIRST_INEXACT_INTEGER = {
-    pl.Float16(): 2**11,
-    pl.Float32(): FIRST_INEXACT_FLOAT32,
-    pl.Float64(): FIRST_INEXACT_FLOAT64,
-}
+FIRST_INEXACT_INTEGER = {pl.Float16(): 2**11, pl.Float32(): FIRST_INEXACT_FLOAT32, pl.Float64(): FIRST_INEXACT_FLOAT64}
 MAX_FLOAT32 = np.float64(np.finfo(np.float32).max)
 
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
-LATER_SETTINGS = ("value_type", "decimal")
-"""Settings that are newer than the first format, None by default. They are written only where they are set, so a
-registry without them keeps its fingerprint."""
+
+def later_setting() -> Any:
+    """Field that is newer than the first format: it is written only where set, so older fingerprints stay."""
+    return Field(default=None, exclude_if=lambda value: value is None)
 
 
 class FeatureSpec(BaseModel):
@@ -48,27 +45,18 @@ class FeatureSpec(BaseModel):
 
     @property
     def has_tokens(self) -> bool:
-        """True where the encoded form is a bag of tokens, False where it is a float column."""
+        """True if the encoded form is a bag of tokens, False if it is a float column."""
         return True
 
     @property
     def is_list(self) -> bool:
-        """True where an example may hold any number of tokens."""
+        """True if an example may hold any number of tokens."""
         return False
-
-    @property
-    def encoded_dtype(self) -> pl.DataType:
-        """Data type of the encoded column."""
-        return pl.UInt64() if self.has_tokens else pl.Float32()
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in write(self).items() if value is not None or key not in LATER_SETTINGS}
 
     def parse(self, column: pl.Series) -> pl.Series:
         """The raw column [N] with its texts parsed; a parsed column is returned unchanged.
 
-        Raises `InputError` for a text that is no value of the feature.
+        Raises `InputError` for a text that is not a value of the feature.
         """
         return column
 
@@ -102,7 +90,7 @@ class Categorical(FeatureSpec):
     type: Literal["categorical"] = "categorical"
     probes: Probes | None = None
     """Table rows read (and concatenated) per value; the experiment's `embedding.probes` where not set."""
-    value_type: ValueType | None = None
+    value_type: ValueType | None = later_setting()
     """Type of every value, however it is stored or written: `integer` (7, 7.0, "7.0") or `boolean` (true, "True", 1).
     Without it, texts are compared letter by letter: "7.0" and "7" are different values."""
 
@@ -132,16 +120,12 @@ class CategoricalList(FeatureSpec):
     """Text between two values of a text column; leave out for native lists."""
     pooling: Literal["mean", "sum"] = "mean"
     """Operation that reduces the values' embeddings to one vector."""
-    value_type: ValueType | None = None
+    value_type: ValueType | None = later_setting()
     """Type of every value, as for a categorical feature."""
 
     @property
     def is_list(self) -> bool:
         return True
-
-    @property
-    def encoded_dtype(self) -> pl.DataType:
-        return pl.List(pl.UInt64())
 
     def parse(self, column: pl.Series) -> pl.Series:
         is_nan = column.is_nan() if column.dtype.is_float() else column.is_null()
@@ -199,7 +183,6 @@ class CategoricalList(FeatureSpec):
         return texts.fill_null(missing).list.eval(token_of_text(pl.element())).alias(self.name)
 
     def _split(self, dtype: pl.DataType) -> pl.Expr:
-        """Lists of texts from a text column of this data type."""
         assert self.separator is not None
         assert dtype in TEXT_TYPES
         text = pl.col(self.name).cast(pl.String)
@@ -215,7 +198,7 @@ class NumericFit(BaseModel):
     mean: float
     """Mean of the values present."""
     std: float = Field(ge=0)
-    """Standard deviation of the values present; 0 where the column is constant."""
+    """Standard deviation of the values present; 0 if the column is constant."""
     boundaries: tuple[float, ...] = ()
     """Increasing inner edges of the buckets; empty unless the transform is `bucketize`."""
 
@@ -235,7 +218,7 @@ class Numeric(FeatureSpec):
     """Buckets of `bucketize`; equal-frequency on the training rows."""
     probes: Probes | None = None
     """As for a categorical feature; read by the two transforms that make tokens."""
-    decimal: Decimal | None = None
+    decimal: Decimal | None = later_setting()
     """Decimal mark of numbers that are texts; without it, the ambiguous `1,234` is refused."""
     fitted: NumericFit | None = None
     """Filled by `prepare`; leave out in a registry file."""
@@ -246,7 +229,7 @@ class Numeric(FeatureSpec):
 
     @property
     def needs_fit(self) -> bool:
-        """True where the transform needs statistics of the training rows that are not fitted yet."""
+        """True if the transform needs statistics of the training rows that are not fitted yet."""
         return self.transform in ("standardize", "bucketize") and self.fitted is None
 
     def parse(self, column: pl.Series) -> pl.Series:
@@ -359,7 +342,6 @@ def _check_integral(spec: FeatureSpec, column: pl.Series) -> None:
 
 
 def _first(mask: Flags) -> int | None:
-    """Position of the first true value."""
     return int(mask.argmax()) if mask.any() else None
 
 

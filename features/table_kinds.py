@@ -76,15 +76,15 @@ class Addressing:
     """
 
     has_own_ranges: ClassVar[bool] = False
-    """True where each reader has a range of its own, whose size depends on the distinct values of train."""
+    """True if each reader has its own range, whose size depends on the distinct values of train."""
     has_vocabulary: ClassVar[bool] = False
-    """True where tokens are looked up among those of train, which a bundle then has to store."""
+    """True if tokens are looked up among those of train, which a bundle then has to store."""
     has_blocks: ClassVar[bool] = False
-    """True where the setting `block` is read."""
+    """True if the setting `block` is read."""
     min_rows: ClassVar[int] = 0
     """Fewest rows per reader."""
     num_probes: ClassVar[int | None] = None
-    """The one number of probes that works; None for any."""
+    """The number of probes that such a table needs; None for any."""
 
     def __init__(self, slots: Sequence[Slot], vocabulary: Vocabulary | None = None) -> None:
         assert vocabulary is not None or not self.has_vocabulary
@@ -102,7 +102,6 @@ class Addressing:
         return rows_of_tokens(tokens, constants.salts, constants.num_ids)
 
     def _on(self, tokens: Any, xp: Any) -> _Constants:
-        """The slots' numbers on the device of the tokens."""
         device = tokens.device
         if device not in self._constants:
             self._constants[device] = _Constants.of(self._slots, self._vocabulary, device, xp)
@@ -127,26 +126,18 @@ class Addressing:
     def check(cls, kind: str, num_rows: int, views: Views, counts: Mapping[str, int], features: set[str]) -> None:
         """Raise `InputError` unless a table of this kind can have these sizes; `counts` is n_f by feature."""
         if set(counts) != (features if cls.has_own_ranges else set()):
-            found = ", ".join(sorted(counts)) or "none"
-            remedy = "count the values of the training data"
-            raise InputError(f"a {kind} table needs num_values of its features", found=found, remedy=remedy)
-        fewest = cls.min_rows * sum(map(len, views.values()))
-        if num_rows < fewest:
-            rows, remedy = "a row" if cls.min_rows == 1 else "two rows", f"set embedding.num_rows to {fewest} or more"
-            expected = f"a {kind} table needs {rows} for each feature and view"
-            raise InputError(expected, found=str(num_rows), remedy=remedy)
-        wrong = [
-            f"{probes} of {name!r}"
-            for names in views.values()
-            for name, probes in names.items()
-            if probes != (cls.num_probes or probes)
-        ]
+            expected, found = f"a {kind} table needs num_values of its features", ", ".join(sorted(counts)) or "none"
+            raise InputError(expected, found=found, remedy="count the values of the training data")
+        if num_rows < (fewest := cls.min_rows * sum(map(len, views.values()))):
+            expected = f"a {kind} table needs {'a row' if cls.min_rows == 1 else 'two rows'} for each feature and view"
+            raise InputError(expected, found=str(num_rows), remedy=f"set embedding.num_rows to {fewest} or more")
+        readers = [(name, probes) for names in views.values() for name, probes in names.items()]
+        wrong = [f"{probes} of {name!r}" for name, probes in readers if cls.num_probes not in (None, probes)]
         if wrong:
             number, width = ("one probe", 16) if cls.num_probes == 1 else ("two probes", 8)
-            remedy = (
-                f"set embedding.probes={cls.num_probes} and embedding.width={width}, say, and no other `probes:` in "
-            )
-            raise InputError(f"a {kind} table is read by {number}", found=wrong[0], remedy=remedy + "the registry")
+            others = "and no other `probes:` in the registry"
+            remedy = f"set embedding.probes={cls.num_probes} and embedding.width={width} (for example), {others}"
+            raise InputError(f"a {kind} table is read by {number}", found=wrong[0], remedy=remedy)
         expected = cls.table_rows(num_rows, counts_of_readers(views, counts))
         if num_rows != expected:
             raise InputError(f"expected {expected} rows of a {kind} table", found=str(num_rows))
@@ -178,7 +169,7 @@ class Robe(Addressing):
 
 
 class Hashed(Addressing):
-    """Each reader reads a range of its own by hash, in proportion to its distinct values."""
+    """Each reader reads its own range by hash, in proportion to its distinct values."""
 
     has_own_ranges = True
     min_rows = 1
@@ -223,10 +214,10 @@ class QuotientRemainder(Hashed):
 
 
 class Collisionless(Hashed):
-    """Each value that train shows has a row of its own, in every view.
+    """Each value seen in train has its own row, in every view.
 
-    Row 0 of a range is for the missing value, row 1 for all values that train did not show, row 2 + k for the k-th
-    token of the vocabulary.
+    Row 0 of a range is for the missing value, row 1 for all values not seen in train, row 2 + k for the k-th token of
+    the vocabulary.
     """
 
     has_vocabulary = True
@@ -281,8 +272,8 @@ def split_rows(num_rows: int, counts: Sequence[int]) -> list[int]:
     weights = [max(1, count) for count in counts]
     total = sum(weights)
     ascending = sorted(range(len(counts)), key=lambda part: weights[part])
-    # A part whose share is below one row gets one row, and the others share the rest: from the lightest part on, as
-    # each such row makes the rest smaller.
+    # A part whose share is below one row gets one row, and the others share the rest. The lightest part comes first,
+    # because each such row makes the rest smaller.
     while ascending and rows * weights[ascending[0]] < total:
         rows, total = rows - 1, total - weights[ascending.pop(0)]
     for part in ascending:

@@ -14,16 +14,8 @@ import polars as pl
 
 from features.arrays import Float64s
 from features.errors import InputError
-from features.parsing import parse_numbers, parse_values
-from features.spec import (
-    FIRST_INEXACT_INTEGER,
-    AnyFeature,
-    CategoricalList,
-    FeatureSpec,
-    Numeric,
-    canonical_text,
-    check_text,
-)
+from features.parsing import FIRST_INEXACT_FLOAT64, parse_numbers, parse_values
+from features.spec import AnyFeature, CategoricalList, FeatureSpec, Numeric, canonical_text, check_text
 
 T = TypeVar("T")
 Text = str | None
@@ -59,15 +51,12 @@ def texts_of(feature: FeatureSpec, values: Sequence[Any]) -> Sequence[Text]:
     value_type = getattr(feature, "value_type", None)
     if value_type is None:
         return _texts_as_given(feature, values)
-    texts = _texts_as_given(feature, [_whole(value) for value in values])
+    # The text of a decimal: 128.00 is an integer, though its type has fractions.
+    values = [str(value) if isinstance(value, decimal.Decimal) else value for value in values]
+    texts = _texts_as_given(feature, values)
     if all(text is None or _IS_CANONICAL[value_type](text) for text in texts):
         return texts
     return parse_values(_series(feature, texts), value_type).to_list()
-
-
-def _whole(value: Any) -> Any:
-    """A decimal as its text, as 128.00 is an integer though its type has fractions; other values unchanged."""
-    return str(value) if isinstance(value, decimal.Decimal) else value
 
 
 def _series(feature: FeatureSpec, texts: Sequence[Any], dtype: pl.DataType | None = None) -> pl.Series:
@@ -172,7 +161,7 @@ def _text(feature: FeatureSpec, value: Any) -> Text:
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
         return _digits(feature, int(value))
-    if type(value) is float and value.is_integer() and abs(value) < FIRST_INEXACT_INTEGER[pl.Float64()]:
+    if type(value) is float and value.is_integer() and abs(value) < FIRST_INEXACT_FLOAT64:
         return str(int(value))
     # NaN, decimals and all other types: one value as a column, with the rules and messages of columns.
     try:

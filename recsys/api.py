@@ -11,7 +11,6 @@ docs/python.md goes through it step by step. torch is imported by `train` and `R
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from serving.scorer import Scorer
 
 RUNS_FOLDER = Path("work", "runs")
-"""Where the run directories go that `train` names itself, below the working directory."""
+"""Folder in the working directory for run directories that `train` names itself."""
 
 
 class Dataset(NamedTuple):
@@ -85,18 +84,20 @@ def train(
     Raises `InputError` for an unknown setting (naming the closest), settings that do not fit the data, and an `out`
     that holds another run.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("training needs the training packages", found="no torch", remedy="make env")
-    from recsys.runs.process import prepare_for_training
+    from recsys.runs.process import prepare_for_training, require_training
 
+    require_training("torch")
     prepare_for_training()  # before torch is loaded
     from recsys.runs.train import train_run
 
     changed = resolve_experiment(experiment, settings)
     path = data.path if isinstance(data, Dataset) else Path(data)
-    directory = _default_directory(changed, path) if out is None else Path(out)
-    train_run(changed, path, directory, track=track, progress=progress)
-    return Run(directory)
+    if out is None:
+        info, _ = read_dataset(path)
+        digest = hashlib.sha256((changed.to_yaml() + info.digest).encode()).hexdigest()[:8]
+        out = RUNS_FOLDER / f"{changed.name}-{digest}"
+    train_run(changed, path, Path(out), track=track, progress=progress)
+    return Run(out)
 
 
 def resolve_experiment(experiment: "str | Experiment", settings: Mapping[str, Any]) -> "Experiment":
@@ -135,13 +136,6 @@ def _yaml_of(value: Any) -> str:
         return yaml.safe_dump(value)
     except yaml.YAMLError:
         raise InputError("a setting is a number, a text, a flag, or a list of these", found=repr(value)[:80]) from None
-
-
-def _default_directory(experiment: "Experiment", data: Path) -> Path:
-    """The directory in `RUNS_FOLDER` for this combination of settings and data."""
-    info, _ = read_dataset(data)
-    digest = hashlib.sha256((experiment.to_yaml() + info.digest).encode()).hexdigest()[:8]
-    return RUNS_FOLDER / f"{experiment.name}-{digest}"
 
 
 class Run:
@@ -215,5 +209,6 @@ class Run:
         """
         from recsys.runs.evaluate import export_run
 
-        options = {"table_dtype": table_dtype, "negative_rate": negative_rate, "overwrite": overwrite}
-        return export_run(self.path, Path(out), **options)
+        return export_run(
+            self.path, Path(out), table_dtype=table_dtype, negative_rate=negative_rate, overwrite=overwrite
+        )

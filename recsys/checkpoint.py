@@ -63,7 +63,7 @@ def damaged(path: Path, error: Exception) -> InputError:
 
 
 class KeptWeights:
-    """The weights that a run keeps in files of their own: the best ones and, until training ends, the initial ones."""
+    """The weights that a run keeps in separate files: the best ones and, until training ends, the initial ones."""
 
     def __init__(self, ranker: nn.Module, directory: Path) -> None:
         self.ranker = ranker

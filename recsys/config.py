@@ -38,22 +38,19 @@ class Compression(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
-    """One of COMPRESSORS."""
     target_bytes: int = Field(ge=1)
     """Budget for the bundle's embedding files: table and vocabulary."""
     table_dtype: TableDtype = "int4"
-    """Of the stored rows; the run is evaluated with it."""
+    """Type of the stored rows; the run is evaluated with it."""
     start: InitFrom
     """Initial weights of the last training; the method's own choice by default."""
     learning_rate_share: float = Field(default=0.1, gt=0)
     """Initial learning rates of `finetune`, as a share of the run's."""
     settings: SerializeAsAny[Compressor.Config]
-    """The method's own."""
 
     @model_validator(mode="before")
     @classmethod
     def _resolve_settings(cls, values: Any) -> Any:
-        """Fill in the method's defaults."""
         method = values.get("method") if isinstance(values, dict) else None
         if method not in COMPRESSORS:
             known = ", ".join(COMPRESSORS)
@@ -71,7 +68,7 @@ class Compression(BaseModel):
 
     @property
     def is_tuned(self) -> bool:
-        """True where the last training begins with trained weights."""
+        """True if the last training begins with trained weights."""
         return self.start == "finetune" and not self.compressor().replaces_table
 
     @property
@@ -86,7 +83,6 @@ class Compression(BaseModel):
 
 class _Named(BaseModel):
     name: str
-    """One of MODELS."""
 
 
 if TYPE_CHECKING:
@@ -114,17 +110,15 @@ class Experiment(BaseModel):
     name: str
     """Name of the run, and of its MLflow run."""
     seed: int = Field(default=1, ge=0, lt=2**63)
-    """Of the initial weights, the order of the examples and the dropout."""
+    """Seed of the initial weights, the order of the examples and the dropout."""
     model: ModelSettings
     """The network: `name`, one of MODELS, and that model's own settings."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """The table."""
     trainer: TrainerConfig = TrainerConfig()
-    """The training loop."""
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that the data kept; the bundle corrects its probabilities to the original share."""
     compression: Compression | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Of a run that `muxrec prune` made of another; not written for the others."""
+    """Compression of a run that `muxrec prune` made from another; not written for other runs."""
 
     def params(self) -> dict[str, Any]:
         """Every setting, for MLflow; a compression method's own as one text, without those at their defaults.

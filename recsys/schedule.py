@@ -1,14 +1,14 @@
-"""The state of a training run, and the schedules that decide after each epoch how it goes on."""
+"""The state of a training run, and the schedules that decide after each epoch how it continues."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 MIN_DELTA = 1e-6
-"""By how much a validation score must exceed the best one to be better."""
+"""A validation score counts as better if it exceeds the best one by more than this."""
 MIN_LEARNING_RATE = 1e-6
 """Learning rates are not reduced below this."""
 _KEYS = {"num_bad_epochs": "strikes"}
-"""Fields whose key in a checkpoint is another word."""
+"""Fields that have another key in a checkpoint."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class TrainState:
     num_bad_epochs: int = 0
     """Epochs since then."""
     done: bool = False
-    """Whether training has ended."""
+    """True once training has ended."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record per finished epoch."""
 
@@ -55,23 +55,23 @@ class TrainState:
 
 
 class Decision(NamedTuple):
-    """How training goes on after an epoch."""
+    """Decision of a schedule after an epoch."""
 
     is_best: bool
-    """Whether this epoch's weights are the ones to keep."""
+    """True if this epoch's weights are the ones to keep."""
     rate_factor: float = 1.0
     """Multiplies the learning rates of the network and of the table."""
     stops: bool = False
-    """Whether training ends before its last epoch."""
+    """True if training ends now, before its last epoch."""
 
 
 class Schedule(Protocol):
-    """Decides after each epoch; all that it remembers is in the `TrainState`, so that a resumed run goes on alike."""
+    """Decides after each epoch; all its memory is in the `TrainState`, so a resumed run makes the same decisions."""
 
     def after_epoch(self, state: TrainState, score: float) -> Decision:
         """The decision after an epoch with this validation score, the higher the better.
 
-        `state.epoch` counts the epoch already; the best score and the bad epochs are those before it.
+        `state.epoch` already counts this epoch; the best score and the number of bad epochs do not.
         """
         ...
 
@@ -105,7 +105,7 @@ class ConstantSchedule:
 
 
 def reduce_lr(rate: float, factor: float) -> float:
-    """The rate times a factor of at most 1, `MIN_LEARNING_RATE` at least; a rate already below that stays.
+    """The rate times a factor of at most 1, but not below `MIN_LEARNING_RATE`; a rate already below that is unchanged.
 
     >>> reduce_lr(1e-3, 0.1), reduce_lr(5e-6, 0.1), reduce_lr(1e-7, 0.1)
     (0.0001, 1e-06, 1e-07)

@@ -19,7 +19,8 @@ from features.files import temporary_directory_beside
 from features.infer import infer_registry
 from features.io.frames import frame_of, is_frame, is_pandas
 from features.registry import FeatureRegistry
-from recsys.api import prepare, train
+from recsys.api import prepare, resolve_experiment
+from recsys.runs.process import prepare_for_training, require_training
 from serving.bundle.bundle import Bundle
 from serving.scorer import Scorer
 
@@ -105,13 +106,21 @@ class MuxClassifier(ClassifierMixin, BaseEstimator):
         """
         X = self._checked(X, reset=True)
         y = _checked_labels(y, X)
-        weights = _checked_weights(sample_weight, X)
-        self.classes_ = _classes_of(y, weights)
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self.classes_ = np.unique(y if weights is None else y[weights > 0])
+        if len(self.classes_) != 2:
+            found, remedy = f"{len(self.classes_)} class", "give rows of both, with a weight above 0"
+            raise InputError("expected labels of two classes", found=found, remedy=remedy)
         registry = self._registry_for(X, has_weights=weights is not None)
         rows = self._labelled(X, y, weights, registry)
         if weights is not None:
             rows = rows.filter(weights > 0)
-        seed = 1 if self.random_state is None else _seed_of(self.random_state)
+        seed = 1 if self.random_state is None else self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        seed = int(seed)
         if eval_set is None:
             is_valid, is_train = _split(rows[registry.label].to_numpy(), self.validation_fraction, seed)
             splits = {"train": rows.filter(is_train), "valid": rows.filter(is_valid)}
@@ -210,14 +219,20 @@ class MuxClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(experiment, Mapping):
             settings = {"model": experiment, **settings}
             experiment = str(experiment.get("name"))
+        require_training("torch")
+        prepare_for_training()
+        from recsys.runs.train import train_run
+
         with TemporaryDirectory(prefix="muxrec-", ignore_cleanup_errors=True) as folder:
+            run = Path(folder, "run")
             dataset = prepare(registry, splits, Path(folder, "dataset"))
-            run = train(experiment, data=dataset, out=Path(folder, "run"), track=False, **settings)
-            self._files = {file.name: file.read_bytes() for file in sorted(run.bundle.iterdir())}
+            experiment = resolve_experiment(experiment, settings)
+            metrics = train_run(experiment, dataset.path, run, track=False, report=False)
+            self._files = {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())}
         self._scorer = _scorer_of(self._files)
         self.registry_ = self._scorer.registry
         self.unused_columns_ = list(dataset.info.unknown_columns)
-        self.metrics_ = run.metrics["valid"]
+        self.metrics_ = metrics["valid"]
 
 
 def _checked_labels(y: Any, X: Any) -> npt.NDArray[Any]:
@@ -230,32 +245,10 @@ def _checked_labels(y: Any, X: Any) -> npt.NDArray[Any]:
     return y
 
 
-def _checked_weights(sample_weight: Any, X: Any) -> npt.NDArray[np.float64] | None:
-    if sample_weight is None:
-        return None
-    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-
-
-def _classes_of(y: npt.NDArray[Any], weights: npt.NDArray[np.float64] | None) -> npt.NDArray[Any]:
-    """The two labels; rows of weight 0 do not count."""
-    classes = np.unique(y if weights is None else y[weights > 0])
-    if len(classes) != 2:
-        remedy = "give rows of both, with a weight above 0"
-        raise InputError("expected labels of two classes", found=f"{len(classes)} class", remedy=remedy)
-    return classes
-
-
-def _seed_of(random_state: Any) -> int:
-    """An integer as it is; a draw of a generator."""
-    if isinstance(random_state, int | np.integer):
-        return int(random_state)
-    return int(check_random_state(random_state).randint(2**31 - 1))
-
-
 def _split(
     codes: npt.NDArray[np.uint8], share: float, seed: int
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which rows [n] are held out, and which are learned from: of each class at least one, if need be the same one."""
+    """Flags [n] of the rows that are held out and of those that are trained on: at least one of each class in both."""
     if not 0 < share < 1:
         raise InputError("validation_fraction must be between 0 and 1", found=str(share), remedy="0.1 is usual")
     random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The training loop: steps, epochs and checkpoints of any ranker, table optimiser and data that it is given.
+"""The training loop: steps, epochs and checkpoints, for any ranker, table optimiser and data.
 
 B examples. The recipe is that of BARS (Zhu et al., "BARS: Towards Open Benchmarking for Recommender Systems", SIGIR
 2022): Adam, a global gradient norm of at most 10, the learning rate reduced to a tenth after an epoch without a better
@@ -36,12 +36,12 @@ EVALUATION_BATCH_SIZE = 16_384
 
 
 class TrainerConfig(BaseModel):
-    """How long and how fast to train."""
+    """Length, speed and precision of training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=50, ge=1)
-    """Maximum passes over the training rows; early stopping usually ends training before."""
+    """Maximum passes over the training rows; early stopping usually ends training earlier."""
     batch_size: int | None = Field(default=None, ge=2)
     """Maximum examples per step; if not set, a fiftieth of the training rows, between 256 and 4096."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -51,7 +51,7 @@ class TrainerConfig(BaseModel):
     learning_rate_factor: float = Field(default=0.1, gt=0, le=1)
     """Multiplies the learning rate after such an epoch."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
-    """Gradients of a larger global norm are scaled down to this one."""
+    """Gradients with a larger global norm are scaled down to this norm."""
     monitor: Monitor = "auc"
     """Validation score that early stopping and the learning rate follow."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -210,7 +210,7 @@ class Trainer:
         return metrics
 
     def _score(self, metrics: dict[str, float]) -> float:
-        """The higher the better."""
+        """The monitored metric; higher is better."""
         return monitored(metrics, self.config.monitor)
 
     def _follow_schedule(self, score: float) -> None:
@@ -227,7 +227,7 @@ class Trainer:
         state.done = decision.stops or state.epoch >= self.config.epochs
 
     def _restore_initial_if_better(self) -> None:
-        """The schedule does not know the score of the initial weights: it must not reduce a rate because of them."""
+        """Kept out of the schedule, which must not reduce a rate because of the score of the initial weights."""
         assert self.state.best_score is not None
         score = self._weights.restore_initial_if_better(self.state.best_score)
         if score is not None:

@@ -1,7 +1,7 @@
 """The training profile of a run (`serving.bundle.profile`): features of train, scores and unseen values of valid.
 
 `summarize_train` reads the training rows once, for the profile and for all other counts of their values. Where
-negatives were down-sampled, each remaining one is weighted to stand for those removed, as later inputs have them all.
+negatives were down-sampled, each remaining one is weighted to represent those removed, as later inputs have them all.
 
 N rows, M table rows, P slots of one feature, V values of one feature.
 """

@@ -74,7 +74,7 @@ class DriftReport:
     model: str
     model_id: str
     created_at: str
-    """When the bundle was written; UTC, ISO 8601."""
+    """Time at which the bundle was written; UTC, ISO 8601."""
     dataset: str | None
     """Dataset that it was trained on, and its digest."""
     inputs: list[str]
@@ -192,7 +192,7 @@ class _Counter:
         self.num_rows += len(raw)
 
     def score(self) -> Drift | None:
-        """Drift of the score; None where the profile has none."""
+        """Drift of the score; None if the profile has none."""
         bins = self._profile.score
         if bins is None or self._scores is None:
             return None

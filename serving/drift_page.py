@@ -45,7 +45,7 @@ svg text{fill:#ccc}.expected{fill:#6b7683}.actual,a{fill:#6aa7ee;color:#6aa7ee}}
 
 def drift_table(report: DriftReport) -> Table:
     """The report for a terminal, the worst feature first."""
-    title = f"{report.model} {report.model_id}: {report.rows:,} rows beside the training profile"
+    title = f"{report.model} {report.model_id}: {report.rows:,} rows compared with the training profile"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("\nfeature", overflow="fold")
     table.add_column("\nverdict", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Finds the values that moved: today's shares beside those of the training profile, with names from today's rows.
+"""Finds the values that moved: compares today's shares with the training profile, and takes names from today's rows.
 
 The profile has only the bin of each hash bucket. But bins are filled from the rarest bucket to the most common one, so
 the share that a bucket had is between the means of the neighbouring bins. A bucket is named after its most common value

@@ -1,4 +1,4 @@
-"""Scorer: raw rows to probabilities with numpy, polars and onnxruntime alone.
+"""Scorer: raw rows to probabilities, with only numpy, polars and onnxruntime.
 
 B examples, S slots, w row width.
 """
@@ -93,8 +93,8 @@ class Scorer:
         """Probabilities [B] of raw rows, or of candidates in a context, in their order.
 
         `rows`: a polars or pandas frame, anything with an Arrow C stream, or a sequence of mappings from feature to
-        value, where an absent key is a missing value. A frame without a feature's column raises `InputError`, or is
-        all missing there with `allow_missing`; so does a value that its feature cannot take, and a NaN logit.
+        value, where an absent key is a missing value. Raises `InputError` for a value that its feature cannot take, for
+        a NaN logit, and for a frame without a feature's column; `allow_missing` reads such a column as missing values.
 
         With `candidates`, which are such rows, the first argument is the context: one mapping of the features that they
         share. The scores are those of the rows `{**context, **candidate}`; no feature may be in both.
@@ -112,7 +112,7 @@ class Scorer:
         return np.concatenate(chunks)
 
     def encode(self, rows: object, candidates: object = None, *, allow_missing: bool = False) -> Encoded:
-        """The first half of `score`: checks every value and makes tokens and floats; same arguments."""
+        """Check every value and make tokens and floats: the first half of `score`, with the same arguments."""
         if candidates is None:
             whole = rows_of(rows, self.registry)
             return Encoded(examples=encode_rows(whole, self.registry, allow_missing=allow_missing))
@@ -128,7 +128,7 @@ class Scorer:
             raise InputError("a context and its candidates share no feature", found=repr(min(twice)), remedy=remedy)
         try:
             encoded = encode_rows([rows], context.registry)
-        except InputError as error:  # its row 0 is that of the context, not of the candidates
+        except InputError as error:  # its row 0 is the context's, not a candidate's
             raise _in_row(error, None) from None
         examples = encode_rows(own, rest.registry, allow_missing=allow_missing)
         return Encoded(examples=examples, context=encoded, shared=shared)
@@ -143,14 +143,14 @@ class Scorer:
             row = int(np.flatnonzero(np.isnan(logits))[0])
             remedy = "look for extreme numbers in that row, then for a diverged training run"
             raise InputError("expected a logit that is a number", found="NaN", remedy=remedy, row=row)
-        # exp overflows above 709, where the probability is 0 for any use; below -700 it is 0 as it is.
+        # exp overflows above 709, where the probability is practically 0.
         probabilities = 1.0 / (1.0 + np.exp(np.minimum(-logits.astype(np.float64), 700.0)))
         correction = self.bundle.manifest.prior_correction
         return probabilities if correction is None else correction.apply(probabilities)
 
     def logits(self, encoded: Encoded) -> Floats:
         """Logits [B] of encoded rows."""
-        logits = np.zeros(encoded.num_examples, dtype=np.float32)  # many graphs cannot reshape a batch of none
+        logits = np.zeros(encoded.num_examples, dtype=np.float32)  # many graphs cannot reshape an empty batch
         for first, embedded in self._blocks(encoded):
             inputs: dict[str, Any] = {"embedded": embedded}
             if self.registry.dense_features:
@@ -182,8 +182,8 @@ class Scorer:
     def verify(self) -> float:
         """Largest difference between the scores of the golden rows and the trainer's probabilities.
 
-        It includes the rounding of an fp16 or int8 table. For fp32 only the network's own rounding is left, about 1e-6
-        for inputs and logits of ordinary size.
+        It includes the rounding of an fp16 or int8 table. For fp32 it is the network's rounding alone, about 1e-6 for
+        inputs and logits of ordinary size.
         """
         golden = self.bundle.golden
         expected = golden[PROBABILITY].cast(pl.Float64).to_numpy()

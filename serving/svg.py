@@ -111,7 +111,7 @@ def y_title(text: str, x: float, y: float) -> str:
 def labels(
     named: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]], left: float, right: float
 ) -> str:
-    """Names beside their points, in order; one that would cover a point, another name or the frame is left out."""
+    """Names next to their points, in order; a name that would cover a point, another name or the frame is left out."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     shown: list[str] = []
     for x, y, text in named:

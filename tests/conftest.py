@@ -28,7 +28,7 @@ features:
 
 @dataclass
 class Result:
-    """What a command left behind."""
+    """The result of a command."""
 
     code: int
     out: str

@@ -10,10 +10,10 @@ from recsys.models.layers import ModelInputs
 
 
 class Fields(NamedTuple):
-    """What a dataset of BARS is made of."""
+    """The features of a dataset of BARS."""
 
     width: int
-    """D: floats a value."""
+    """D: floats per value."""
     tokens: tuple[str, ...]
     dense: tuple[str, ...]
     vocabulary: int
@@ -46,14 +46,14 @@ def parameters_there(name: str, config: Model.Config, fields: Fields) -> int:
     tables = fields.width * fields.vocabulary
     for view, names in views.items():
         if view == "linear":
-            tables += fields.vocabulary  # there, a weight of a value is a column of its own
+            tables += fields.vocabulary  # there, a weight of a value is a separate column
         elif view != "main":
             tables += fields.width * sum(fields.vocabulary_of[feature] for feature in names)
     return tables + network + _dead(config, inputs, fields.width)
 
 
 def _dead(config: Model.Config, inputs: ModelInputs, width: int) -> int:
-    """What our gates without a context leave out (A5): the context vector and the MLP, but for its last bias."""
+    """Parameters that gates without a context leave out (A5): the context vector and the MLP, but for its last bias."""
     hidden = getattr(config, "gate_hidden", ())
     assert len(hidden) <= 1, "of one hidden layer, as in every published run"
     a_gate = width + sum((width + 1) * size + size * inputs.input_width for size in hidden)

@@ -1,4 +1,4 @@
-"""docs/guide.md does what it says: its commands are run as they stand, in an empty folder."""
+"""docs/guide.md does what it says: its commands run as they are, in an empty folder."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PORT = "18080"
 
 
 def run(script: str, directory: Path) -> str:
-    """What a block prints on standard output; it must end well."""
+    """Standard output of a block, which must succeed."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -34,7 +34,7 @@ def run(script: str, directory: Path) -> str:
 
 
 def free_port() -> str:
-    """A port that nobody listens on: the guide's own may be taken where the tests run."""
+    """A free port: the guide's own may be taken where the tests run."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         return str(server.getsockname()[1])
 

@@ -33,7 +33,7 @@ def test_stages_follow_one_another(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("limit_mb", "is_enough"), [(200, False), (400, True)])
 def test_the_limit_counts_what_a_process_holds(limit_mb: int, is_enough: bool):
-    """Two arrays of 100 MB, one of them there before, beside some 40 MB of the interpreter's and the libraries' own."""
+    """Two arrays of 100 MB, one of them there before, plus some 40 MB of the interpreter and the libraries."""
     command = [sys.executable, "-c", ALLOCATE.format(limit_mb)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert (done.returncode == 0) == is_enough

@@ -1,4 +1,4 @@
-"""What holds for the project as a whole: what may be imported where, sizes, docstrings, and what the documents name."""
+"""Rules for the whole project: imports, sizes, docstrings, and the names in the documents."""
 
 import ast
 import functools
@@ -78,7 +78,7 @@ def test_training_without_its_packages_is_one_line_with_the_remedy():
     absent = "import importlib.util\nimportlib.util.find_spec = lambda name, package=None: None"
     done = blocked(f"{absent}\nsys.argv = {arguments}\nfrom experiments.__main__ import main\nmain()")
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["muxrec: this verb needs the training packages; found no torch; make env"]
+    assert done.stderr.splitlines() == ["muxrec: training needs its packages; found no torch; make env"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -96,7 +96,7 @@ def test_everything_public_has_a_docstring(path):
 
 
 def undocumented(node: ast.AST, parents: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Names of the public classes, functions and methods without a docstring of their own."""
+    """Names of the public classes, functions and methods without their own docstring."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
             names = (*parents, child.name)
@@ -107,12 +107,12 @@ def undocumented(node: ast.AST, parents: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def is_setter(node: ast.AST) -> bool:
-    """Whether this is the second half of a property, whose docstring stands at the first."""
+    """True if this is the second half of a property, whose docstring is at the first."""
     return any(isinstance(one, ast.Attribute) and one.attr == "setter" for one in getattr(node, "decorator_list", []))
 
 
 def is_inherited(module: str, name: str) -> bool:
-    """Whether a name is a method that overrides one with a docstring."""
+    """True if a name is a method that overrides one with a docstring."""
     *owners, last = name.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
     return bool(owners) and not inspect.isclass(getattr(owner, last)) and bool(inspect.getdoc(getattr(owner, last)))

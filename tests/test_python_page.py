@@ -22,7 +22,7 @@ def blocks_of(name: str) -> list[str]:
 
 
 def run(code: str, directory: Path) -> str:
-    """What a script prints; it must end well, without a warning of ours."""
+    """Output of a script, which must succeed without a warning of ours."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),

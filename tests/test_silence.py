@@ -1,4 +1,4 @@
-"""Libraries that report to their makers stay silent: in a home of its own, no process of ours writes or connects.
+"""Libraries that report to their makers stay silent: in a new home directory, no process of ours writes or connects.
 
 Native code is seen by the files that it keeps what it would send in, and by its system calls where strace is installed.
 """
@@ -37,7 +37,7 @@ SCORE = ("-m", "experiments", "score", str(BUNDLE), "--input", str(BUNDLE / "gol
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """An empty home directory, beside a hook that writes down what Python connects to."""
+    """An empty home directory, and a hook that writes down what Python connects to."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
     (tmp_path / "home").mkdir()
@@ -53,7 +53,7 @@ def ran(command: tuple[str, ...], home: Path, **more: str) -> subprocess.Complet
 
 
 def files_below(folder: Path) -> list[str]:
-    """What stands there, as paths within it."""
+    """The contents of the directory, as paths within it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 

@@ -1,1 +1,1 @@
-"""Studies: which runs answer which question, and the pages that show it."""
+"""Studies: the runs that answer each question, and the pages that show the answers."""

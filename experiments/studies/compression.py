@@ -27,7 +27,6 @@ from serving.bundle.table_plan import table_bytes
 BUDGETS = (0.1, 0.2, 0.5, 0.02, 0.01)
 """Shares of the collisionless table's bytes, in the order in which they are tried."""
 DTYPES: tuple[TableDtype, ...] = ("int8", "int4", "fp32")
-"""Types of the stored rows."""
 SEEDS: dict[str, int] = {
     "*": 3,
     # A type of fewer bits holds more values, so the others are for methods without int4; some have one seed of int8.
@@ -60,7 +59,6 @@ class Method(NamedTuple):
     start: InitFrom | None = None
     """Weights that its last training begins with; None: the method's own choice."""
     dtypes: tuple[TableDtype, ...] = DTYPES
-    """Types of rows that the method can store."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,7 +85,6 @@ METHODS: dict[str, Method] = {
     "hashed": Method("hashed", "unified"),
     "low-bit rows": Method("quantized", "collisionless", dtypes=("int8", "int4")),
 }
-"""Label to method."""
 
 
 FRONTIERS = {"movielens": ("dcn_v2", Shape(4, 4)), "frappe": ("final_mlp", Shape(8, 4))}
@@ -141,4 +138,3 @@ COMPRESSION: dict[str, Study] = {
     )
     for name, target in {"movielens": 0.0005, "frappe": 0.002}.items()
 }
-"""Name to study."""

@@ -21,7 +21,7 @@ from recsys.report.text import csv_text, markdown_table
 from serving.bundle.table_plan import table_bytes
 
 NEAR = 0.015
-"""How far below the collisionless table the second panel of the figure reaches, in AUC."""
+"""AUC below the collisionless table to which the second panel of the figure reaches."""
 COLUMNS = (
     *("data", "method", "table_dtype", "budget", "target_bytes", "seed", "reached"),
     *("test_auc", "test_logloss", "valid_auc", "valid_logloss"),
@@ -31,7 +31,7 @@ COLORS = (
     *("#1b3a57", "#c8553d", "#5a9367", "#8d5a97", "#e0a23f", "#2a9fb7"),
     *("#7d7d7d", "#b5838d", "#9aa36b", "#444444", "#6b4226", "#3d6f3d"),
 )
-# Lines can be told apart without colour: each has a marker of its own.
+# Lines can be told apart without colour: each has its own marker.
 STYLES = list(zip(COLORS, "os^DvPX<>*hp", ["-"] * 3 + ["--"] * 3 + [":"] * 3 + ["-."] * 3, strict=True))
 TEXTS = {
     "chosen": "Mean test AUC ± standard deviation between seeds, with the type of rows that was best on validation at "
@@ -76,7 +76,7 @@ def _lines(points: Sequence[Result], reference: Result) -> list[dict[str, Any]]:
 
 
 def best_types(points: Sequence[Result]) -> list[Result]:
-    """Each method at each budget with the type of rows that is best on validation; nothing where none was reached."""
+    """Each method at each budget with the type of rows that is best on validation; nothing if none was reached."""
     best: dict[tuple[str, float | None], Result] = {}
     for result in points:
         reached = {seed: record for seed, record in result.records.items() if "unreachable" not in record}
@@ -135,27 +135,23 @@ def _budgets(points: Sequence[Result]) -> list[float]:
     return sorted({_budget(point) for point in points if point.records}, reverse=True)
 
 
+def _at(best: Sequence[Result], budget: float) -> list[Result]:
+    """The methods at a budget, the best first."""
+    return sorted((point for point in best if _budget(point) == budget), key=_score, reverse=True)
+
+
 def _by_budget(points: Sequence[Result], best: Sequence[Result]) -> str:
-    """A row per method, a column per budget."""
-    found = {(point.cell.label, point.cell.budget): point for point in best}
-    tried = {(point.cell.label, point.cell.budget) for point in points if point.records}
-    winners = [max((p for p in best if p.cell.budget == budget), key=_score) for budget in _budgets(best)]
-
-    def entry(method: str, budget: float) -> str:
-        point = found.get((method, budget))
-        if point is None:
-            return "cannot" if (method, budget) in tried else "not run"
-        text = f"{point.text('test_auc')} {point.cell.dtype}"
-        return f"**{text}**" if any(point is winner for winner in winners) else text
-
-    budgets, methods = _budgets(points), dict.fromkeys(point.cell.label for point in points)
-    rows = [[method, *(entry(method, budget) for budget in budgets)] for method in methods]
-    rows = [row for row in rows if set(row[1:]) != {"not run"}]
+    texts = {(point.cell.label, _budget(point)): "cannot" for point in points if point.records}
+    for budget in _budgets(best):
+        for place, point in enumerate(_at(best, budget)):
+            text = f"{point.text('test_auc')} {point.cell.dtype}"
+            texts[point.cell.label, budget] = text if place else f"**{text}**"
+    budgets, methods = _budgets(points), dict.fromkeys(method for method, _ in texts)
+    rows = [[method, *(texts.get((method, budget), "not run") for budget in budgets)] for method in methods]
     return markdown_table(["method", *map(share, budgets)], rows)
 
 
 def _types(points: Sequence[Result]) -> str:
-    """Which types of rows were tried with which methods."""
     methods: dict[str, list[str]] = {}
     for label, own in grouped([point for point in points if point.records], lambda cell: cell.label).items():
         methods.setdefault(" and ".join(sorted({point.cell.dtype for point in own})), []).append(label)
@@ -177,7 +173,7 @@ def _verdicts(best: Sequence[Result], reference: Result, target: float) -> Itera
     """The best method of each budget and the next one, and whether a tenth of the bytes meets the target."""
     lines, tenth = [], None
     for budget in _budgets(best):
-        first, *others = sorted((p for p in best if p.cell.budget == budget), key=_score, reverse=True)
+        first, *others = _at(best, budget)
         line = f"- {share(budget)}: {_named(first)}, {_gap(first, reference):+.4f} of collisionless"
         if others:
             p = welch(first.values("test_auc"), others[0].values("test_auc"))
@@ -221,7 +217,6 @@ def _costs(best: Sequence[Result], reference: Result) -> str:
 
 
 def _mean(point: Result, name: str, unit: str, digits: int) -> str:
-    """A mean figure, or nothing where no run has it."""
     value = point.mean(name)
     return "" if value is None else f"{value:,.{digits}f} {unit}"
 

@@ -42,19 +42,21 @@ SIZES = (
 )
 
 
+WELCH = "p: Welch's t-test between the seeds of the two cells, two-sided, not corrected for their number."
+
+
 class Result(NamedTuple):
     """A cell and its finished runs."""
 
     cell: Cell
     records: Mapping[int, Record]
-    """Seed to record."""
 
     def values(self, name: str) -> list[float]:
         """A figure of every run that has it."""
         return [record[name] for record in self.records.values() if record.get(name) is not None]
 
     def mean(self, name: str) -> float | None:
-        """Mean of a figure over the runs that have it; None where no run does."""
+        """Mean of a figure over the runs that have it; None if no run does."""
         values = self.values(name)
         return statistics.fmean(values) if values else None
 
@@ -86,7 +88,7 @@ class Comparison(NamedTuple):
 
 
 def write_study(out: Path, name: str, study: Study, results: Sequence[Result], data: Mapping[str, StudyData]) -> None:
-    """Write the page of a study, its figure, and its lines of a csv; nothing where no run has finished.
+    """Write the page of a study, its figure, and its lines of a csv; nothing if no run has finished.
 
     `NAME.md` and `NAME.png` of a study of table kinds; results.csv keeps its lines of other studies.
     """
@@ -129,10 +131,7 @@ def study_page(name: str, study: Study, results: Sequence[Result], data: Mapping
         f"![Test AUC of each cell; the numbers are in the table below.]({name}.png)",
         _cells_table(done),
         f"Not run yet: {', '.join(absent)}." if absent else "",
-        *(["## Differences of test AUC", _comparisons_table(compared)] if compared else []),
-        "p: Welch's t-test between the seeds of the two cells, two-sided, not corrected for their number."
-        if compared
-        else "",
+        *(["## Differences of test AUC", _comparisons_table(compared), WELCH] if compared else []),
         "## How it was made",
         f"```bash\n{study_command(name, study)}\n```",
         SIZES if any(result.cell.budget for result in done) else "",
@@ -240,7 +239,14 @@ def draw(path: Path, results: Sequence[Result]) -> None:
     panels: dict[str, list[list[Result]]] = {}
     for panel, own in grouped(results, lambda cell: cell.panel).items():
         if len({result.cell.budget for result in own}) > 1:
-            panels[panel] = [line for line in grouped(own, lambda cell: cell.label).values() if _is_curve(line)]
+            lines = grouped(own, lambda cell: cell.label).values()
+            # Several sizes make a curve; the collisionless table is the level that the others approach.
+            panels[panel] = [
+                line
+                for line in lines
+                if len({result.cell.budget for result in line}) > 1
+                or line[0].cell.settings.get("embedding.kind") == "collisionless"
+            ]
     drawn = [id(result) for lines in panels.values() for line in lines for result in line]
     dots = [result for result in results if id(result) not in drawn]
     height = max(3.8 if panels else 1.5, 0.9 + 0.28 * len(dots))
@@ -261,12 +267,6 @@ def grouped(results: Sequence[Result], key: Callable[[Cell], Any]) -> dict[Any, 
     for result in results:
         groups.setdefault(key(result.cell), []).append(result)
     return groups
-
-
-def _is_curve(line: Sequence[Result]) -> bool:
-    """Whether a label belongs in the panel of curves: several sizes, or the level that the others approach."""
-    sizes = {result.cell.budget for result in line}
-    return len(sizes) > 1 or line[0].cell.settings.get("embedding.kind") == "collisionless"
 
 
 def _draw_curves(axes: Axes, title: str, lines: Sequence[Sequence[Result]]) -> None:

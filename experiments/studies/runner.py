@@ -2,7 +2,7 @@
 
     python -m experiments.studies.runner --data work/frappe --data work/movielens [--study NAME]...
 
-A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a process of its own. Run
+A run is one `muxrec train`, and for the studies of compression a `muxrec prune` of it, in a separate process. Run
 directories in the work folder are the record of what is done: a finished one counts while it holds the same resolved
 experiment, seed included, on data of the same digest. Studies share the runs that they have in common.
 """
@@ -45,7 +45,7 @@ SCORER_TIME = "scorer_us_per_row"
 
 
 class StudyRun(NamedTuple):
-    """A cell with one seed."""
+    """A cell with one seed: one run to do."""
 
     cell: Cell
     seed: int
@@ -53,15 +53,15 @@ class StudyRun(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For lines about its progress."""
+        """Cell and seed, for messages."""
         return f"{self.cell.name} seed {self.seed}"
 
 
 class RunStore:
-    """Run directories of the studies in a work folder: `runs/KEY`, and `runs/KEY-DIGEST` for what was made of it.
+    """Run directories of the studies in a work folder: `runs/KEY` of a trained run, `runs/KEY-DIGEST` of a pruned one.
 
-    `NAME.json` beside a directory has what the study measured of the run: `seconds` of pruning, the scorer's time, or
-    why the run is `unreachable`.
+    The file `NAME.json` next to a directory has the figures that the study measured: `seconds` of pruning and
+    `base_seconds` of training before it, the scorer's time, or why the run is `unreachable`.
     """
 
     def __init__(self, work: Path) -> None:
@@ -78,28 +78,27 @@ class RunStore:
                 self._bases[key_of(experiment, run.run_info()["dataset_digest"])] = run.path
 
     def base(self, run: StudyRun) -> Path:
-        """The directory of the run before compression."""
+        """Directory of the trained run, before any compression."""
         key = key_of(run.cell.experiment(run.seed), run.data.info.digest)
         return self._bases.get(key, self.folder / key)
 
     def path(self, run: StudyRun) -> Path:
-        """The run's directory."""
+        """Directory of the run."""
         base, words = self.base(run), run.cell.prune_arguments()
         return base.with_name(f"{base.name}-{_digest(words)}") if words else base
 
     def record(self, run: StudyRun) -> Record | None:
-        """The figures of a finished run; None where it is still to be done."""
-        base, path = self.base(run), self.path(run)
-        notes = self._notes(path)
+        """Figures of a finished run; None if it is missing."""
+        path, how = self.path(run), run.cell.compression
+        done, notes = RunDirectory(path), self._notes(path)
         if "unreachable" in notes:
-            return {**notes, "base_seconds": RunDirectory(base).metrics()["perf"]["train_seconds"]}
-        done, how = RunDirectory(path), run.cell.compression
+            return notes
         if not done.is_finished or (how and done.experiment().compression != Compression.model_validate(how)):
             return None
-        return _figures(done, RunDirectory(base)) | notes
+        return _figures(done) | notes
 
     def note(self, run: StudyRun, **notes: Any) -> None:
-        """Keep what the study measured of a run."""
+        """Keep figures that the study measured."""
         path = self.path(run)
         write_text(_beside(path, "json"), json.dumps(self._notes(path) | notes))
 
@@ -113,7 +112,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def key_of(experiment: Experiment, dataset_digest: str) -> str:
-    """Identity of a run before compression: a digest of its resolved experiment, seed included, and of the data."""
+    """Identity of a trained run: a digest of its resolved experiment, seed included, and of the data."""
     return _digest([experiment.model_dump(mode="json"), dataset_digest])
 
 
@@ -121,7 +120,7 @@ def _digest(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _figures(run: RunDirectory, base: RunDirectory) -> dict[str, Any]:
+def _figures(run: RunDirectory) -> dict[str, Any]:
     metrics, experiment = run.metrics(), run.experiment()
     manifest = Bundle.open(run.bundle, verify=False).manifest
     num_floats = manifest.layout.num_rows * manifest.layout.width
@@ -137,7 +136,7 @@ def _figures(run: RunDirectory, base: RunDirectory) -> dict[str, Any]:
         "samples_per_s": round(metrics["perf"]["samples_per_s"]),
         "embedding_bytes": manifest.table_bytes,
         "bundle_bytes": sum(path.stat().st_size for path in run.bundle.iterdir()),
-        "base_seconds": base.metrics()["perf"]["train_seconds"],
+        "base_seconds": metrics["perf"]["train_seconds"],
     }
 
 
@@ -146,7 +145,7 @@ def plan(
 ) -> list[StudyRun]:
     """The runs of the cells that match a pattern, first seeds first.
 
-    Each cell has its own number of runs, or `seeds`. A cell of no page has none, or `seeds` where a pattern is given.
+    Each cell has its own number of runs, or `seeds`. A cell of no page has none, but `seeds` where a pattern is given.
     """
     runs: list[StudyRun] = []
     for cell in cells:
@@ -166,7 +165,7 @@ class RunError(Exception):
 
 
 class Processes:
-    """Trains and prunes by `muxrec` commands in processes of their own."""
+    """Trains and prunes by `muxrec` commands, each in a separate process."""
 
     def __init__(self, store: RunStore, *, threads: int = 1, track: bool = False, lock: int | None = None) -> None:
         """`lock`: descriptor of the work folder's lock, which each process inherits, as it may outlive this one."""
@@ -178,7 +177,7 @@ class Processes:
         self._base_locks: dict[Path, threading.Lock] = {}
 
     def train(self, run: StudyRun) -> None:
-        """Do a run, its base run first where that is missing; raises `RunError`. A run that was cut off is resumed."""
+        """Do a run, and first the run that it starts from if missing; raises `RunError`. Resumes interrupted runs."""
         base = self.store.base(run)
         with self._base_locks.setdefault(base, threading.Lock()):
             if not RunDirectory(base).is_finished:
@@ -189,16 +188,19 @@ class Processes:
 
     def _prune(self, run: StudyRun, base: Path, path: Path) -> None:
         is_resumed, began = path.exists(), time.perf_counter()
+        base_seconds = RunDirectory(base).metrics()["perf"]["train_seconds"]
+        self.store.note(run, seconds=None, base_seconds=base_seconds)
         try:
             self.muxrec(["prune", str(base), *run.cell.prune_arguments()], path)
         except RunError as error:
-            # The method has no table, or no mask, as small as that: a result. Anything else is a failure.
+            # If the method cannot make a table or mask that small, that is a result. Any other error is a failure.
             if error.code != 2 or "bytes are too few" not in str(error):
                 raise
             shutil.rmtree(path, ignore_errors=True)
-            self.store.note(run, unreachable=str(error).partition(" (exit code")[0])
+            self.store.note(run, seconds=0.0, unreachable=str(error).partition(" (exit code")[0])
             return
-        self.store.note(run, seconds=None if is_resumed else time.perf_counter() - began)
+        if not is_resumed:
+            self.store.note(run, seconds=time.perf_counter() - began)
         for folder in ("checkpoint", "supernet"):  # a hundred megabytes per run, which nothing reads again
             shutil.rmtree(path / folder, ignore_errors=True)
 
@@ -235,7 +237,7 @@ def train_missing(runs: Sequence[StudyRun], processes: Processes, workers: int) 
     store = processes.store
     unique = list({store.path(run): run for run in reversed(runs)}.values())[::-1]
     missing = [run for run in unique if store.record(run) is None]
-    say(f"{len(unique)} runs, {len(unique) - len(missing)} of them done before")
+    typer.echo(f"{len(unique)} runs, {len(unique) - len(missing)} of them done before", err=True)
     failures: list[str] = []
     pool = ThreadPoolExecutor(workers)
     futures = {pool.submit(processes.train, run): run for run in missing}
@@ -248,7 +250,7 @@ def train_missing(runs: Sequence[StudyRun], processes: Processes, workers: int) 
             except (RunError, InputError, OSError) as error:
                 failures.append(f"{run.name}: {error}")
                 outcome = f"FAILED: {error}"
-            say(f"{number}/{len(missing)} {run.name}: {outcome}")
+            typer.echo(f"{number}/{len(missing)} {run.name}: {outcome}", err=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # not waiting: the processes of an interrupted call end first
         processes.stop()
@@ -262,7 +264,7 @@ def _summary(record: Record) -> str:
 
 
 def time_scorers(runs: Sequence[StudyRun], store: RunStore) -> None:
-    """Measure the scorer on runs where that is missing; when nothing is training any more."""
+    """Time the scorer on the finished runs that lack it; to be called when no other process trains."""
     for run in runs:
         record = store.record(run)
         if record and "unreachable" not in record and SCORER_TIME not in record:
@@ -290,12 +292,6 @@ def results_of(study: Study, data: Mapping[str, StudyData], store: RunStore, see
         records = {run.seed: store.record(run) for run in runs}
         results.append(Result(cell, {seed: record for seed, record in records.items() if record is not None}))
     return results
-
-
-def say(line: str) -> None:
-    """Write a line of progress to standard error."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _chosen(names: Sequence[str], given: Collection[str]) -> dict[str, Study]:
@@ -348,7 +344,7 @@ def studies(
             write = write_study if one.target is None else write_frontier
             write(out, name, one, results_of(one, own, store, seeds), own)
     for line in failures:
-        say(f"failed: {line}")
+        typer.echo(f"failed: {line}", err=True)
     raise typer.Exit(1 if failures else 0)
 
 

@@ -1,4 +1,4 @@
-"""Studies of the kinds of table: which runs answer which question.
+"""Studies of the kinds of table: the runs that answer each question.
 
 A study is a function from its datasets to its cells. A cell is one row of a report: a named run of `muxrec train` with
 some settings changed, trained with several seeds. Tables are compared by bytes, in units of the collisionless table of
@@ -21,12 +21,12 @@ from recsys.models import MODELS
 from recsys.ranker import model_config
 
 WIDTH = 16
-"""Floats per row of a collisionless or a hashed table; budgets are in bytes, however many floats a value reads."""
+"""Floats per row of a collisionless or a hashed table; budgets are in bytes, for any number of floats per value."""
 
 SEEDS: dict[str, int] = {
     "frappe *": 3,
     "movielens *": 5,
-    # Enough to see a gap as wide as that of a hashed table, or one that no question depends on.
+    # Fewer seeds are enough where the gap is as wide as that of a hashed table, or where no question depends on it.
     "frappe final_mlp hashed*": 1,
     "frappe final_mlp hashed*@1": 2,
     "frappe final_mlp unified 4x4*": 2,
@@ -88,11 +88,10 @@ class Cell(NamedTuple):
     data: str
     model: str
     label: str
-    """What is tried; one line of a figure."""
+    """Name of the variant; one line of a figure."""
     budget: float | None
-    """Bytes of the table in units of the collisionless one; None where size is not the question."""
+    """Bytes of the table in units of the collisionless one; None if size is not the question."""
     run: str
-    """Key into RUNS."""
     settings: dict[str, Any]
     """`key.sub` to value."""
     against: tuple[str, ...] = ()
@@ -164,11 +163,11 @@ class Study(NamedTuple):
     """Datasets that `cells` takes."""
     cells: Callable[[Mapping[str, StudyData]], list[Cell]]
     target: float | None = None
-    """Of a study of compression: the test AUC that a tenth of the bytes may cost."""
+    """Test AUC that a tenth of the bytes may cost, in a study of compression."""
 
 
 class Shape(NamedTuple):
-    """What a value reads of a table: `probes` rows of `width` floats."""
+    """The part of a table that a value reads: `probes` rows of `width` floats."""
 
     probes: int
     width: int
@@ -182,7 +181,7 @@ COLLISIONLESS, HASHED = f"collisionless {SINGLE}", f"hashed {SINGLE}"
 
 
 def read_data(directory: Path) -> StudyData:
-    """A dataset directory and the number of its training values; raises `InputError` where there is no dataset."""
+    """A dataset directory and the number of its training values; raises `InputError` if there is no dataset."""
     train = Split(directory, "train")
     vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
     num_values = {feature.name: len(vocabulary[feature.name]) for feature in train.registry.token_features}
@@ -347,4 +346,3 @@ TABLE_KINDS: dict[str, Study] = {
         _precision,
     ),
 }
-"""Name to study."""

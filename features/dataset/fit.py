@@ -55,7 +55,7 @@ class NumericSummary:
     @property
     def std(self) -> float:
         """Population standard deviation; 0 without values or for equal ones."""
-        # The mean of equal values may be rounded; then the squares do not add up to 0.
+        # Equal values may have a rounded mean, and then the squares do not add up to 0.
         return float(np.sqrt(self.sum_of_squares / self.count)) if self.low < self.high else 0.0
 
     def boundaries(self, num_buckets: int) -> tuple[float, ...]:
@@ -97,9 +97,9 @@ def fit_registry(registry: FeatureRegistry, read_train: Callable[[], Iterable[pl
     for feature in unfitted:
         summary = summaries[feature.name]
         if not summary.count:
-            remedy = "remove it from the registry: it says nothing"
+            remedy = "remove it from the registry: it has no information"
             raise InputError(f"column {feature.name!r}: expected numbers", found="no value in train", remedy=remedy)
         edges = summary.boundaries(feature.num_buckets) if feature.transform == "bucketize" else ()
         fit = NumericFit(mean=summary.mean, std=summary.std, boundaries=edges)
         fitted[feature.name] = feature.model_copy(update={"fitted": fit})
-    return registry.with_features(fitted.get(feature.name, feature) for feature in registry.features)
+    return registry.with_settings(features=[fitted.get(feature.name, feature) for feature in registry.features])

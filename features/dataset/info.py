@@ -71,13 +71,10 @@ class DatasetInfo(DatasetSource):
     @property
     def digest(self) -> str:
         """Identity of the data: 32 hexadecimal digits over the registry and all parts."""
-        return self._digest_of(sorted(self.splits))
+        return self.digest_of(*sorted(self.splits))
 
-    def digest_of(self, split: str) -> str:
-        """`digest` over the parts of one split."""
-        return self._digest_of([split])
-
-    def _digest_of(self, splits: list[str]) -> str:
+    def digest_of(self, *splits: str) -> str:
+        """`digest` over the parts of these splits."""
         parts = [part.sha256 for split in splits for part in self.splits[split].parts]
         return hashlib.sha256("\n".join([self.registry_fingerprint, *parts]).encode()).hexdigest()[:32]
 
@@ -117,16 +114,15 @@ def _parse_info(text: str, where: str) -> DatasetInfo:
         # First, as a newer format may have keys that this one reports as unknown.
         if isinstance(version, int) and version > FORMAT_VERSION:
             remedy = "upgrade muxrec, or prepare the data again"
-            raise InputError(
-                f"{where}: expected dataset format 1 to {FORMAT_VERSION}", found=str(version), remedy=remedy
-            )
+            expected = f"{where}: expected dataset format 1 to {FORMAT_VERSION}"
+            raise InputError(expected, found=str(version), remedy=remedy)
         return DatasetInfo.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         found = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     except json.JSONDecodeError as error:
         found = str(error)
-    raise InputError(f"{where}: expected what prepare writes", found=found, remedy="prepare it again")
+    raise InputError(f"{where}: expected a directory that prepare wrote", found=found, remedy="prepare it again")
 
 
 def _check_part(path: Path, part: PartInfo, *, verify: bool) -> None:

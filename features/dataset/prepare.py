@@ -63,7 +63,7 @@ def prepare(
     for rows in splits.values():
         check_out_of_inputs(out, [] if is_frame(rows) else rows)
     unknown = _check_files(registry, files)
-    shares = _held_out(files, holdout)
+    shares = {} if "valid" in files else {split: holdout for split in ("valid", "test") if split not in files}
     rule = f"{holdout:g} of the training rows each for {', '.join(shares)}, by position" if shares else "as given"
     source = source or DatasetSource(name=out.resolve().name)
     if source.split_rule == "as given":
@@ -83,8 +83,6 @@ def prepare(
 
 
 class _Frame(NamedTuple):
-    """Rows given as a frame instead of as files."""
-
     split: str
     rows: pl.DataFrame
     columns: list[str]
@@ -127,9 +125,8 @@ def _check_out(out: Path, files: Mapping[str, Sequence[_Source]], overwrite: boo
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: expected a directory to write to", found="a file", remedy="choose another --out")
     if (out / "dataset.json").exists() and not overwrite:
-        raise InputError(
-            f"{out}: expected no dataset yet", found="one", remedy="pass --overwrite, or choose another --out"
-        )
+        remedy = "pass --overwrite, or choose another --out"
+        raise InputError(f"{out}: expected no dataset yet", found="one", remedy=remedy)
     inputs = [path.resolve() for paths in files.values() for path in paths if isinstance(path, Path)]
     for folder in (out / split for split in SPLITS):
         if any(path.is_relative_to(folder.resolve()) for path in inputs):
@@ -165,16 +162,7 @@ def _needed_columns(registry: FeatureRegistry) -> list[str]:
     return list(dict.fromkeys(extra + [feature.name for feature in registry.features]))
 
 
-def _held_out(files: Mapping[str, Sequence[_Source]], holdout: float) -> dict[str, float]:
-    """Shares of the training rows that become other splits."""
-    if "valid" in files:
-        return {}
-    return {"valid": holdout} if "test" in files else {"valid": holdout, "test": holdout}
-
-
 class _Chunk(NamedTuple):
-    """Rows of one file, or of a frame."""
-
     path: _Source
     first_row: int
     """Position of the first row in it."""
@@ -184,8 +172,6 @@ class _Chunk(NamedTuple):
 
 
 class _Reader:
-    """Reads raw chunks and assigns their rows to splits."""
-
     def __init__(self, registry: FeatureRegistry, shares: Mapping[str, float], progress: bool) -> None:
         self.registry = registry
         self.columns = _needed_columns(registry)
@@ -199,19 +185,18 @@ class _Reader:
         with progress_bar(title, None, enabled=self.progress) as advance:
             for path in paths:
                 first_row = 0
-                for raw in self._read(path):
+                if isinstance(path, Path):
+                    name, frames = path.name, read_chunks(path, self.columns, csv=self.registry.csv)
+                else:
+                    name, frames = path.split, path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
+                for raw in frames:
                     chunk = _Chunk(path, first_row, position, raw)
                     with _faults_in(chunk):
                         chunk = chunk._replace(raw=parse_frame(raw, self.registry))
                     yield chunk
                     first_row += raw.height
                     position += raw.height
-                    advance(raw.height, note=path.name if isinstance(path, Path) else path.split)
-
-    def _read(self, path: _Source) -> Iterator[pl.DataFrame]:
-        if isinstance(path, Path):
-            return read_chunks(path, self.columns, csv=self.registry.csv)
-        return path.rows.select(self.columns).iter_slices(CHUNK_ROWS)
+                    advance(raw.height, note=name)
 
     def masks(self, chunk: _Chunk) -> dict[str, pl.Series]:
         """Split to flags [N] of its rows in a chunk of training files; empty if all rows are for training."""
@@ -303,9 +288,8 @@ class _SplitWriter:
         # Tokens are random bits: statistics are useless, and a slower codec saves 5%.
         options = {"row_group_size": ROW_GROUP_ROWS, "compression": "lz4", "statistics": False}
         write_parquet(frame.head(num_rows), path, **options)
-        name = f"{self.directory.name}/{path.name}"
-        rows, size = min(num_rows, frame.height), path.stat().st_size
-        self.parts.append(PartInfo(file=name, rows=rows, bytes=size, sha256=sha256_of(path)))
+        name, rows = f"{self.directory.name}/{path.name}", min(num_rows, frame.height)
+        self.parts.append(PartInfo(file=name, rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path)))
         self.frames = [frame.slice(num_rows)]
         self.buffered -= rows
 

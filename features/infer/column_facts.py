@@ -1,6 +1,5 @@
 """Facts of a raw column from a sample: its kind, its values, and how well it alone predicts the label."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from features.arrays import Flags, Float64s
 from features.infer.column_names import TIME_WORDS, words_of
 from features.infer.moments import SURE_DIGITS, digits_of_moment, is_epoch, is_short_hour, is_written_moment
 from features.infer.number_texts import NumberStyle, as_integers, read_texts
+from features.registry import is_plain_name
 from features.spec import TEXT_TYPES
 
 ColumnKind = Literal["empty", "boolean", "integer", "number", "text", "list", "time", "other"]
@@ -29,6 +29,8 @@ class ColumnFacts:
     ('number', 2, 0.33)
     """
 
+    name: str
+    """Name of the column."""
     column: pl.Series
     """The sample [N]: numbers as numbers, flags as booleans, and floats as integers if all of them are."""
     kind: ColumnKind
@@ -42,19 +44,16 @@ class ColumnFacts:
     @staticmethod
     def of(column: pl.Series, *, is_delimited: bool) -> "ColumnFacts":
         """Facts of a raw column from a reader."""
-        style = almost = None
+        name, style, almost = column.name, None, None
+        if not is_plain_name(name):
+            column = column.alias("")  # polars would take the name for a pattern
         if column.dtype.is_float():
             column = as_integers(column.fill_nan(None))
         elif isinstance(column.dtype, pl.Decimal):
             column = column.cast(pl.Float64) if column.dtype.scale else column.cast(pl.Int128)
         elif column.dtype in TEXT_TYPES:
             column, style, almost = read_texts(column.cast(pl.String), is_delimited=is_delimited)
-        return ColumnFacts(column, _kind(column), style, almost, is_delimited)
-
-    @property
-    def name(self) -> str:
-        """Name of the column."""
-        return self.column.name
+        return ColumnFacts(name, column, _kind(column), style, almost, is_delimited)
 
     @cached_property
     def values(self) -> pl.Series:
@@ -96,11 +95,6 @@ class ColumnFacts:
         """Most common number, the smallest on a tie."""
         return self._number(self.values.mode().min())
 
-    @property
-    def is_integral(self) -> bool:
-        """True for integers, and for floats that all are integers."""
-        return self.kind == "integer"
-
     @cached_property
     def is_moment(self) -> bool:
         """True for dates and times in any notation."""
@@ -108,24 +102,15 @@ class ColumnFacts:
             return True
         if self.kind not in ("text", "integer", "number") or self.style is not None:
             return False
+        has_time_name = bool(TIME_WORDS & words_of(self.name))
         numbers = self.values.cast(pl.Float64, strict=False)
-        is_named = self._has_time_name and not numbers.null_count()
-        if is_named and is_epoch(self._number(numbers.min()), self._number(numbers.max())):
+        may_be_epoch = has_time_name and not numbers.null_count()
+        if may_be_epoch and is_epoch(self._number(numbers.min()), self._number(numbers.max())):
             return True
-        forms = [is_written_moment, self._is_digit_moment] + [is_short_hour] * is_named
-        return any(self._mostly(form) for form in forms)
-
-    def _is_digit_moment(self, text: str) -> bool:
-        is_sure = self._has_time_name or self.num_values >= MIN_DISTINCT_DATES
-        return digits_of_moment(text) >= (8 if is_sure else SURE_DIGITS)
-
-    @property
-    def _has_time_name(self) -> bool:
-        return bool(TIME_WORDS & words_of(self.name))
-
-    def _mostly(self, matches: Callable[[str], bool]) -> bool:
+        min_digits = 8 if has_time_name or self.num_values >= MIN_DISTINCT_DATES else SURE_DIGITS
+        forms = [is_written_moment, lambda text: digits_of_moment(text) >= min_digits] + [is_short_hour] * may_be_epoch
         texts = self.values.unique(maintain_order=True).head(200).cast(pl.String)
-        return len(texts) > 0 and sum(map(matches, texts)) >= MIN_MOMENTS * len(texts)
+        return any(sum(map(form, texts)) >= max(1, MIN_MOMENTS * len(texts)) for form in forms)
 
     @staticmethod
     def _number(value: object) -> float:
@@ -164,18 +149,24 @@ def label_auc(column: pl.Series, labels: Flags) -> float:
     counts = np.bincount(codes[is_learned], minlength=codes.max() + 1)
     positives = np.bincount(codes[is_learned & labels], minlength=codes.max() + 1)
     rates = (positives + labels.mean()) / (counts + 1)
-    best = _auc(rates[codes[~is_learned]], labels[~is_learned])
+    best = _auc_if_enough(rates[codes[~is_learned]], labels[~is_learned])
     if column.dtype.is_numeric():
         present = column.is_not_null().to_numpy()
-        by_order = _auc(column.drop_nulls().cast(pl.Float64).to_numpy(), labels[present])
+        by_order = _auc_if_enough(column.drop_nulls().cast(pl.Float64).to_numpy(), labels[present])
         best = max(best, by_order, 1 - by_order)
     return best
 
 
-def _auc(scores: Float64s, labels: Flags) -> float:
-    """Probability that a positive has a higher score than a negative; ties count half."""
+def _auc_if_enough(scores: Float64s, labels: Flags) -> float:
+    return auc(scores, labels) if min(labels.sum(), (~labels).sum()) >= MIN_LABELS_PER_CLASS else 0.5
+
+
+def auc(scores: Float64s, labels: Flags) -> float:
+    """Probability that a positive has a higher score [N] than a negative; ties count half.
+
+    >>> auc(np.array([0.2, 0.8, 0.5, 0.5]), np.array([False, True, False, True]))
+    0.875
+    """
     num_positive, num_negative = int(labels.sum()), int((~labels).sum())
-    if min(num_positive, num_negative) < MIN_LABELS_PER_CLASS:
-        return 0.5
     ranks = pl.Series(scores).rank("average").to_numpy()
     return float((ranks[labels].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import polars as pl
 
-from features.arrays import Flags
 from features.errors import InputError, missing_column
 from features.infer.column_facts import ColumnFacts, label_auc
 from features.infer.label import find_label, inline, scalar
@@ -24,9 +24,8 @@ MAX_FILES = 64
 SEPARATORS = {";": "';'", "\t": "tab", "|": "'|'", ",": "','"}  # as written on the command line
 
 
-class _Line(NamedTuple):
-    text: str
-    reason: str
+Line = tuple[str, str]
+"""Text of a line, and the reason for it."""
 
 
 def draft_registry(
@@ -57,15 +56,18 @@ def draft_registry(
     is_delimited = any(map(is_text, files))
     facts = {name: ColumnFacts.of(sample[name], is_delimited=is_delimited) for name in sample.columns}
     found = find_label(facts, label)
-    labels = None if found.outcome is None else _labels(found.outcome.is_one)
-    guesses = {name: _guess(facts[name], labels) for name in facts if name != found.name}
+    is_one = found.outcome.is_one if found.outcome else None
+    guesses = {name: _guess(facts[name], is_one) for name in facts if name != found.name}
     if not any(guess.is_used for guess in guesses.values()):
         reasons = ", ".join(f"{name!r}: {guess.reason.split(':')[0]}" for name, guess in list(guesses.items())[:6])
         remedy = "add columns that are known before the label is"
         raise InputError(f"{where}: expected a column to learn from", found=reasons or "the label alone", remedy=remedy)
-    lines = [_Line(f"label: {found.setting}", found.reason), *_csv_lines(csv), _group_line(facts, found.name)]
-    lines.append(_Line("features:", ""))
-    lines += [_feature_line(name, guess) for name, guess in guesses.items()]
+    lines = [(f"label: {found.setting}", found.reason)]
+    if settings := csv.model_dump(mode="json", exclude_defaults=True) if csv else {}:
+        lines.append((f"csv: {inline(settings)}", "as asked for; of every delimited file"))
+    lines += [_group_line(facts, found.name), ("features:", "")]
+    for name, guess in guesses.items():
+        lines.append((f"{'  ' if guess.is_used else '  # '}{scalar(name)}: {guess.setting}", guess.reason))
     title = f"Drafted from the first {len(sample):,} rows of {files[0].name if files else 'a frame'}"
     if len(files) > 1:
         read = min(len(files), MAX_FILES)
@@ -89,12 +91,12 @@ def _typed(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(
         pl.lit(None).alias(column.name)
         for column in frame
-        if (column.is_nan().fill_null(True) if column.dtype.is_float() else column.is_null()).all()
+        if column.null_count() == len(column) or (column.dtype.is_float() and np.isnan(column.to_numpy()).all())
     )
 
 
 def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
-    names = columns_of(file, csv=csv)
+    names = columns_of(file, csv)
     if is_text(file) and len(names) == 1:
         counts = {separator: names[0].count(separator) for separator in SEPARATORS}
         if any(counts.values()):
@@ -110,38 +112,22 @@ def _sample(file: Path, num_rows: int, csv: CsvFormat | None) -> pl.DataFrame:
     return pl.concat(frames).head(num_rows) if frames else pl.DataFrame()
 
 
-def _csv_lines(csv: CsvFormat | None) -> list[_Line]:
-    settings: dict[str, object] = {}
-    if csv is not None and csv.separator not in (None, ","):
-        settings["separator"] = csv.separator
-    if csv is not None and csv.null_values:
-        settings["null_values"] = [*csv.null_values]
-    return [_Line(f"csv: {inline(settings)}", "as asked for; of every delimited file")] if settings else []
-
-
-def _labels(is_one: pl.Series) -> tuple[pl.Series, Flags]:
-    """Flags [N] of rows with a label, and their labels."""
-    return is_one.is_not_null(), is_one.drop_nulls().to_numpy()
-
-
-def _group_line(facts: Mapping[str, ColumnFacts], label: str | None) -> _Line:
+def _group_line(facts: Mapping[str, ColumnFacts], label: str | None) -> Line:
     by_name = {name.lower(): name for name in facts if name != label}
     for name in (by_name[name] for name in GROUP_NAMES if name in by_name):
         column = facts[name]
-        if (column.kind == "text" or column.is_integral) and column.uniqueness < ROW_ID_UNIQUENESS:
+        if column.kind in ("text", "integer") and column.uniqueness < ROW_ID_UNIQUENESS:
             rows = len(column.values) / column.num_values
-            return _Line(
-                f"group: {scalar(name)}", f"by its name; {rows:.1f} rows per value, ranked among themselves (gAUC)"
-            )
-    return _Line("# group: COLUMN", "optional, for gAUC; no column is named like a user")
+            reason = f"by its name; {rows:.1f} rows per value, ranked among themselves (gAUC)"
+            return f"group: {scalar(name)}", reason
+    return ("# group: COLUMN", "optional, for gAUC; no column is named like a user")
 
 
-def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Flags] | None) -> Guess:
+def _guess(facts: ColumnFacts, is_one: pl.Series | None) -> Guess:
     guess = guess_feature(facts)
     reason = guess.reason
-    if guess.is_used and labels is not None and facts.kind != "list":
-        has_label, outcomes = labels
-        auc = label_auc(facts.column.filter(has_label), outcomes)
+    if guess.is_used and is_one is not None and facts.kind != "list":
+        auc = label_auc(facts.column.filter(is_one.is_not_null()), is_one.drop_nulls().to_numpy())
         if auc >= LEAK_AUC:
             return guess._replace(reason=f"target in disguise: alone it tells the label, AUC {auc:.3f}", is_used=False)
         if auc >= SUSPICIOUS_AUC:
@@ -153,12 +139,8 @@ def _guess(facts: ColumnFacts, labels: tuple[pl.Series, Flags] | None) -> Guess:
     return guess._replace(reason=reason)
 
 
-def _feature_line(name: str, guess: Guess) -> _Line:
-    return _Line(f"{'  ' if guess.is_used else '  # '}{scalar(name)}: {guess.setting}", guess.reason)
-
-
-def _rendered(title: str, lines: list[_Line]) -> str:
-    width = max(len(line.text) for line in lines if len(line.text) <= MAX_ALIGNED_WIDTH)
+def _rendered(title: str, lines: list[Line]) -> str:
+    width = max(len(text) for text, _ in lines if len(text) <= MAX_ALIGNED_WIDTH)
     rows = [f"# {title}"] + [f"{text:<{width}}  # {reason}" if reason else text for text, reason in lines]
     # Comments hold names and values of the file, but YAML allows no control characters.
     return "".join("".join(c if c.isprintable() else "?" for c in row) + "\n" for row in rows)

@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
+from features.infer import column_names
 from features.infer.column_facts import ColumnFacts
-from features.infer.column_names import (
-    LABEL_NAMES,
-    LABEL_WORDS,
-    NO_LABEL_WORDS,
-    RATING_WORDS,
-    WEAK_LABEL_WORDS,
-    words_of,
-)
+from features.infer.column_names import LABEL_NAMES, LABEL_WORDS, NO_LABEL_WORDS, words_of
 from features.registry import is_plain_name
 
 # Pairs that a plain `label:` accepts, in any case; the second is 1.
@@ -71,11 +65,12 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
     if given is not None:
         outcome = outcomes.get(given) or _rated(facts[given]) or _among_many(facts[given])
         if outcome is not None:
-            return LabelGuess(given, outcome.setting, f"as asked for; {outcome.verdict}", outcome)
+            return _guess_of(given, outcome, "as asked for")
         return LabelGuess(given, scalar(given), f"as asked for; BUT it holds {_values(facts[given])}: {_remedy(given)}")
     found = {name: outcome for name, outcome in outcomes.items() if outcome is not None}
-    evidence = {name: _evidence(name, outcome, is_at_edge=name in _edges(facts)) for name, outcome in found.items()}
-    named = sorted((name for name in found if evidence[name][0] >= MIN_EVIDENCE), key=lambda name: evidence[name])
+    edges = {[*facts][k] for k in (0, -1)}  # the usual places of a label
+    evidence = {name: _evidence(name, outcome, is_at_edge=name in edges) for name, outcome in found.items()}
+    named = sorted((name for name in found if evidence[name][0] >= MIN_EVIDENCE), key=evidence.__getitem__)
     if named and (len(named) == 1 or evidence[named[-2]] < evidence[named[-1]]):
         reason = "by its name" if evidence[named[-1]][0] >= SURE_NAME else "by its name and its values"
         return _guess_of(named[-1], found[named[-1]], reason)
@@ -84,10 +79,19 @@ def find_label(facts: Mapping[str, ColumnFacts], given: str | None) -> LabelGues
     if not named and not plain and len(rated) == 1:
         ((name, outcome),) = rated.items()
         return _guess_of(name, outcome, "a rating, by its name and its values")
-    if not named and not rated and len(plain) == 1 and _may_be_label(facts, plain[0]):
-        return _guess_of(plain[0], found[plain[0]], f"the only column of {_pair(facts[plain[0]])}")
+    if not named and not rated and len(plain) == 1:
+        column = facts[plain[0]]
+        # Yes and no are common in features; only at an edge of the table may they be a label.
+        if column.kind != "text" or column.values[0].strip("-01") == "" or column.name in edges:
+            texts = column.values.cast(pl.String).str.strip_chars().str.to_lowercase().unique()
+            pair = " and ".join(sorted(texts, key=lambda text: text in _ONES))
+            return _guess_of(column.name, found[column.name], f"the only column of {pair}")
     candidates = dict.fromkeys([*named, *plain, *rated, *(name for name in found if evidence[name][0])])
     return LabelGuess(None, "label", _not_found(facts, [*candidates]))
+
+
+def _guess_of(name: str, outcome: Outcome, reason: str) -> LabelGuess:
+    return LabelGuess(name, outcome.setting, f"{reason}; {outcome.verdict}", outcome)
 
 
 def outcome_of(facts: ColumnFacts) -> Outcome | None:
@@ -115,7 +119,7 @@ _ONES = frozenset(one for _, one in PLAIN_PAIRS)
 
 
 def _positive(facts: ColumnFacts, ones: list[str], why: str, *, is_sure: bool) -> Outcome:
-    setting = _mapping(column=facts.name, positive=ones)
+    setting = inline({"column": facts.name, "positive": ones})
     others = facts.values.filter(~facts.values.is_in(ones)).unique().sort().head(3).to_list()
     turned = inline(others) if len(ones) == 1 and facts.num_values == 2 else "[...]"
     shown = ", ".join(repr(one)[:30] for one in ones)
@@ -126,13 +130,15 @@ def _positive(facts: ColumnFacts, ones: list[str], why: str, *, is_sure: bool) -
 def _at_least(facts: ColumnFacts, threshold: Any) -> Outcome:
     is_one = facts.column >= pl.Series([threshold], dtype=facts.column.dtype)
     why = f"{threshold} or more is 1, the rest 0 (choose the threshold); "
-    return Outcome(_mapping(column=facts.name, at_least=threshold), is_one, why, is_sure=False)
+    return Outcome(inline({"column": facts.name, "at_least": threshold}), is_one, why, is_sure=False)
 
 
 def _rated(facts: ColumnFacts, *, by_name: bool = False) -> Outcome | None:
     """A column of a few small whole or half numbers as a label with a threshold."""
     words = words_of(facts.name)
-    if facts.kind not in ("integer", "number") or (by_name and (not RATING_WORDS & words or NO_LABEL_WORDS & words)):
+    if facts.kind not in ("integer", "number") or (
+        by_name and (not column_names.RATING_WORDS & words or NO_LABEL_WORDS & words)
+    ):
         return None
     least, most = RATING_VALUES
     doubled = facts.values.cast(pl.Float64) * 2
@@ -176,27 +182,11 @@ def _evidence(name: str, outcome: Outcome, *, is_at_edge: bool) -> tuple[int, in
     words, speaks = words_of(name), SPEAKING_VALUES * outcome.is_sure
     if name.lower() in LABEL_NAMES:
         return SURE_NAME + speaks, -LABEL_NAMES.index(name.lower())
-    weak = words & WEAK_LABEL_WORDS
+    weak = words & column_names.WEAK_LABEL_WORDS
     if words & NO_LABEL_WORDS or not (weak or words & LABEL_WORDS):
         return 0, 0
     by_name = LIKELY_NAME if words & LABEL_WORDS or weak == words else WEAK_NAME
     return by_name + speaks + EDGE_COLUMN * is_at_edge, 0
-
-
-def _may_be_label(facts: Mapping[str, ColumnFacts], name: str) -> bool:
-    """False for yes and no in the middle of a table, where they are common in features."""
-    column = facts[name]
-    return column.kind != "text" or column.values[0].strip("-01") == "" or name in _edges(facts)
-
-
-def _edges(facts: Mapping[str, ColumnFacts]) -> tuple[str, str]:
-    """The first and the last column, the usual places of a label."""
-    names = [*facts]
-    return names[0], names[-1]
-
-
-def _guess_of(name: str, outcome: Outcome, reason: str) -> LabelGuess:
-    return LabelGuess(name, outcome.setting, f"{reason}; {outcome.verdict}", outcome)
 
 
 def _not_found(facts: Mapping[str, ColumnFacts], candidates: list[str]) -> str:
@@ -212,14 +202,8 @@ def _not_found(facts: Mapping[str, ColumnFacts], candidates: list[str]) -> str:
 
 
 def _remedy(name: str) -> str:
-    """Remedy for a label column with many values."""
     column = inline(name)
     return f"write `{{column: {column}, at_least: NUMBER}}` or `{{column: {column}, positive: [VALUE]}}`"
-
-
-def _pair(facts: ColumnFacts) -> str:
-    texts = facts.values.cast(pl.String).str.strip_chars().str.to_lowercase().unique()
-    return " and ".join(sorted(texts, key=lambda text: text in _ONES))
 
 
 def _values(facts: ColumnFacts) -> str:
@@ -227,10 +211,6 @@ def _values(facts: ColumnFacts) -> str:
         return str(facts.column.dtype)[:40]
     shown = ", ".join(repr(value)[:20] for value in facts.values.unique().sort().head(5))
     return f"{facts.num_values:,} values ({shown}{', ...' if facts.num_values > 5 else ''})"
-
-
-def _mapping(**settings: Any) -> str:
-    return inline(settings)
 
 
 def inline(value: Any) -> str:

@@ -6,8 +6,8 @@ from datetime import datetime
 EPOCHS = ((10**8, 2**32), (10**11, 2**42), (10**14, 2**52), (10**17, 2**62))  # s, ms, us, ns since 1970
 FIRST_YEAR, LAST_YEAR = 1900, 2200
 
-# Form to number of digits. Short ones count only under the name of a time, or if many values have the form.
-DIGIT_DATES = {"%Y%m%d": 8, "%Y%m%d%H": 10, "%Y%m%d%H%M": 12, "%Y%m%d%H%M%S": 14}
+# Form by number of digits. Short ones count only under the name of a time, or if many values have the form.
+DIGIT_DATES = {8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 SURE_DIGITS = 12
 
 _MONTH = r"(?P<name>jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
@@ -54,10 +54,8 @@ def _is_date(parts: dict[str, str | None]) -> bool:
 
 def digits_of_moment(text: str) -> int:
     """Number of digits of a moment written as digits only: 8 for 20171107; 0 for any other text."""
-    for form, length in DIGIT_DATES.items():
-        if len(text) == length and text.isdecimal() and _parses(text, form):
-            return length
-    return 0
+    form = DIGIT_DATES.get(len(text))
+    return len(text) if form and text.isdecimal() and _parses(text, form) else 0
 
 
 def is_short_hour(text: str) -> bool:

@@ -53,8 +53,8 @@ def _left_out(reason: str, facts: ColumnFacts) -> Guess:
 
 def _categorical(facts: ColumnFacts) -> str:
     """Setting that makes a value the same category on every path: csv may hold 128 as 128.0 and true as True."""
-    value_type = {"integer": "integer", "boolean": "boolean"}.get(facts.kind)
-    return "categorical" if value_type is None else f"{{type: categorical, value_type: {value_type}}}"
+    is_typed = facts.kind in ("integer", "boolean")
+    return f"{{type: categorical, value_type: {facts.kind}}}" if is_typed else "categorical"
 
 
 def _numeric(transform: str, reason: str) -> Guess:
@@ -85,6 +85,8 @@ def _nothing_to_learn(facts: ColumnFacts) -> Guess | None:
         return _left_out("column with infinite values, or beyond float32: make them missing, or clip them", facts)
     if facts.num_values == 1 and not facts.missing:
         return _left_out(f"constant: {str(facts.values[0])[:30]!r} in every row", facts)
+    if facts.is_moment:
+        return _left_out("moment in time, which never comes back: derive its hour, weekday or age before", facts)
     return None
 
 
@@ -97,15 +99,8 @@ def _native_list(facts: ColumnFacts) -> Guess | None:
     of_values = None if values.dtype in TEXT_TYPES else ColumnFacts.of(values, is_delimited=False)
     if of_values is not None and of_values.kind == "number":
         return _left_out("list of fractions, such as an embedding: make each number a column", facts)
-    value_type = "" if of_values is None else of_values.kind
-    setting = f"{{type: categorical_list, value_type: {value_type}}}" if value_type else "categorical_list"
+    setting = f"{{type: categorical_list, value_type: {of_values.kind}}}" if of_values else "categorical_list"
     return Guess(setting, f"lists ({facts.column.dtype})")
-
-
-def _moment(facts: ColumnFacts) -> Guess | None:
-    if facts.is_moment:
-        return _left_out("moment in time, which never comes back: derive its hour, weekday or age before", facts)
-    return None
 
 
 def _weighted_list(facts: ColumnFacts) -> Guess | None:
@@ -129,10 +124,9 @@ def _row_identifier(facts: ColumnFacts) -> Guess | None:
     counts = f"{facts.num_values:,} values in {len(facts.values):,} rows"
     if facts.kind == "text":
         is_prose = _mean(facts.values.str.contains(r"\S\s+\S+\s+\S")) > 0.5  # three words or more
-        return _left_out(
-            f"free text: derive words or topics; {counts}" if is_prose else f"row identifier: {counts}", facts
-        )
-    if facts.is_integral and (is_code(facts.name) or _is_gapless(facts) or facts.high > 2**31):
+        kind = "free text: derive words or topics;" if is_prose else "row identifier:"
+        return _left_out(f"{kind} {counts}", facts)
+    if facts.kind == "integer" and (is_code(facts.name) or _is_gapless(facts) or facts.high > 2**31):
         return _left_out(f"row identifier: {counts}", facts)
     return None
 
@@ -176,7 +170,7 @@ def _inexact_codes(facts: ColumnFacts) -> Guess | None:
 
 
 def _whole_numbers(facts: ColumnFacts) -> Guess | None:
-    if not facts.is_integral:
+    if facts.kind != "integer":
         return None
     count = facts.num_values
     if count < MIN_COUNT_VALUES:
@@ -191,9 +185,8 @@ def _whole_numbers(facts: ColumnFacts) -> Guess | None:
     if facts.high > 2**31 or (count > 1000 and _is_gapless(facts)):
         return Guess(_categorical(facts), f"codes, by their range; {count:,} values")
     if not is_amount and facts.uniqueness < 1 / MIN_ROWS_PER_CODE:
-        return Guess(
-            _categorical(facts), f"whole numbers, {count:,} values that recur (if they measure something: numeric)"
-        )
+        reason = f"whole numbers, {count:,} values that recur (if they measure something: numeric)"
+        return Guess(_categorical(facts), reason)
     guess = _number(facts)
     return guess._replace(reason=f"{guess.reason} (if these are codes: categorical)")
 
@@ -209,7 +202,6 @@ RULES: tuple[Callable[[ColumnFacts], Guess | None], ...] = (
     _unusable_name,
     _nothing_to_learn,
     _native_list,
-    _moment,
     _weighted_list,
     _written_number,
     _row_identifier,

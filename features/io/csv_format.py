@@ -1,10 +1,19 @@
 """CsvFormat: separator and missing values of delimited text."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from features.errors import InputError
+
+
+def _checked(separator: str) -> str:
+    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
+    if len(separator.encode()) != 1 or separator in '"\r\n':
+        remedy = "write, for example, `;`, `|` or `tab`"
+        raise InputError("a separator is one ASCII character", found=repr(separator), remedy=remedy)
+    return separator
 
 
 class CsvFormat(BaseModel):
@@ -16,23 +25,10 @@ class CsvFormat(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    separator: str = Field(default=",")
+    separator: Annotated[str, AfterValidator(_checked)] = ","
     """One character between two fields; `.tsv` files always have a tab."""
     null_values: tuple[str, ...] = ()
     """Texts that are missing values, besides the empty one."""
-
-    @field_validator("separator")
-    @classmethod
-    def _check_separator(cls, separator: str) -> str:
-        return _checked(separator)
-
-
-def _checked(separator: str) -> str:
-    separator = {"\\t": "\t", "tab": "\t"}.get(separator, separator)
-    if len(separator.encode()) != 1 or separator in '"\r\n':
-        remedy = "write `;`, `|` or `tab`, say"
-        raise InputError("a separator is one ASCII character", found=repr(separator), remedy=remedy)
-    return separator
 
 
 def changed_format(

@@ -64,17 +64,15 @@ _NOT_CONVERTED = (TypeError, ValueError, OverflowError, pl.exceptions.PolarsErro
 def _index_levels(frame: Any) -> dict[str, Any]:
     """Named levels of an index as columns, except those with a column of the same name."""
     names = {name for name in frame.index.names if name is not None and name not in frame.columns}
-    return {
-        str(name): frame.index.get_level_values(name).to_series(index=frame.index) for name in sorted(names, key=str)
-    }
+    level_of = frame.index.get_level_values
+    return {str(name): level_of(name).to_series(index=frame.index) for name in sorted(names, key=str)}
 
 
 def _from_pandas(column: Any, name: str, feature: AnyFeature | None) -> pl.Series:
     """A column [N] with the type of its parquet file; values of mixed types are converted separately."""
     if column.ndim != 1:
-        raise InputError(
-            f"column {name!r}: expected one column of that name", found=f"{column.shape[1]}", remedy="rename the others"
-        )
+        found, remedy = str(column.shape[1]), "rename the others"
+        raise InputError(f"column {name!r}: expected one column of that name", found=found, remedy=remedy)
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iufb":
         return pl.Series(name, column.to_numpy())
     if (series := _through_arrow(column)) is not None:

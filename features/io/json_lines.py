@@ -39,7 +39,6 @@ def open_packed(path: Path) -> BinaryIO:
 
 
 def _first_keys(path: Path) -> list[str]:
-    """Keys of the first object, in its order."""
     with open_packed(path) as file:
         line = next((line for line in file if line.strip()), b"{}")
     try:

@@ -38,19 +38,11 @@ def with_partitions(chunk: pl.DataFrame, partitions: Mapping[str, str | None], p
     The path's text is the value, so that files with and without the column have the same token.
     """
     for name, value in partitions.items():
-        if name in chunk.columns:
-            _check_agreement(chunk[name], value, path)
+        if name in chunk.columns and (differs := ~_agrees(chunk[name], value)).any():
+            expected = f"{path}: expected {name!r} to be {value!r}, as its path says"
+            remedy = "correct the file or its path, or rename one of the two columns"
+            raise InputError(expected, found=repr(chunk[name].filter(differs)[0]), remedy=remedy)
     return chunk.with_columns([pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items()])
-
-
-def _check_agreement(column: pl.Series, value: str | None, path: Path) -> None:
-    differs = ~_agrees(column, value)
-    if differs.any():
-        row = differs.arg_max()
-        assert row is not None
-        expected = f"{path}: expected {column.name!r} to be {value!r}, as its path says"
-        remedy = "correct the file or its path, or rename one of the two columns"
-        raise InputError(expected, found=repr(column[row]), remedy=remedy)
 
 
 def _agrees(column: pl.Series, value: str | None) -> pl.Series:

@@ -23,18 +23,12 @@ from features.io.partitions import partitions_of, with_partitions
 
 CHUNK_ROWS = 262_144
 FileFormat = Literal["parquet", "csv", "tsv", "ndjson"]
-FORMATS: dict[str, FileFormat] = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".ndjson": "ndjson",
-    ".jsonl": "ndjson",
-    ".json": "ndjson",
-}
+FORMATS: dict[str, FileFormat] = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv"}
+FORMATS |= {".ndjson": "ndjson", ".jsonl": "ndjson", ".json": "ndjson"}
 """Format by suffix, in any case; all but parquet may be followed by `.gz`."""
 NOT_DATA = (".md", ".rst", ".html", ".pdf", ".png", ".svg", ".yaml", ".yml", ".py", ".sh", ".sql", ".crc", ".log")
 NOT_DATA += (".md5", ".sha256")
+SUFFIXES = ", ".join(FORMATS)
 BOM = b"\xef\xbb\xbf"
 _SUFFIX = re.compile(r"(\.[a-z]+)(\.gz)?$")
 
@@ -76,9 +70,10 @@ def expand(patterns: str | Path | Sequence[str | Path]) -> list[Path]:
             found = [path]
         else:
             matches = (Path(name) for name in glob.glob(str(pattern), recursive=True))  # noqa: PTH207 (absolute ones too)
-            found = _files_of([match for match in matches if not match.name.startswith(("_", "."))])
+            named = [match for match in matches if not match.name.startswith(("_", "."))]
+            found = sorted({file for one in named for file in (_files_below(one) if one.is_dir() else [one])})
         if not found:
-            remedy = f"name a file, directory or glob of {_suffixes()}"
+            remedy = f"name a file, directory or glob of {SUFFIXES}"
             raise InputError(f"no file matches {str(pattern)!r}", remedy=remedy)
         for file in found:  # a link to a matched file has the same rows
             files.setdefault(file.resolve(), file)
@@ -101,11 +96,10 @@ def check_out_of_inputs(out: Path, patterns: Iterable[str | Path]) -> None:
             is_read = any(_is_found(place.parts, rooted) for place in places)
         if is_read:
             found, remedy = f"{pattern!r}, which names it", "choose an output that no input names"
-            raise InputError(f"{out}: expected an output that is no input", found=found, remedy=remedy)
+            raise InputError(f"{out}: expected an output that is not an input too", found=found, remedy=remedy)
 
 
 def _holds(folder: Path, target: Path) -> bool:
-    """True if reading the folder would read the target directory."""
     root = folder.resolve()
     return target.is_relative_to(root) and not any(name[0] in "_." for name in target.parts[len(root.parts) :])
 
@@ -119,10 +113,6 @@ def _is_found(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return fnmatchcase(names[0], patterns[0]) and _is_found(names[1:], patterns[1:])
 
 
-def _files_of(matches: Iterable[Path]) -> list[Path]:
-    return sorted({file for match in matches for file in (_files_below(match) if match.is_dir() else [match])})
-
-
 def _files_below(root: Path) -> list[Path]:
     """Files of data below a directory, links followed once."""
     found: list[Path] = []
@@ -132,21 +122,15 @@ def _files_below(root: Path) -> list[Path]:
         folders[:] = [name for name in folders if name[0] not in "_."]
         folders[:] = [name for name in folders if os.path.realpath(Path(folder) / name) not in seen]
         found += [Path(folder) / name for name in names if name[0] not in "_."]
-    others = sorted(file for file in found if format_of(file) is None and not _is_about_data(file))
+    unsupported = sorted(file for file in found if format_of(file) is None)
+    others = [file for file in unsupported if not file.name.lower().endswith(NOT_DATA)]
+    others = [file for file in others if not file.name.upper().startswith(("README", "LICENSE", "COPYING"))]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         remedy = "convert or move it, rename it to begin with `_`, or give a glob of what to read"
-        expected = f"{root}: expected files of {_suffixes()} alone"
+        expected = f"{root}: expected files of {SUFFIXES} alone"
         raise InputError(expected, found=f"{others[0].relative_to(root)}{more}", remedy=remedy)
     return sorted(file for file in found if format_of(file) is not None)
-
-
-def _is_about_data(file: Path) -> bool:
-    return file.name.lower().endswith(NOT_DATA) or file.name.upper().startswith(("README", "LICENSE", "COPYING"))
-
-
-def _suffixes() -> str:
-    return ", ".join(FORMATS)
 
 
 def schema_of(path: Path, csv: CsvFormat | None = None) -> dict[str, pl.DataType]:
@@ -177,9 +161,8 @@ def _open(path: Path, csv: CsvFormat | None) -> tuple[pl.LazyFrame, dict[str, pl
         # polars renames a second column of the same name instead of refusing it.
         original = re.fullmatch(r"(.*)_duplicated_\d+", name)
         if original and original[1] in schema:
-            raise InputError(
-                f"{path}: column names must be unique", found=f"{original[1]!r} twice", remedy="rename one of them"
-            )
+            found, remedy = f"{original[1]!r} twice", "rename one of them"
+            raise InputError(f"{path}: column names must be unique", found=found, remedy=remedy)
     return frame, schema
 
 
@@ -201,33 +184,24 @@ def read_chunks(
     if absent:
         raise missing_column(absent[0], [*dict.fromkeys([*in_file, *in_path])]).located(str(path))
     partitions = {name: value for name, value in in_path.items() if name in wanted}
-    # A frame without columns has no number of rows.
-    to_read = [name for name in wanted if name in in_file] or in_file[:1]
+    to_read = [name for name in wanted if name in in_file] or in_file[:1]  # a frame without columns has no rows
+    if to_read != in_file and not is_text(path):  # polars notices a too long csv row only if it reads all columns
+        frame = frame.select(to_read)
     with _faults(path):
-        for chunk in _chunks(frame, path, csv, in_file, to_read, chunk_rows):
+        chunks = frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
+        for chunk in _without_short_rows(chunks, path, csv, len(in_file)) if is_text(path) else chunks:
             yield with_partitions(chunk, partitions, path)[wanted]
 
 
-def _chunks(
-    frame: pl.LazyFrame,
-    path: Path,
-    csv: CsvFormat | None,
-    in_file: Sequence[str],
-    wanted: Sequence[str],
-    chunk_rows: int,
+def _without_short_rows(
+    chunks: Iterator[pl.DataFrame], path: Path, csv: CsvFormat | None, num_fields: int
 ) -> Iterator[pl.DataFrame]:
-    if not is_text(path):
-        if wanted != in_file:
-            frame = frame.select(wanted)
-        yield from frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
-        return
-    # polars notices a too long csv row only if it reads all columns, and fills a short one with nulls.
+    """Chunks of delimited text; raises `InputError` for a row that is too short, which polars fills with nulls."""
     is_checked = False
-    chunks = frame.collect_batches(chunk_size=chunk_rows, maintain_order=True)
     # In a file with one column, a blank line is a missing value.
-    for chunk in chunks if len(in_file) == 1 else _without_blank_lines(chunks, path):
-        if not is_checked and chunk[in_file[-1]].null_count():
-            check_fields(path, len(in_file), _format(path, csv).separator)
+    for chunk in chunks if num_fields == 1 else _without_blank_lines(chunks, path):
+        if not is_checked and chunk[:, -1].null_count():
+            check_fields(path, num_fields, _format(path, csv).separator)
             is_checked = True
         yield chunk
 
@@ -249,7 +223,7 @@ def _without_blank_lines(chunks: Iterable[pl.DataFrame], path: Path) -> Iterator
 def _is_empty(path: Path) -> bool:
     """True for a file without data; raises `InputError` for an unsupported format and a missing file."""
     if format_of(path) is None:
-        raise InputError(f"{path}: expected a file that ends in {_suffixes()}", remedy="convert or rename it")
+        raise InputError(f"{path}: expected a file that ends in {SUFFIXES}", remedy="convert or rename it")
     if not path.is_file():
         raise InputError(f"{path}: no such file", remedy="check the path")
     if path.stat().st_size == 0:
@@ -278,18 +252,16 @@ def _scan(path: Path, csv: CsvFormat | None) -> pl.LazyFrame:
     return pl.scan_csv(path, glob=False, infer_schema=False, separator=written.separator, null_values=nulls)
 
 
+# polars raises PanicException for some bytes.
+_OF_BAD_FILES = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, EOFError, UnicodeDecodeError)
+
+
 @contextmanager
 def _faults(path: Path) -> Iterator[None]:
     """Turn a reader's error about a bad file into an `InputError` that names the file."""
     try:
         yield
-    except (
-        pl.exceptions.PolarsError,
-        pl.exceptions.PanicException,  # polars raises it for some bytes
-        OSError,
-        EOFError,
-        UnicodeDecodeError,
-    ) as error:
+    except _OF_BAD_FILES as error:
         kind = suffix_of(path)[1:]
         check_readable(path)
         if is_text(path):

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from features.errors import InputError
-from recsys.cli.options import Json, TestNegativeRate, console, require_training, show, wide
+from recsys.cli.options import Json, TestNegativeRate, console, show, wide
+from recsys.runs.process import require_training
 
 
 def compare(
@@ -48,9 +49,8 @@ def compare(
         return
     from features.files import write_text
     from recsys.tracking.compare_page import comparison_page
-    from recsys.tracking.compare_runs import as_plain, compare_runs, runs_table
+    from recsys.tracking.compare_runs import as_plain, compare_runs, runs_table, tracked_runs
     from recsys.tracking.store import page_of, shown_uri, tracking_uri, ui_address
-    from recsys.tracking.tracked_runs import tracked_runs
 
     comparison = compare_runs(*tracked_runs(names[0] if names else None), baseline)
     if out:

@@ -35,23 +35,22 @@ def main() -> None:
         json.loads(path.read_text(encoding="utf-8"))
         for path in (DATASET / "dataset.json", RUN / "metrics.json", RUN / "run.json", BUNDLE / "manifest.json")
     )
-    test, perf, rows, width = metrics["test"], metrics["perf"], *(manifest["layout"][n] for n in ("num_rows", "width"))
+    test, perf, (rows, width) = metrics["test"], metrics["perf"], (manifest["layout"][n] for n in ("num_rows", "width"))
     table = Table(title="MovieLens-100K, FinalMLP on one multiplexed table", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")  # an address that is cut leads nowhere
+    num_rows = ", ".join(f"{name} {split['rows']:,}" for name, split in info["splits"].items())
+    imports = f"imported {scored['heavy_modules']}" if scored["heavy_modules"] else "without torch, pandas or mlflow"
+    ids = "equal bit for bit" if parity["ids_equal"] else "DIFFER"
     for name, value in {
-        "rows": ", ".join(f"{name} {split['rows']:,}" for name, split in info["splits"].items()),
-        "features": str(len(manifest["registry"]["features"])),
-        "table": f"{rows:,} rows x {width} floats, {4 * rows * width:,} bytes",
+        "data": f"{num_rows} rows; {len(manifest['registry']['features'])} features",
+        "table": f"{rows:,} rows of {width} floats that all features share, {4 * rows * width:,} bytes",
         "test AUC": f"{test['auc']:.4f}   (gAUC {test['gauc']:.4f})",
-        "test log loss": f"{test['logloss']:.4f}",
-        "calibration": f"ratio {test['calibration_ratio']:.3f}, ECE {test['ece']:.4f}",
+        "test log loss": f"{test['logloss']:.4f}   (ECE {test['ece']:.4f})",
         "training": f"{perf['samples_per_s']:,.0f} samples/s, {perf['epochs']} epochs, {perf['train_seconds']:.0f} s",
         "bundle": f"{perf['bundle_bytes']:,.0f} bytes in {BUNDLE}, golden rows off by {verified['max_abs_diff']:.1e}",
-        "parity": f"max |trainer - scorer| {parity['max_abs_diff']:.1e} on {parity['rows']:,} raw rows, "
-        f"ids {'equal bit for bit' if parity['ids_equal'] else 'DIFFER'}",
-        "scores": f"{scored['rows']:,} rows in {SCORES}, "
-        + (f"imported {scored['heavy_modules']}" if scored["heavy_modules"] else "without torch, pandas or mlflow"),
+        "parity": f"trainer and scorer {parity['max_abs_diff']:.1e} apart on {parity['rows']:,} raw rows, ids {ids}",
+        "scores": f"{scored['rows']:,} rows in {SCORES}, {imports}",
         "MLflow": f"make ui, then open {place_of(run_info).get('mlflow', 'the address that it prints')}",
         "this call": f"{time.perf_counter() - began:.0f} s",
     }.items():

@@ -1,6 +1,6 @@
 """`muxrec doctor`: which packages are installed, what works here, and the command that fixes each problem.
 
-Everything heavy, compiled kernels above all, is tried in a process of its own, all at once: a crash there is a finding.
+Everything heavy, compiled kernels above all, is tried in separate processes, all at once: a crash there is a finding.
 """
 
 import importlib
@@ -44,7 +44,6 @@ class Diagnosis(NamedTuple):
     """`missing` has to be fixed; a `note` is worth knowing."""
     found: str
     remedy: str | None = None
-    """The command that fixes it."""
 
 
 class Findings(NamedTuple):
@@ -52,7 +51,6 @@ class Findings(NamedTuple):
 
     values: dict[str, str]
     failure: str | None
-    """Why it ended early."""
 
 
 def diagnose() -> list[Diagnosis]:
@@ -64,8 +62,7 @@ def diagnose() -> list[Diagnosis]:
     lines = [
         Diagnosis("python", "ok", f"{platform.python_version()}, {sys.executable}"),
         _packages("scoring packages", "", REINSTALL_SCORING),
-        _token_hash(scoring),
-        _from_probe("onnxruntime", scoring, REINSTALL_SCORING),
+        *(_from_probe(name, scoring, REINSTALL_SCORING) for name in ("token hash", "onnxruntime")),
     ]
     if any(_version(name) for name in ("torch", "torchrec", "mlflow")):
         extra = "train-gpu" if _version("fbgemm-gpu-cpu") is None else "train"
@@ -94,13 +91,18 @@ def diagnosis_table(lines: list[Diagnosis]) -> Table:
     return table
 
 
-# --- Probes: each runs in a process of its own and reports what it finds line by line, as what follows may crash.
+# --- Probes: each runs in a separate process and reports what it finds line by line, as what follows may crash.
 
 
 def _probe_scoring() -> Iterator[tuple[str, str]]:
     from features.hashing import hash_text
 
-    yield "token hash", f"{hash_text(GOLDEN_TEXT):#018x}"
+    token = hash_text(GOLDEN_TEXT)
+    if token != GOLDEN_TOKEN:
+        raise RuntimeError(
+            f"{token:#018x} for {GOLDEN_TEXT!r}, not {GOLDEN_TOKEN:#018x}: reads other rows than training"
+        )
+    yield "token hash", f"{token:#018x}"
     import onnxruntime
 
     yield "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}"
@@ -170,7 +172,7 @@ PROBES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
 
 
 def run_probe(name: str, timeout: float = TIMEOUT_SECONDS) -> Findings:
-    """Run a probe in a process of its own."""
+    """Run a probe in a separate process."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
     command = [sys.executable, "-m", "recsys.cli.doctor", name]
     try:
@@ -196,14 +198,6 @@ def _from_probe(name: str, findings: Findings, remedy: str) -> Diagnosis:
     return Diagnosis(name, "missing", findings.failure or "nothing", remedy)
 
 
-def _token_hash(scoring: Findings) -> Diagnosis:
-    line, expected = _from_probe("token hash", scoring, REINSTALL_SCORING), f"{GOLDEN_TOKEN:#018x}"
-    if line.status != "ok" or line.found == expected:
-        return line
-    found = f"{line.found} for {GOLDEN_TEXT!r}, not {expected}: other rows would be read than were trained"
-    return Diagnosis(line.name, "missing", found, "pip install polars-hash==0.9.3")
-
-
 def _tracking_store(tracking: Findings) -> Diagnosis:
     failure = tracking.failure or ""
     broken = re.search(r"sqlite:///(\S+):.* not a database", failure)
@@ -211,7 +205,7 @@ def _tracking_store(tracking: Findings) -> Diagnosis:
     return _from_probe("tracking store", tracking, LOGIN if re.search(r"\b40[13]\b", failure) else remedy)
 
 
-# --- What needs no process of its own.
+# --- Checks that need no separate process.
 
 
 def _version(name: str) -> str | None:
@@ -233,7 +227,7 @@ def required(extra: str) -> dict[str, str | None]:
 
 
 def _packages(name: str, extra: str, remedy: str) -> Diagnosis:
-    """Whether the packages of an extra are there, in the versions that belong together."""
+    """Check that the packages of an extra are installed, in versions that belong together."""
     try:
         pins = required(extra)
     except importlib.metadata.PackageNotFoundError:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from recsys.cli.options import Json, RunPath, console, require_training, show
-from recsys.report.text import text_of
+from recsys.cli.options import Json, RunPath, console, show
+from recsys.report.text import rich_table, text_of
+from recsys.runs.process import require_training
 
 if TYPE_CHECKING:
     from recsys.evaluation.segments import Segment
@@ -48,16 +48,13 @@ def segment_table(segments: "Sequence[Segment]") -> Table:
     from recsys.evaluation.metrics import METRICS  # needs what only training installs
 
     title = f"{segments[0].feature}: metrics by how often training saw the row's value"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("seen in train")
-    for segment in segments:
-        table.add_column(segment.seen_in_train, justify="right", no_wrap=True)
-    table.add_row("rows", *(text_of(segment.rows) for segment in segments))
     rates = (segment.label_rate for segment in segments)
-    table.add_row("label rate", *("" if rate is None else f"{rate:.4f}" for rate in rates))
-    for name, metric in METRICS.items():
-        table.add_row(metric.title, *(metric.text(segment.metrics[name]) for segment in segments))
-    return table
+    rows = [
+        ["rows", *(text_of(segment.rows) for segment in segments)],
+        ["label rate", *("" if rate is None else f"{rate:.4f}" for rate in rates)],
+        *([one.title, *(one.text(segment.metrics[name]) for segment in segments)] for name, one in METRICS.items()),
+    ]
+    return rich_table(title, ["seen in train", *(segment.seen_in_train for segment in segments)], rows)
 
 
 def collision_table(report: Mapping[str, Any]) -> Table:
@@ -66,21 +63,13 @@ def collision_table(report: Mapping[str, Any]) -> Table:
         f"table of {report['num_rows']:,} rows: {report['entries']:,} entries, load {report['load_factor']:.2f}\n"
         f"{report['occupied']:,} rows read, {report['expected_occupied']:,.0f} expected; shares as counted (expected)"
     )
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("\nfeature", overflow="fold")
-    for heading in (
-        "\ndistinct",
-        "\nload",
-        "% of\nreads",
-        "% shared\ninside",
-        "% shared\noutside",
-        "same in\nall probes",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ["\nfeature", "\ndistinct", "\nload", "% of\nreads"]
+    headings += ["% shared\ninside", "% shared\noutside", "same in\nall probes"]
+    rows = []
     for row in report["features"]:
         shares = [
             f"{100 * row[f'measured_{kind}']:.1f} ({100 * row[f'expected_{kind}']:.1f})" for kind in ("intra", "inter")
         ]
         cells = [text_of(row["distinct"]), f"{row['load']:.3f}", f"{100 * row['share_of_reads']:.1f}", *shares]
-        table.add_row(row["feature"], *cells, text_of(row["indistinguishable"]))
-    return table
+        rows.append([row["feature"], *cells, text_of(row["indistinguishable"])])
+    return rich_table(title, headings, rows, folding=headings[:1])

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import TABLE_DTYPES, Json, Overwrite, RunPath, require_training, show
+from recsys.cli.options import TABLE_DTYPES, Json, Overwrite, RunPath, show
+from recsys.runs.process import require_training
 
 
 def export(
@@ -30,11 +31,6 @@ def export(
     from recsys.runs.evaluate import export_run
 
     bundle = export_run(run, out, table_dtype=table_dtype, negative_rate=negative_rate, overwrite=overwrite)
-    correction = bundle.manifest.prior_correction
-    values = {
-        "bundle": str(out),
-        "model_id": bundle.model_id,
-        "bytes": bundle.num_bytes,
-        "table": bundle.manifest.table_dtype,
-    }
+    correction, dtype = bundle.manifest.prior_correction, bundle.manifest.table_dtype
+    values = {"bundle": str(out), "model_id": bundle.model_id, "bytes": bundle.num_bytes, "table": dtype}
     show(as_json, {**values, "negative_rate": correction.negative_rate if correction else 1.0})

@@ -1,6 +1,5 @@
-"""What the verbs share: common options, named runs, and how a result is printed."""
+"""Shared parts of the verbs: common options, named runs, and the printing of results."""
 
-import importlib.util
 import json
 import signal
 import sys
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from features.errors import InputError
+from recsys.runs.process import prepare_for_training, require_training
 
 if TYPE_CHECKING:
     from recsys.config import Experiment
@@ -65,18 +65,9 @@ class NamedRuns(NamedTuple):
         return self.spaces[name] if name in self.spaces else default_space(self.experiment(name))
 
 
-def require_training() -> None:
-    """Raise `InputError`, with the command that installs them, where the training packages are absent."""
-    absent = [name for name in ("torch", "torchrec", "mlflow") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise InputError("this verb needs the training packages", found=f"no {absent[0]}", remedy="make env")
-
-
 def begin_training() -> None:
     """Prepare a process that trains; on SIGTERM it ends as on Ctrl-C, so that no tracked run stays RUNNING."""
     require_training()
-    from recsys.runs.process import prepare_for_training
-
     prepare_for_training()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

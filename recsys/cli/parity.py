@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import BundlePath, Inputs, Json, RunPath, require_training, show, warn
+from recsys.cli.options import BundlePath, Inputs, Json, RunPath, show, warn
+from recsys.runs.process import require_training
 
 
 def parity(

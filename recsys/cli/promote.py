@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import Json, RunPath, TestNegativeRate, console, require_training, show
+from recsys.cli.options import Json, RunPath, TestNegativeRate, console, show
+from recsys.runs.process import require_training
 
 
 def promote(

@@ -32,7 +32,7 @@ def prune(
 ) -> None:
     """Compress the embedding table of a run to a number of bytes.
 
-    Writes a run directory of its own: `muxrec prune RUN --out SMALL --target-bytes 80000`.
+    Writes a new run directory: `muxrec prune RUN --out SMALL --target-bytes 80000`.
     """
     begin_training()
     from recsys.runs.prune import prune_run

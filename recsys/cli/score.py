@@ -17,7 +17,7 @@ SHOWN_FEATURES = 5
 
 
 class EngineName(StrEnum):
-    """Where a scoring job runs."""
+    """The place where a scoring job runs."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -36,7 +36,7 @@ def score(
     engine: Annotated[
         EngineName, typer.Option(help="local, or ray: on the cluster at RAY_ADDRESS.")
     ] = EngineName.LOCAL,
-    track: Annotated[bool, typer.Option("--track", help="Log the job to MLflow, in a process of its own.")] = False,
+    track: Annotated[bool, typer.Option("--track", help="Log the job to MLflow, in a separate process.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score raw files into a directory of parquet files.
@@ -65,20 +65,14 @@ def score(
     )
     warn(report.warnings)
     values = dataclasses.asdict(report)
-    params = {
-        "bundle": bundle,
-        "input": inputs,
-        "keep": columns,
-        "limit": limit,
-        "workers": workers,
-        "engine": engine.value,
-    }
+    params = {"bundle": bundle, "input": inputs, "keep": columns, "limit": limit}
+    params |= {"workers": workers, "engine": engine.value}
     logged = {}
     if track:
         from recsys.tracking.store import shown_uri, tracking_uri
 
         logged = {"mlflow_run_id": log_scoring_run(values, params), "store": shown_uri(tracking_uri())}
-    if as_json:  # programs may check that scoring imports none of these; people have no use for it
+    if as_json:  # lets programs check that scoring imports none of these; people do not need it
         heavy = [name for name in ("torch", "pandas", "mlflow") if name in sys.modules]
         show(True, {**values, **logged, "heavy_modules": heavy})
     else:
@@ -92,9 +86,8 @@ def _ray_engine(workers: int) -> Any:
     from features.errors import InputError
 
     if importlib.util.find_spec("ray") is None:
-        raise InputError(
-            "--engine ray needs Ray", found="no ray", remedy="pip install '.[ray]', or leave the engine out"
-        )
+        remedy = "pip install '.[ray]', or leave the engine out"
+        raise InputError("--engine ray needs Ray", found="no ray", remedy=remedy)
     from serving.batch.ray_engine import score_on_ray
 
     return partial(score_on_ray, num_workers=workers)

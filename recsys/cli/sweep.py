@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunName, Track, console, require_training, show, wide
+from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunName, Track, console, show, wide
+from recsys.runs.process import require_training
 
 
 def sweep(

@@ -14,18 +14,9 @@ def verify(bundle: BundleUri, as_json: Json = False) -> None:
     from serving.scorer import Scorer
 
     scorer = Scorer(resolve_bundle(bundle))
-    difference = scorer.verify()
-    tolerance = scorer.bundle.golden_tolerance
+    difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
+    about = {"bundle": bundle, "model_id": scorer.bundle.model_id}
     ok = difference <= tolerance
-    show(
-        as_json,
-        {
-            "bundle": bundle,
-            "model_id": scorer.bundle.model_id,
-            "max_abs_diff": difference,
-            "tolerance": tolerance,
-            "ok": ok,
-        },
-    )
+    show(as_json, {**about, "max_abs_diff": difference, "tolerance": tolerance, "ok": ok})
     if not ok:
         raise typer.Exit(1)

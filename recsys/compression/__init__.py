@@ -1,4 +1,4 @@
-"""COMPRESSORS: the methods that make a table smaller."""
+"""COMPRESSORS, the methods that make an embedding table smaller."""
 
 from recsys.compression.base import (
     Budget,

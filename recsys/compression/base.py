@@ -1,14 +1,13 @@
-"""Compressor: what every method of compression promises; its result is a table of another shape, a `Mask`, or both.
+"""Compressor, the base of every method of compression: it makes a table of another shape, a `Mask`, or both.
 
 M table rows, w row width, S slots, n_f distinct values of a feature in train.
 
-`muxrec prune` runs a method in four stages, each of which a method may leave as it is:
+`muxrec prune` runs four stages; a method overrides those it needs:
 
-    reshape   the table's settings under a byte budget; before anything is trained
-    wrap      training with something that learns what to keep (thresholds, gates): the supernet
-    freeze    a fixed mask, from the trained supernet (or from the finished run, where there is none)
-    retrain   the same for all, under the mask: from the first weights (rewind), from those that the mask was found with
-              (finetune), or not at all (as_is)
+    reshape             the table's settings under a byte budget, before any training
+    install_supernet    training with parameters that learn what to keep (thresholds, gates)
+    build_mask          a fixed mask, from the trained supernet, or from the finished run where there is none
+    retrain             the same for all methods, under the mask, from the weights that InitFrom names
 """
 
 from collections.abc import Callable, Mapping
@@ -33,22 +32,22 @@ from recsys.trainer import Batches, Keep, TrainerConfig
 from serving.bundle.quantize import TableDtype
 
 InitFrom = Literal["rewind", "finetune", "as_is"]
-"""Weights that the last training begins with: the first ones of the run, or those that the mask was found with, which
-stay where no epoch makes them better; or `as_is`: the latter, and no training."""
+"""Weights that the last training starts from: `rewind`, the run's initial ones; `finetune`, those that the mask was
+built from, which are kept if no epoch improves on them; `as_is`, the latter without training."""
 
 Counts = npt.NDArray[np.int64]
 
 
 class Budget(NamedTuple):
-    """What may be spent."""
+    """Bytes that the compressed table may take."""
 
     num_bytes: int
-    """Of the bundle's embedding files on disk: table and vocabulary."""
+    """Limit for the bundle's embedding files on disk: table and vocabulary."""
     dtype: TableDtype
-    """Of the exported rows."""
+    """Type of the exported rows."""
 
     def too_few(self, found: str, remedy: str) -> InputError:
-        """The error for a budget that no table meets, or no mask.
+        """The error for a budget that no table or mask meets.
 
         >>> str(Budget(100, "int8").too_few("300", "raise --target-bytes"))
         '100 bytes are too few; found 300; raise --target-bytes'
@@ -62,56 +61,58 @@ class ValueCounts(NamedTuple):
     tokens: Tokens
     """[n_f], increasing."""
     counts: Counts
-    """[n_f]: how often each stands there."""
+    """[n_f]: occurrences of each."""
 
 
 class TrainingStats(NamedTuple):
-    """What is known of the training data before anything is trained."""
+    """Statistics of the training data, before any training."""
 
     views: dict[str, tuple[str, ...]]
-    """View to the features that the model reads in it."""
-    values: dict[str, ValueCounts]
-    """Every token feature."""
+    """View to its features."""
+    value_counts: dict[str, ValueCounts]
+    """By token feature."""
     probes: Mapping[str, int] = {}
-    """Of the features that the registry gives a number of their own."""
+    """Probes of the features for which the registry sets them."""
 
     @property
     def num_entries(self) -> int:
-        """(view, feature, value) triples: the rows that a collisionless table reads in training."""
-        return self._replace(probes={}).num_reads(1)
+        """(view, feature, value) triples: the rows of a collisionless table that training looks up."""
+        return self._replace(probes={}).num_lookups(1)
 
-    def num_reads(self, probes: int) -> int:
-        """Reads of a table by those entries, each by so many probes, or as many as its feature has of its own."""
+    def num_lookups(self, probes: int) -> int:
+        """Lookups of those entries, each with `probes` probes, or the number that the registry sets for its feature."""
         names = [name for names in self.views.values() for name in names]
-        return sum(len(self.values[name].tokens) * self.probes.get(name, probes) for name in names)
+        return sum(len(self.value_counts[name].tokens) * self.probes.get(name, probes) for name in names)
 
-    def reads(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotLookups"]:
-        """What each slot [S] reads of the table in training."""
+    def lookups(self, layout: TableLayout, vocabulary: Vocabulary | None = None) -> list["SlotLookups"]:
+        """Rows that each slot [S] looks up in training."""
         found: list[SlotLookups] = []
-        rows = {name: rows_of(layout, vocabulary, name, values.tokens) for name, values in self.values.items()}
+        rows = {name: rows_of(layout, vocabulary, name, counted.tokens) for name, counted in self.value_counts.items()}
         places = {name: iter(range(len(own))) for name, own in rows.items()}
         for slot in layout.slots:
             own = rows[slot.feature][next(places[slot.feature])]
-            found.append(SlotLookups(torch.from_numpy(own.copy()), torch.tensor(self.values[slot.feature].counts)))
+            found.append(
+                SlotLookups(torch.from_numpy(own.copy()), torch.tensor(self.value_counts[slot.feature].counts))
+            )
         return found
 
 
 class SlotLookups(NamedTuple):
-    """The rows that a slot reads in training, one entry a distinct value."""
+    """Rows that a slot looks up in training, one entry per distinct value."""
 
     rows: Tensor
-    """[n_f] int64; a row stands there twice where two values collide."""
+    """[n_f] int64; a row occurs twice where two values collide."""
     counts: Tensor
-    """[n_f] int64: training examples (list features: tokens) that read it."""
+    """[n_f] int64: training examples (list features: tokens) with that value."""
 
 
 class PruningContext(NamedTuple):
-    """What `build_mask` may look at."""
+    """Everything that `build_mask` may use."""
 
     ranker: Ranker
     """The supernet at the weights that the method asked for, or the finished run at its best; in evaluation mode."""
-    reads: list[SlotLookups]
-    """Of each slot [S]."""
+    lookups: list[SlotLookups]
+    """By slot [S]."""
     train: Batches
     valid: Batches
     num_bytes: Callable[[Mask], int]
@@ -119,21 +120,21 @@ class PruningContext(NamedTuple):
     budget: Budget
     seed: int
     directory: Path
-    """Where a long search keeps its state, so that it can go on after it was killed."""
+    """For the state of a long search, so that a killed one can resume."""
     progress: bool = False
     trainer: TrainerConfig = TrainerConfig()
-    """Of the run."""
+    """Trainer settings of the run."""
     embedding: EmbeddingConfig = EmbeddingConfig()
-    """Of the ranker's table."""
+    """Settings of the ranker's table."""
 
     @property
     def layout(self) -> TableLayout:
-        """Of the ranker's table."""
+        """Layout of the ranker's table."""
         return self.ranker.embedding.layout
 
     @property
     def table(self) -> Tensor:
-        """The ranker's table [M, w], detached; not to be written to."""
+        """The ranker's table [M, w], detached; read only."""
         return self.ranker.embedding.table.detach()
 
 
@@ -141,8 +142,8 @@ class Compressor:
     """One method: an entry of COMPRESSORS; a subclass gives at least `build_mask`, or `reshape` and `replaces_table`.
 
     Args:
-        config: its own settings.
-        budget: what may be spent.
+        config: settings of the method.
+        budget: bytes that the result may take.
     """
 
     class Config(BaseModel):
@@ -151,37 +152,37 @@ class Compressor:
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     replaces_table: ClassVar[bool] = False
-    """True where `reshape` is all that there is: the new table is trained once from first weights, without a mask."""
+    """True if `reshape` is the whole method: the new table is trained once from its initial weights, without a mask."""
     keeps_every_row: ClassVar[bool] = False
-    """True where no row is removed: then the run's bytes are the budget where the user names none, else a tenth."""
+    """True if no row is removed. The default budget is then the size of the run's table; otherwise it is a tenth."""
     has_supernet: bool = False
-    """True where `install_supernet` installs something that learns."""
+    """True if `install_supernet` installs anything."""
     supernet_keeps: Keep = "best"
-    """Weights of the supernet that `build_mask` sees."""
+    """Epoch of the supernet whose weights `build_mask` sees."""
     start: ClassVar[InitFrom] = "finetune"
-    """What the last training begins with, where the user does not say; of no meaning where `replaces_table`."""
+    """Default start of the last training; unused if `replaces_table`."""
     has_one_start: ClassVar[bool] = False
-    """True where the last training can begin with nothing else, as it is where `replaces_table`."""
+    """True if `start` is the only possible one, as it is if `replaces_table`."""
 
     def __init__(self, config: Any, budget: Budget) -> None:
         self.config = config
         self.budget = budget
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
-        """The table to train; by default the run's own. Raises `InputError` for a budget that no table can meet.
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
+        """The table to train; by default the run's own. Raises `InputError` for a budget that no table meets.
 
-        Where it differs from the run's, the supernet (or the table to be frozen) is trained anew.
+        If it differs from the run's, the supernet (or the table that is masked) is trained anew.
         """
         return embedding
 
     def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
-        """Install what learns in a fresh ranker, as `ranker.embedding.gate`; returns the optimiser of both."""
+        """Install trainable masking in a fresh ranker, as `ranker.embedding.gate`; returns the optimiser of both."""
         return optimizer
 
     def supernet_trainer(self, trainer: TrainerConfig) -> TrainerConfig:
         """Settings of the supernet's training; by default the run's own."""
         return trainer
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
-        """What is kept, within the budget; raises `InputError` where nothing fits it."""
+    def build_mask(self, context: PruningContext) -> Mask:
+        """The rows and columns to keep, within the budget; raises `InputError` if nothing fits."""
         raise NotImplementedError

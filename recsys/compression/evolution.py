@@ -1,7 +1,7 @@
-"""Evolutionary search over tuples of small integers: the second stage of OptEmbed, and nothing of tables in it.
+"""Evolutionary search over tuples of small integers: the second stage of OptEmbed. It knows nothing of tables.
 
-G genes of a candidate. Every fitness is a line of a file, written when it is known. The search itself follows from its
-seed alone, so that one that was killed runs through the known ones in no time, goes on, and ends at the same winner.
+G genes of a candidate. Every fitness is appended to a file when it is known. The search depends on its seed alone, so a
+killed one replays the known candidates at once, continues, and ends at the same winner.
 """
 
 import hashlib
@@ -21,28 +21,28 @@ Genome = tuple[int, ...]
 """G genes: gene g is one of 0..num_choices[g] - 1."""
 
 _ATTEMPTS = 50
-"""Draws of a child before one that is known already has to do."""
+"""Draws of a child before a known one is accepted."""
 
 
 class SearchConfig(BaseModel):
-    """How long to search, and how far apart children fall from their parents."""
+    """Length of the search, and distance of children from their parents."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     generations: int = Field(default=4, ge=1)
     """Rounds; the first one is random."""
     num_mutations: int = Field(default=6, ge=1)
-    """Children a round that are a parent with some genes drawn anew."""
+    """Children per round that are a parent with some genes drawn anew."""
     num_crossovers: int = Field(default=6, ge=1)
-    """Children a round that take each gene from one of two parents."""
+    """Children per round that take each gene from one of two parents."""
     num_parents: int = Field(default=6, ge=2)
-    """The best candidates so far, which the next children come from."""
+    """Number of best candidates so far from which the next children come."""
     mutation_rate: float = Field(default=0.1, gt=0, le=1)
-    """Probability of a gene to be drawn anew; one gene is in any case."""
+    """Probability that a gene is drawn anew; at least one gene always is."""
 
 
 class Winner(NamedTuple):
-    """What a search ends with."""
+    """Result of a search."""
 
     genome: Genome
     fitness: float
@@ -84,8 +84,8 @@ def evolve(
 ) -> Winner:
     """The genome of the highest fitness that a search of fixed length finds; ties go to the smallest genome.
 
-    `start` are candidates of the first generation beside the random ones. What `path` knows is not computed again, as
-    long as it belongs to a search with the same arguments and the same JSON-able `identity`.
+    `start` are candidates of the first generation, next to random ones. Fitness values in `path` are reused if they
+    belong to a search with the same arguments and the same JSON-able `identity`.
     """
     known = _Known(path, [list(num_choices), config.model_dump(), seed, [list(one) for one in start], identity])
     size = config.num_mutations + config.num_crossovers
@@ -121,7 +121,7 @@ def _children(
     known: "_Known",
     generator: np.random.Generator,
 ) -> Iterator[Genome]:
-    """Mutations, then crossovers, of the parents; preferably such as were not seen yet."""
+    """Mutations, then crossovers, of the parents; new ones if possible."""
 
     def parent() -> Genome:
         return parents[int(generator.integers(len(parents)))]
@@ -140,7 +140,7 @@ def _children(
 
 
 class _Known:
-    """Fitness by genome. The file may know more than this pass has come by so far: only the latter count."""
+    """Fitness by genome. The file may hold more genomes than this pass has reached; only admitted ones count."""
 
     def __init__(self, path: Path, identity: Any) -> None:
         self._path = path

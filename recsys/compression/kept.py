@@ -1,4 +1,4 @@
-"""What a mask leaves of each feature."""
+"""Rows and columns of each feature that a mask keeps."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ from recsys.evaluation.collisions import Distinct
 
 
 class KeptColumns(NamedTuple):
-    """What a pruned table stores of one feature."""
+    """Rows and columns of one feature that a pruned table stores."""
 
     feature: str
     rows: int
-    """Rows that its training values read and of which anything is stored."""
+    """Rows of its training values with at least one stored column."""
     of_rows: int
-    """Rows that its training values read."""
+    """Rows of its training values."""
     columns: int
-    """Columns that its slots hand on, over all views and probes."""
+    """Columns that its slots keep, over all views and probes."""
     of_columns: int
     """Columns of its slots."""
 
@@ -27,7 +27,7 @@ class KeptColumns(NamedTuple):
 def kept_by_feature(
     layout: TableLayout, mask: Mask, distinct: Distinct, vocabulary: Vocabulary | None
 ) -> list[KeptColumns]:
-    """What a mask leaves of each token feature: of the rows that its training values read, and of its columns."""
+    """Rows and columns that a mask keeps of each token feature, for its distinct training values."""
     widths, of_slots = mask.row_widths.numpy(), mask.slot_widths.numpy()
     found = []
     for name, (tokens, _) in distinct.items():

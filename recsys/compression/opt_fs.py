@@ -1,9 +1,9 @@
-"""OptFS: a gate a row, annealed from soft to hard while the network trains; what ends open is kept.
+"""OptFS: one gate per row, annealed from soft to hard while the network trains; rows whose gates end open are kept.
 
-M table rows, w row width, n reads of a batch. Lyu et al., "Optimizing Feature Set for Click-Through Rate Prediction",
-WWW 2023, arXiv 2301.10909: a row r hands on sigmoid(t m_r) / sigmoid(m_0) times its values, the temperature t grows
-from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes gates that bring
-nothing. They keep m_r > 0, whatever that comes to; under a byte budget the gates are ranked by m_r instead. The
+M table rows, w row width, n lookups of a batch. Lyu et al., "Optimizing Feature Set for Click-Through Rate Prediction",
+WWW 2023, arXiv 2301.10909: row r is read as sigmoid(t m_r) / sigmoid(m_0) times its values, the temperature t grows
+from 1 to gamma epoch by epoch as gamma^(e / (E - 1)), and penalty * sum_r sigmoid(t m_r) closes useless gates.
+The paper keeps m_r > 0, however many rows these are; under a byte budget the rows are ranked by m_r instead. The
 division by sigmoid(m_0) is left to the weights when the network is trained again.
 """
 
@@ -24,7 +24,7 @@ from recsys.trainer import Keep, TrainerConfig
 
 
 class OptFS(WideTable):
-    """Gates of rows, trained with the network by an Adam of their own."""
+    """Gates of rows, trained with the network by a separate Adam."""
 
     class Config(WideConfig):
         """The table, and how its gates are trained."""
@@ -34,9 +34,9 @@ class OptFS(WideTable):
         gamma: float = Field(default=200.0, ge=1)
         """Temperature of the last epoch."""
         penalty: float = Field(default=1e-8, ge=0)
-        """What an open gate costs, in units of the mean log loss."""
+        """Cost of an open gate, in units of the mean log loss."""
         start: float = 0.0
-        """m_0: where every gate starts."""
+        """m_0: initial value of every gate."""
         learning_rate: float = Field(default=0.01, gt=0)
         """Of the gates."""
         rank_by: Keep = "last"
@@ -44,34 +44,34 @@ class OptFS(WideTable):
 
     has_supernet = True
     start = "rewind"
-    has_one_start = True  # the gates' factors are in no weight that a later training could begin with
+    has_one_start = True  # the weights alone lack the gates' factors, so no training can start from them
 
     def __init__(self, config: Any, budget: Budget) -> None:
         super().__init__(config, budget)
         self.supernet_keeps = config.rank_by
 
     def install_supernet(self, ranker: Ranker, optimizer: TableOptimizer) -> TableOptimizer:
-        """A gate a row in front of the network, and an optimiser that steps them beside the table."""
+        """One gate per row between table and network, and an optimiser that steps gates and table."""
         gate = RowGate(ranker.embedding.layout.num_rows, self.config)
         ranker.embedding.gate = gate
         return GatedTable(optimizer, gate, self.config.learning_rate)
 
     def supernet_trainer(self, trainer: TrainerConfig) -> TrainerConfig:
-        """As many epochs as the gates take, at one rate: a stop before would leave them soft."""
+        """As many epochs as the gates take, at one rate: an earlier stop would leave them soft."""
         epochs = self.config.epochs
         return trainer.model_copy(update={"epochs": epochs, "patience": epochs, "learning_rate_factor": 1.0})
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
+    def build_mask(self, context: PruningContext) -> Mask:
         """The rows whose gates ended most open."""
-        gate = evidence.ranker.embedding.gate
+        gate = context.ranker.embedding.gate
         assert isinstance(gate, RowGate)
         openness = gate.openness.detach().double()
-        # Above 0 for every row, as a score of 0 would say that nothing is lost.
-        return keep_best_rows(openness - openness.min() + 1, evidence)
+        # Above 0 for every row, as rows of score 0 are always dropped.
+        return keep_best_rows(openness - openness.min() + 1, context)
 
 
 class RowGate(Gate):
-    """Multiplies what is read of a row by how far its gate is open.
+    """Multiplies the values of a row by the openness of its gate.
 
     >>> gate = RowGate(3, OptFS.Config())
     >>> gate(torch.ones(2, 1), Reads(torch.tensor([0, 2]), torch.tensor([0, 0]), torch.tensor([0, 1]))).tolist()
@@ -106,7 +106,7 @@ class RowGate(Gate):
 
 
 class GatedTable(TableOptimizerWrapper):
-    """A table's optimiser, and beside it the Adam of the gates; a flush ends an epoch."""
+    """A table's optimiser with an Adam for the gates; a flush ends an epoch."""
 
     def __init__(self, table: TableOptimizer, gate: RowGate, learning_rate: float) -> None:
         super().__init__(table)

@@ -1,6 +1,6 @@
-"""Low-bit rows and nothing else: every row stays, rounded to the type that it is exported in.
+"""Quantisation alone: every row stays, rounded to the type that it is exported in.
 
-M table rows, w row width. Post-training: nothing is trained again. `serving.bundle.table` says how.
+M table rows, w row width. Post-training: the weights are not trained again. `serving.bundle.table` has the codes.
 """
 
 from torch import Tensor
@@ -15,18 +15,18 @@ class Quantized(Compressor):
     keeps_every_row = True
     start = "as_is"
 
-    def build_mask(self, evidence: PruningContext) -> Mask:
-        """Everything but rows of zeros; raises `InputError` where that is more than the budget."""
-        mask = Mask(stored_widths(evidence.table), Mask.full(evidence.layout).slot_widths)
-        size = evidence.num_bytes(mask)
-        if size > evidence.budget.num_bytes:
+    def build_mask(self, context: PruningContext) -> Mask:
+        """Everything but rows of zeros; raises `InputError` if that is more than the budget."""
+        mask = Mask(stored_widths(context.table), Mask.full(context.layout).slot_widths)
+        size = context.num_bytes(mask)
+        if size > context.budget.num_bytes:
             remedy = "choose a smaller --table-dtype, or a method that removes rows"
-            raise evidence.budget.too_few(f"{size:,} with every row", remedy)
+            raise context.budget.too_few(f"{size:,} with every row", remedy)
         return mask
 
 
 def stored_widths(table: Tensor) -> Tensor:
-    """Columns of each row [M] of a table [M, w] that a file holds where nothing is pruned: none of a row of zeros.
+    """Columns of each row [M] of an unpruned table [M, w] that a file stores: none of a row of zeros.
 
     >>> import torch
     >>> stored_widths(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).tolist()

@@ -1,9 +1,9 @@
-"""Quotient and remainder: two complementary rows a value, so that two values share both only where their hashes agree.
+"""Quotient and remainder: two complementary rows per value; two values share both only if their hashes agree.
 
 Shi et al., "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation Systems",
-KDD 2020, arXiv 1909.02107. The two rows are concatenated, one of their three operations: the network in front of which
-they stand reads columns, and a product would be a second way to pool that every bundle would have to know. The ids are
-hashes and not positions in a vocabulary, which would cost 8 bytes a value: more than most budgets leave.
+KDD 2020, arXiv 1909.02107. The two rows are concatenated, one of the paper's three operations: the network reads
+columns, and a product would be a second way to pool that every bundle had to support. The ids are hashes instead of
+positions in a vocabulary, which would cost 8 bytes per value, more than most budgets leave.
 """
 
 from pydantic import Field
@@ -14,7 +14,7 @@ from recsys.embedding.table import EmbeddingConfig
 
 
 class QuotientRemainder(Compressor):
-    """Two ranges a feature and view, of s rows each, which tell s * s hashes apart."""
+    """Two ranges per feature and view, of s rows each, which distinguish s * s hashes."""
 
     class Config(Compressor.Config):
         """Shape of the table."""
@@ -24,7 +24,7 @@ class QuotientRemainder(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """Two probes, of the quotient and of the remainder."""
         width = self.config.width
         num_rows = most_rows(self.budget, width)

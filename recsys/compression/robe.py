@@ -2,7 +2,7 @@
 
 Desai, Chou and Shrivastava, "Random Offset Block Embedding (ROBE) for compressed embedding tables in deep learning
 recommendation systems", MLSys 2022, arXiv 2108.02191. A table of width 1 is the array; blocks may start anywhere and
-overlap. Their random signs are left out: a reader with weights of its own for each feature has no use for them.
+overlap. The paper's random signs are left out: they are useless to a reader with separate weights for each feature.
 """
 
 from pydantic import Field
@@ -17,22 +17,22 @@ class Robe(Compressor):
     """An array as long as the budget admits; all features and views share it."""
 
     class Config(Compressor.Config):
-        """What a value reads."""
+        """Floats that a value reads."""
 
         floats: int = Field(default=16, ge=1, le=64)
-        """Floats a value."""
+        """Floats per value."""
         block: int = Field(default=4, ge=1, le=64)
-        """Z: floats in succession; a value reads ceil(floats / Z) blocks, the last one perhaps in part."""
+        """Z: consecutive floats; a value reads ceil(floats / Z) blocks, and perhaps only part of the last one."""
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
-        """As many probes of width 1 as floats; raises `InputError` for a registry with `probes:` of its own."""
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
+        """As many probes of width 1 as floats; raises `InputError` for a registry with other `probes:`."""
         floats, block = self.config.floats, self.config.block
-        other = next((name for name, probes in facts.probes.items() if probes != floats), None)
+        other = next((name for name, probes in stats.probes.items() if probes != floats), None)
         if other is not None:
-            found, remedy = f"{facts.probes[other]} of {other!r}", "leave `probes:` out of the registry"
+            found, remedy = f"{stats.probes[other]} of {other!r}", "leave `probes:` out of the registry"
             raise InputError(f"every value reads {floats} floats of ROBE's array", found=found, remedy=remedy)
-        num_rows = most_rows(self.budget, 1, facts.num_reads(floats))
+        num_rows = most_rows(self.budget, 1, stats.num_lookups(floats))
         changes = {"kind": "robe", "num_rows": num_rows, "width": 1, "probes": floats, "block": block}
         return embedding.model_copy(update=changes)

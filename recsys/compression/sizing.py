@@ -1,4 +1,4 @@
-"""Sizing: the largest table that a byte budget admits.
+"""The largest table that a byte budget admits.
 
 M table rows, w row width.
 """
@@ -10,19 +10,19 @@ from recsys.compression.base import Budget
 from serving.bundle.table_plan import table_bytes
 
 MAX_UNREAD = 1e-6
-"""Expected rows that training never reads, above which the file is taken to need a bitmap that says which."""
+"""Expected rows without a lookup in training, above which the file is taken to need a bitmap."""
 
 
-def most_rows(budget: Budget, width: int, num_reads: int | None = None) -> int:
+def most_rows(budget: Budget, width: int, num_lookups: int | None = None) -> int:
     """The largest M whose table file of M full rows fits a budget.
 
-    `num_reads` entries read all rows by hash; None where each feature reads a range of its own, in which rows may be
-    left over however many there are. Raises `InputError` where not even one row fits.
+    `num_lookups` entries read all rows by hash; None if each feature has its own range, in which rows may be
+    left over however many there are. Raises `InputError` if not even one row fits.
     """
 
     def fits(num_rows: int) -> bool:
-        # Where a row may stand that training never reads, the file has a bitmap that says so.
-        has_unread = num_reads is None or num_rows * math.exp(-num_reads / num_rows) > MAX_UNREAD
+        # If training may leave a row without a lookup, the file has a bitmap of those rows.
+        has_unread = num_lookups is None or num_rows * math.exp(-num_lookups / num_rows) > MAX_UNREAD
         size = table_bytes(num_rows, width, budget.dtype, has_trained_rows=has_unread)
         return size <= budget.num_bytes
 

@@ -1,4 +1,4 @@
-"""A smaller table and no pruning: what every method that prunes has to beat at equal bytes.
+"""A smaller table without pruning: the baseline of all pruning methods at equal bytes.
 
 Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023,
 arXiv 2305.12102: the multiplexed table degrades gracefully as it shrinks.
@@ -15,8 +15,8 @@ class Smaller(Compressor):
 
     replaces_table = True
 
-    def reshape(self, embedding: EmbeddingConfig, facts: TrainingStats) -> EmbeddingConfig:
+    def reshape(self, embedding: EmbeddingConfig, stats: TrainingStats) -> EmbeddingConfig:
         """Another number of rows."""
-        num_rows = most_rows(self.budget, embedding.width, facts.num_reads(embedding.probes))
+        num_rows = most_rows(self.budget, embedding.width, stats.num_lookups(embedding.probes))
         kind = "unified" if TABLE_KINDS[embedding.kind].has_own_ranges else embedding.kind
         return embedding.model_copy(update={"kind": kind, "num_rows": num_rows})

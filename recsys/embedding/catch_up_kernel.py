@@ -58,7 +58,7 @@ def bias_corrections(beta1: float, beta2: float) -> BiasCorrections:
 
 
 class _Offsets(NamedTuple):
-    """Where the values of a group are in its scratch array; `push` is also the number of values of each kind."""
+    """Offsets of the values of a group in its scratch array; `push` is also the number of values of each kind."""
 
     width: int
     pull: int

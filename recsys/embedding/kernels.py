@@ -2,7 +2,7 @@
 
 n lookups of a batch, U distinct rows among them, M table rows, w row width. One thread computes a row from beginning
 to end, so that results do not depend on the number of threads. A kernel is compiled for one width, so that a row is a
-known number of vector registers; numba caches it beside this file, in the user's cache, or in muxrec's.
+known number of vector registers; numba caches it next to this file, in the user's cache, or in muxrec's.
 """
 
 # pyright: reportMissingParameterType=false
@@ -43,7 +43,7 @@ Kernel = Callable[..., None]
 
 
 def _can_cache() -> bool:
-    """Whether numba finds a place for compiled code: its own choice, else muxrec's cache."""
+    """True if numba finds a folder for compiled code: its own choice, else muxrec's cache."""
     with suppress(RuntimeError):
         numba.njit(cache=True)(_can_cache)
         return True
@@ -96,7 +96,7 @@ class SortedRows(NamedTuple):
     order: npt.NDArray[np.int32]
     """Lookups [n] by row; those of one row in their own order."""
     starts: npt.NDArray[np.int64]
-    """Where the lookups of each distinct row begin in `order` [U + 1]."""
+    """Position in `order` of the first lookup of each distinct row [U + 1]."""
 
 
 def sort_rows(rows: npt.NDArray[np.int64], num_rows: int) -> SortedRows:

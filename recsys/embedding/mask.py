@@ -43,7 +43,7 @@ class Mask(NamedTuple):
 
     @staticmethod
     def full(layout: TableLayout) -> "Mask":
-        """Nothing removed."""
+        """The mask that keeps everything."""
         return Mask(
             torch.full((layout.num_rows,), layout.width, dtype=torch.int64),
             torch.full((len(layout.slots),), layout.width, dtype=torch.int64),
@@ -108,7 +108,7 @@ class MaskGate(Gate):
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()
-        # Not in the state: a run has its mask in a file of its own, and its weights stay readable without it.
+        # Not in the state: a run has its mask in a separate file, and its weights stay readable without it.
         self.register_buffer("row_widths", mask.row_widths, persistent=False)
         self.register_buffer("slot_widths", mask.slot_widths, persistent=False)
 

@@ -30,7 +30,7 @@ class TableOptimizer(Protocol):
     def learning_rate(self, value: float) -> None: ...
 
     def gradients(self) -> list[Tensor]:
-        """Gradients of the table, which clipping scales in place; none where the update is fused."""
+        """Gradients of the table, which clipping scales in place; none if the update is fused."""
         ...
 
     def step(self) -> None:
@@ -61,7 +61,7 @@ class AdamTable(RowSparseAdam):
         return self._active_rows.w.requires_grad_()
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of the gathered rows [U, w]; none where the batch had no token."""
+        """The gradient of the gathered rows [U, w]; none if the batch had no token."""
         return _gradients(self._active_rows)
 
     def step(self) -> None:
@@ -168,8 +168,8 @@ class FusedRowWiseAdagrad:
 class TableOptimizerWrapper:
     """Forwards to a table's optimiser; a subclass also steps something else.
 
-    The rate and the gradients are those of the table: what else a subclass trains has a rate of its own, and is not in
-    the global norm.
+    The rate and the gradients are those of the table: what else a subclass trains has its own rate and is not
+    in the global norm.
     """
 
     def __init__(self, table: TableOptimizer) -> None:

@@ -1,8 +1,8 @@
 """Dense Adam with coupled L2 for an embedding table, at the cost of the rows that a batch reads.
 
 M table rows, w row width, U distinct rows of a batch. `recsys.embedding.catch_up` explains how a row makes up for the
-steps that it missed. On a CPU the loops over rows are compiled (`recsys.embedding.kernels`, `catch_up_kernel`); for
-other devices the same is written in torch.
+steps that it missed. On a CPU the loops over rows are compiled (`recsys.embedding.kernels`, `catch_up_kernel`); on
+other devices they are torch operations.
 """
 
 import math
@@ -38,14 +38,14 @@ class RowState(NamedTuple):
 class RowSparseAdam:
     """Adam with L2 on every row at every step (Kingma & Ba 2015, algorithm 1), computed only for rows that are read.
 
-    Agrees with `torch.optim.Adam(weight_decay=...)` on the dense gradient: to rounding while no row misses more than
-    `EXACT_STEPS` steps at a time; within 1.5 learning rates beyond, on average within 1.5% of the distance that a row
-    moved in the first 100 steps and 0.4% later (`tests/recsys/embedding/test_row_sparse_adam.py`). Longer gaps need a
-    second beta near 0.999: strides outgrow a shorter memory.
+    Agrees with `torch.optim.Adam(weight_decay=...)` on the dense gradient: up to rounding if no row misses more than
+    `EXACT_STEPS` steps at a time. With longer gaps it is within 1.5 learning rates, on average within 1.5% of the
+    distance that a row moved in the first 100 steps and 0.4% later (`tests/recsys/embedding/test_row_sparse_adam.py`).
+    Longer gaps need a second beta near 0.999: strides outgrow a shorter memory.
 
     Each step: `state = gather_rows(rows)`, compute with `state.w`, `step_rows(state, grad)`. Other rows of the table
-    lag until `catch_up_all()`, which evaluation and export need first. `rows` must not repeat a row; that is not
-    checked, as the check costs as much as the step.
+    lag until `catch_up_all()`, so call it before evaluation and export. `rows` must not repeat a row; that is not
+    checked, because the check would cost as much as the step.
 
     Args:
         table: [M, w] float32 on any device, detached, updated in place.
@@ -107,7 +107,7 @@ class RowSparseAdam:
     def gather_rows(self, rows: Tensor) -> RowState:
         """Copies of rows [U] int64 with the steps that they missed applied; the table is not changed.
 
-        No row may come twice; increasing rows are fastest.
+        `rows` must not repeat a row; sorted rows are fastest.
         """
         if self._is_compiled:
             block = torch.empty(3, len(rows), self.table.shape[1])
@@ -147,7 +147,7 @@ class RowSparseAdam:
 
     @torch.no_grad()
     def catch_up_all(self) -> None:
-        """Apply the missed steps of every row, which must precede any other use of the table."""
+        """Apply the missed steps of every row. Call it before any other use of the table."""
         for start in range(0, len(self.table), _CHUNK_ROWS):
             rows = torch.arange(start, min(start + _CHUNK_ROWS, len(self.table)), device=self.table.device)
             self._scatter_rows(self.gather_rows(rows))
@@ -173,7 +173,7 @@ class RowSparseAdam:
         return self._corrections, number(adam.learning_rate), number(adam.weight_decay), betas, number(adam.eps)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state beside the table, uncopied, and without applying missed steps.
+        """The state without the table: not copied, and missed steps are not applied.
 
         `m` and `v` [M, w] float32, `last_step` [M] int32, `num_steps` int64, `learning_rate` float64, and `settings`
         [4] float64: weight decay, both betas, eps.
@@ -189,9 +189,9 @@ class RowSparseAdam:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue bit for bit from a `state_dict`, provided that the table has the values of that moment too.
+        """Continue bit for bit from a `state_dict`, if the table also has the values that it had then.
 
-        Raises `InputError` for other entries, shapes or settings: rows that lag owe steps under the saved settings.
+        Raises `InputError` for other entries, shapes or settings: rows that lag must catch up under the saved settings.
         """
         own = self.state_dict()
         shapes, found = ({name: list(tensor.shape) for name, tensor in entries.items()} for entries in (own, state))

@@ -1,4 +1,4 @@
-"""UnifiedEmbedding: every categorical feature in one torchrec table, which each reads through salts of its own.
+"""UnifiedEmbedding: all categorical features in one torchrec table, each hashed with its own salts.
 
 Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML Systems", NeurIPS 2023,
 arXiv 2305.12102, section "feature multiplexing": one table of M rows of width w, an independent hash per feature and
@@ -32,16 +32,16 @@ class EmbeddingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: TableKind = "unified"
-    """`unified`: every feature and view reads all rows by hash; `hashed`: each has a range of its own, in proportion to
-    its distinct values in train; `collisionless`: each value seen in train has a row of its own, read by one probe;
-    `quotient_remainder`: two probes, of one hash's quotient and remainder, each with a range of its own; `robe`: every
+    """`unified`: every feature and view reads all rows by hash; `hashed`: each has its own range, in proportion to its
+    distinct values in train; `collisionless`: each value seen in train has its own row, read by one probe;
+    `quotient_remainder`: two probes, of one hash's quotient and remainder, each with its own range; `robe`: every
     feature and view reads all rows, in runs of `block` probes that begin at a hashed row."""
     num_rows: int = Field(default=32_768, ge=1, le=2**31)
     """M: rows of the table; ignored under `collisionless`, where they follow from the data."""
     width: int = Field(default=4, ge=1, le=4096)
     """w: floats per row."""
     probes: int = Field(default=4, ge=1, le=64)
-    """Rows that are read and concatenated per value, unless a feature sets a number of its own."""
+    """Rows that are read and concatenated per value, unless a feature sets its own number."""
     block: int = Field(default=1, ge=1, le=4096)
     """Z: consecutive rows in a run, under `robe` only; with a width of 1 the table is an array of floats."""
     init: Literal["uniform", "normal"] = "uniform"
@@ -87,8 +87,8 @@ class UnifiedEmbedding(nn.Module):
         self.layout = layout
         self.vocabulary = vocabulary
         self.is_fused = fused is not None
-        # torchrec draws initial values of its own; forking the generator makes a seed give the same start under either
-        # optimiser.
+        # torchrec draws initial values that are overwritten below; forking the generator makes a seed give the same
+        # start under either optimiser.
         with torch.random.fork_rng(devices=[]):
             self.collection: Any = _collection(layout, fused)
         self.table.requires_grad_(False)  # its gradient is that of gathered rows, or stays inside the fused kernel
@@ -96,7 +96,7 @@ class UnifiedEmbedding(nn.Module):
         self.gather_fn: GatherFn = self._gather
         """Rows that training reads, up to date; `build_table` binds that of the table's optimiser."""
         self.gate: Gate | None = None
-        """Masks or scales the gathered values; not under `fused`, whose values never leave the collection."""
+        """Masks or scales the gathered values; None under `fused`, where values never leave the collection."""
         self._slots = Slots(layout, vocabulary)
 
     @property
@@ -106,7 +106,7 @@ class UnifiedEmbedding(nn.Module):
 
     @property
     def mask(self) -> Mask | None:
-        """The mask of the table; None where all of it is kept."""
+        """The mask of the table; None if all of it is kept."""
         return self.gate.mask if isinstance(self.gate, MaskGate) else None
 
     def apply_mask(self, mask: Mask) -> None:

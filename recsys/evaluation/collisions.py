@@ -1,4 +1,4 @@
-"""Who shares rows with whom: load, collisions inside and between features, and each feature's share of the reads.
+"""Shared rows of a table: load, collisions inside and between features, and each feature's share of the reads.
 
 M table rows, n_f distinct values of a feature in train. Expected figures follow from uniform hashing (Coleman et
 al., "Unified Embedding", NeurIPS 2023): of k + 1 entries that may read the same R rows, one shares its row with
@@ -35,7 +35,7 @@ class FeatureCollisions(BaseModel):
     load: float
     """Distinct values times probes, over the rows that they may read."""
     share_of_reads: float
-    """Of all row reads that training examples make, over all views."""
+    """Share of all row reads of the training examples, over all views."""
     expected_intra: float
     """Share of values whose row another value of the same feature reads too, by the same probe."""
     measured_intra: float
@@ -66,7 +66,7 @@ class CollisionReport(BaseModel):
     features: list[FeatureCollisions]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat record a feature, for tables."""
+        """One flat record per feature, for tables."""
         return [feature.model_dump() for feature in self.features]
 
 
@@ -158,9 +158,9 @@ def _share(flags: npt.NDArray[np.bool_]) -> float:
 
 
 def _multiplicity(rows: Counts, scratch: Counts) -> Counts:
-    """How often each entry's row stands among all entries; of the shape of `rows`.
+    """Number of entries that read each entry's row; of the shape of `rows`.
 
-    `scratch` [M] is all zeros, before and after: counts made anew for each feature and probe would cost M each.
+    `scratch` [M] is all zeros before and after: allocating counts for each feature and probe would cost M each.
     """
     np.add.at(scratch, rows.ravel(), 1)
     found = scratch[rows]

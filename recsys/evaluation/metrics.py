@@ -152,7 +152,7 @@ class Metric(NamedTuple):
 
     function: Callable[[Predictions], float]
     higher_is_better: bool | None
-    """None where neither is, as for a ratio that is best at 1; training cannot monitor such a metric."""
+    """None if neither direction is better, as for a ratio that is best at 1; training cannot monitor such a metric."""
     title: str
     digits: int = 4
     """Decimals shown."""

@@ -1,9 +1,9 @@
-"""Two models on the same rows: how far apart their metrics are, and how sure that is.
+"""Differences of two models' metrics on the same rows, with confidence bounds.
 
 N rows, G groups. A metric's error is, to first order, a sum over rows of their influence on it (Hampel 1974). For the
 AUC that sum gives the variance of DeLong, DeLong and Clarke-Pearson (1988). Rows of a group depend on each other, so
 their influences are added before they are squared (Obuchowski 1997). The two models' influences are subtracted row by
-row, so what both get wrong alike does not count. Nothing is drawn at random.
+row, so errors that both make cancel. Nothing is random.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ NUM_BINS = 20
 
 
 class Influence(NamedTuple):
-    """A metric, and what each row adds to its error."""
+    """A metric, and the contribution of each row to its error."""
 
     value: float
     of_rows: Floats  # [N], of mean 0
@@ -42,12 +42,12 @@ class Difference(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """How much worse the challenger may be, at the bad end of the interval; negative where it is surely better."""
+        """Loss of the challenger at the bad end of the interval; negative if it is better even there."""
         return -self.low if self.higher_is_better else self.high
 
     @property
     def loss_at_least(self) -> float:
-        """How much worse the challenger is at the good end of the interval."""
+        """Loss of the challenger at the good end of the interval."""
         return -self.high if self.higher_is_better else self.low
 
 
@@ -65,7 +65,7 @@ def compare(
         labels: [N], 0 or 1, both present.
         champion: [N], probabilities.
         challenger: [N], probabilities of the same rows.
-        groups: [N], whose rows depend on each other (of a user, say); None: all rows are independent.
+        groups: [N], whose rows depend on each other, such as those of a user; None: all rows are independent.
         weights: [N], from 0; None: every row counts alike.
 
     Raises:
@@ -136,10 +136,10 @@ def log_loss_influence(examples: Examples) -> Influence:
 
 
 def calibration_influence(examples: Examples) -> Influence:
-    """The calibration error over the label rate: the share of the clicks that are promised at the wrong place.
+    """The calibration error over the label rate: the share of the clicks that are predicted in the wrong bin.
 
-    ECE is in units of probability, so a margin that fits one click rate is blind at another; as a share of the rate it
-    fits both. It also bounds the calibration ratio: |ratio - 1| is never above it.
+    ECE is in units of probability, so a margin that suits one click rate does not suit another; a share of the rate
+    suits both. It also bounds the calibration ratio: |ratio - 1| never exceeds it.
 
     >>> calibration_influence(checked(Predictions.of([0, 1, 1, 0], [0.5, 0.5, 0.5, 0.5]))).value
     0.0

@@ -37,7 +37,7 @@ class Importance(NamedTuple):
 
 
 def feature_importance(ranker: nn.Module, split: Split, *, seed: int = 0) -> list[Importance]:
-    """Importance of every feature on a random sample of the split, the largest first; none where it has one class."""
+    """Importance of every feature on a random sample of the split, the largest first; none if it has one class."""
     names = [feature.name for feature in split.registry.features]
     sample = next(split.batches(_num_rows(len(names)), shuffle=True, seed=seed))
     order = np.random.default_rng(seed).permutation(sample.num_examples)

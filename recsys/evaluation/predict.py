@@ -38,6 +38,6 @@ def predict(ranker: nn.Module, batches: Iterable[Batch]) -> Predictions:
 
 
 def _own_groups(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Each row without a group becomes a group of its own, which gAUC skips: such rows are ranked for no one user."""
+    """Give each row without a group its own group, which gAUC skips: such rows belong to no user."""
     missing = groups == np.uint64(MISSING_TOKEN).astype(np.int64)
     return np.where(missing, np.arange(len(groups)), groups)

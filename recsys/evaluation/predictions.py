@@ -1,4 +1,4 @@
-"""Predictions of a model beside the labels, and the checks and runs of ties that metrics and curves share.
+"""Predictions of a model with the labels, and the checks and runs of ties that metrics and curves share.
 
 Shapes: ``N`` rows, ``R`` runs of rows with equal score, ``G`` groups. A row of weight k counts as k rows, and one of
 weight 0 does not count. Without weights rows are counted in integers.
@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
         groups: ArrayLike | None = None,
         weights: ArrayLike | None = None,
     ) -> Self:
-        """From lists or arrays; nothing is checked before a metric or curve reads them."""
+        """Predictions from lists or arrays; metrics and curves check them."""
         optional = [None if values is None else np.asarray(values) for values in (groups, weights)]
         return cls(np.asarray(labels), np.asarray(probabilities), *optional)
 
@@ -152,4 +152,4 @@ def _checked_weights(weights: ArrayLike, num_rows: int) -> Floats:
 def _check_length(values: NDArray[Any], num_rows: int, name: str) -> None:
     if values.shape != (num_rows,):
         found = f"{list(values.shape)}"
-        raise InputError(f"{name}s must have shape [{num_rows}]", found=found, remedy=f"one {name} a row")
+        raise InputError(f"{name}s must have shape [{num_rows}]", found=found, remedy=f"give one {name} per row")

@@ -33,7 +33,7 @@ class Segment(NamedTuple):
     rows: int
     label_rate: float | None
     metrics: dict[str, float | None]
-    """Every entry of METRICS; None where it is undefined, such as the AUC of labels of one class."""
+    """Every entry of METRICS; None if it is undefined, such as the AUC of labels of one class."""
 
     def record(self) -> dict[str, Any]:
         """One flat record, for files and JSON."""

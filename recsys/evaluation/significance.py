@@ -1,4 +1,4 @@
-"""Are two groups of runs different? Mean, spread between seeds, and Welch's t-test.
+"""Significance of the difference between two groups of runs: spread between seeds, and Welch's t-test.
 
 Spread is the standard deviation (n - 1). The test is two-sided, for unequal variances (Welch, "The generalization of
 'Student's' problem when several different population variances are involved", Biometrika 1947).
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of Welch's t-test; None where a side has fewer than two values, or nothing varies.
+    """Two-sided p-value of Welch's t-test; None if a side has fewer than two values, or nothing varies.
 
     >>> welch([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     1.0

@@ -1,4 +1,4 @@
-"""The models, by the name a run gives them; adding one is a file beside these and a line in ``MODELS``."""
+"""The models by name; to add one, write a file here and a line in ``MODELS``."""
 
 from recsys.models.base import Model
 from recsys.models.dcn_v2 import DCNv2

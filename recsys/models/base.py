@@ -1,4 +1,4 @@
-"""What every model is: a frozen Config beside a module that turns an example's columns into one logit.
+"""Model, the base of every model: a frozen Config and a module that turns an example's columns into one logit.
 
 Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of an
 ``InputVector``.
@@ -19,15 +19,15 @@ from recsys.models.layers import ModelInputs, NumericEmbedding
 HiddenWidths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 """Width of each hidden layer, first to last; at least one."""
 
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 """Probability of dropping a hidden activation."""
 
 
 class Model(nn.Module):
-    """The contract of an entry of ``MODELS``; a new model is a file with a subclass, and a line in that dict.
+    """An entry of ``MODELS``; a new model is a file with a subclass, and a line in that dict.
 
-    A model is handed embedded tokens and plain numbers. It knows no table, no optimiser and no trainer, so that it
-    exports as it is. Its constructor takes its own Config and the ModelInputs that its views led to:
+    A model is given embedded tokens and plain numbers. It knows no table, optimiser or trainer, so it exports as it is.
+    Its constructor takes its own Config and the ModelInputs of its views:
 
     >>> from recsys.models import MODELS
     >>> cls = MODELS["mlp"]
@@ -40,7 +40,7 @@ class Model(nn.Module):
 
     Args:
         config: the settings, of the class's own ``Config``.
-        inputs: the columns it reads. Its views are those that ``views`` asked for.
+        inputs: the columns it reads, with the views that ``views`` returned.
 
     Raises:
         InputError: a context names an unknown feature, or ``inputs`` lacks a view.
@@ -52,7 +52,7 @@ class Model(nn.Module):
         model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
         def contexts(self) -> dict[str, tuple[str, ...]]:
-            """View name -> features that the model reads once more, through rows of their own; none by default.
+            """View name -> features that the model reads a second time, through other rows; none by default.
 
             The settings that hold them are named after the view: ``fs1_context`` for view "fs1".
 
@@ -76,9 +76,8 @@ class Model(nn.Module):
             features: the token features in registry order.
 
         Returns:
-            "main" with all of them, then a view for each context that names one, in registry order (as the reference
-            code orders a context). Other names in a context are numeric features, which need no table; whether they
-            exist is checked when the model is built, where the numeric features are known.
+            "main" with all of them, then a view for each context that names one, in registry order as in the reference
+            code. Other names in a context are numeric features, which need no table; the constructor checks them.
 
         >>> from recsys.models import FinalMLP
         >>> FinalMLP.views(FinalMLP.Config(fs1_context=("item", "price", "user")), ("user", "item"))
@@ -103,13 +102,13 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def loss(self, embedded: Tensor, dense: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """What a training step makes smaller: the log loss of ``forward``, unless a model knows better.
+        """The loss of a training step: the log loss of ``forward``, unless a model overrides it.
 
         Args:
             embedded: [B, W], float32.
             dense: [B, N], float32.
             labels: [B], 0 or 1, float32.
-            weights: [B], or none for ones. They are not normalised: the mean is over B, not over their sum.
+            weights: [B], or None for ones. They are not normalised: the mean is over B, not over their sum.
 
         Returns:
             a scalar, the mean over the batch.
@@ -122,7 +121,7 @@ class Model(nn.Module):
         return F.binary_cross_entropy_with_logits(self(embedded, dense), labels, weight=weights)
 
     def embedding_parameters(self) -> list[nn.Parameter]:
-        """The weights inside the model that belong to the embedding and take its L2 (BARS): those of numeric features.
+        """Parameters that belong to the embedding and take its L2 (BARS): those of numeric features.
 
         >>> from recsys.models import SingleMLP
         >>> inputs = ModelInputs(views={"main": {}}, dense_features=("age", "price"), dense_width=4)
@@ -133,7 +132,7 @@ class Model(nn.Module):
 
     @classmethod
     def _check_inputs(cls, config: Config, inputs: ModelInputs) -> None:
-        """Refuse a context that names no feature, and inputs that were laid out for another config."""
+        """Raise `InputError` for an unknown name in a context, and for inputs laid out for another config."""
         tokens = inputs.views["main"]
         known = [*tokens, *inputs.dense_features]
         for view, context in config.contexts().items():
@@ -156,7 +155,7 @@ class Model(nn.Module):
 
 
 class InputVector(nn.Module):
-    """The input of a network: the main view's columns, then each numeric feature times a vector of its own.
+    """The input of a network: the main view's columns, then each numeric feature times its own vector.
 
     >>> inputs = ModelInputs(views={"main": {"user": 3}}, dense_features=("price",), dense_width=2)
     >>> vector = InputVector(inputs)(torch.ones(5, 3), torch.zeros(5, 1))
@@ -181,7 +180,7 @@ def view_columns(inputs: ModelInputs, view: str, embedded: Tensor) -> Tensor:
 
     Args:
         inputs: the columns of ``embedded``.
-        view: its name; a view that is not there, as no token feature is in it, has no columns.
+        view: its name; a view without token features is absent and has no columns.
         embedded: [B, W].
 
     Returns:
@@ -191,7 +190,7 @@ def view_columns(inputs: ModelInputs, view: str, embedded: Tensor) -> Tensor:
     >>> [view_columns(inputs, view, torch.zeros(5, 5)).shape[1] for view in ("main", "fs1", "fs2")]
     [3, 2, 0]
     """
-    # A slice past the end is silently short, and a sum over it silently wrong.
+    # A slice past the end would be short without an error, and a sum over it wrong.
     assert embedded.shape[1] == inputs.embedded_width, (embedded.shape, inputs.embedded_width)
     return embedded[:, inputs.columns(view) if view in inputs.views else slice(0, 0)]
 
@@ -201,7 +200,7 @@ def field_shape(inputs: ModelInputs, reader: str) -> tuple[int, int]:
 
     Args:
         inputs: the columns of the model.
-        reader: what asks for equal widths, for the message.
+        reader: the model or setting that needs equal widths, for the message.
 
     Raises:
         InputError: the features have different widths.
@@ -215,7 +214,7 @@ def field_shape(inputs: ModelInputs, reader: str) -> tuple[int, int]:
         if other != width:
             raise InputError(
                 f"{reader} needs features of equal width",
-                found=f"{name!r} of {other} columns beside others of {width}",
+                found=f"{name!r} of {other} columns, next to others of {width}",
                 remedy="let every `probes:` of the registry equal embedding.probes",
             )
     return len(widths), width

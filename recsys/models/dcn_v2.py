@@ -1,11 +1,10 @@
-"""DCN V2: cross layers, which multiply the input by itself once a layer, beside or below an MLP.
+"""DCN V2: cross layers, each of which multiplies by the input once more, parallel to an MLP or below it.
 
 Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank Systems",
 WWW 2021, arXiv 2008.13535.
 
-Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
-vector e,
-r rank of a cross layer.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the
+input vector e, r rank of a cross layer.
 """
 
 from typing import Literal
@@ -38,9 +37,9 @@ class DCNv2(Model):
         num_cross_layers: PositiveInt = 3
         """L: products of up to L + 1 columns of the input are formed."""
         low_rank: PositiveInt | None = None
-        """r: the matrix of a cross layer is a product of [E, r] and [r, E]; where not set it is [E, E]."""
+        """r: the matrix of a cross layer is a product of [E, r] and [r, E]; None: [E, E]."""
         structure: Literal["parallel", "stacked"] = "parallel"
-        """Whether the MLP reads the input beside the cross layers, or the last of them."""
+        """`parallel`: the MLP reads the input, like the cross layers; `stacked`: it reads the last cross layer."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
@@ -69,7 +68,7 @@ class CrossLayer(nn.Module):
 
     Args:
         width: E.
-        rank: r, or none for a W of its own.
+        rank: r, or None for a full W.
 
     >>> [sum(p.numel() for p in CrossLayer(10, rank).parameters()) for rank in (None, 2)]
     [110, 50]

@@ -6,7 +6,7 @@ vector e.
 
 from torch import Tensor
 
-from recsys.models.base import Dropout, HiddenWidths, InputVector, Model
+from recsys.models.base import DropoutRate, HiddenWidths, InputVector, Model
 from recsys.models.layers import MLP, ModelInputs, xavier_linear
 
 
@@ -33,14 +33,14 @@ class DualMLP(Model):
         """Width of each hidden layer of the first stream."""
         mlp2_hidden: HiddenWidths = (400,)
         """Width of each hidden layer of the second stream."""
-        mlp1_dropout: Dropout = 0.2
+        mlp1_dropout: DropoutRate = 0.2
         """Probability of dropping a hidden activation of the first stream."""
-        mlp2_dropout: Dropout = 0.2
+        mlp2_dropout: DropoutRate = 0.2
         """Probability of dropping a hidden activation of the second stream."""
         mlp1_batch_norm: bool = True
-        """Whether each hidden layer of the first stream is normalised over the batch."""
+        """True if each hidden layer of the first stream is normalised over the batch."""
         mlp2_batch_norm: bool = True
-        """Whether each hidden layer of the second stream is normalised over the batch."""
+        """True if each hidden layer of the second stream is normalised over the batch."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
@@ -56,7 +56,7 @@ class DualMLP(Model):
 
 
 def two_streams(config: DualMLP.Config, width: int) -> tuple[MLP, MLP]:
-    """The two MLPs that DualMLP and FinalMLP have in common.
+    """The two MLPs that DualMLP and FinalMLP share.
 
     Args:
         config: their settings.

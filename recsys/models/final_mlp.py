@@ -18,7 +18,7 @@ from recsys.models.layers import BilinearFusion, FeatureGate, ModelInputs, Numer
 class FinalMLP(Model):
     """h_s = gate_s(context_s) * e; o_s = MLP_s(h_s); logit = BilinearFusion(o_1, o_2), for the streams s = 1, 2.
 
-    A gate reads its context through embeddings of its own: the views "fs1" and "fs2" of the table for token features,
+    A gate reads its context through separate embeddings: the views "fs1" and "fs2" of the table for token features,
     a NumericEmbedding of the gate's for numeric ones.
 
     Raises:
@@ -42,7 +42,7 @@ class FinalMLP(Model):
         """
 
         use_gates: bool = True
-        """Whether each stream sees its input through a gate; the settings of the gates are read only then."""
+        """True if each stream sees its input through a gate; otherwise the settings of the gates are not read."""
         gate_hidden: tuple[PositiveInt, ...] = (400,)
         """Width of each hidden layer of a gate that has a context."""
         fs1_context: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class ContextGate(nn.Module):
         super().__init__()
         self.columns = inputs.columns(view) if view in inputs.views else slice(0, 0)
         numeric = [i for i, name in enumerate(inputs.dense_features) if name in context]
-        # Follows from the config, so it stays out of the checkpoint.
+        # Derived from the config, so it is not in the checkpoint.
         self.register_buffer("numeric_columns", torch.tensor(numeric, dtype=torch.int64), persistent=False)
         self.numeric = NumericEmbedding(len(numeric), inputs.dense_width) if numeric else None
         width = self.columns.stop - self.columns.start + len(numeric) * inputs.dense_width

@@ -3,9 +3,9 @@
 Zhu et al., "FINAL: Factorized Interaction Layer for CTR Prediction", SIGIR 2023. "Reference" is the authors' code in
 FuxiCTR.
 
-Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
-vector e;
-F fields (token and numeric features together) of D columns each, where a field gate asks for equal widths.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the
+input vector e, F fields (token and numeric features together) of D columns each, if a field gate
+needs equal widths.
 """
 
 from typing import Literal
@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.errors import InputError
-from recsys.models.base import Dropout, HiddenWidths, InputVector, Model, field_shape
-from recsys.models.layers import Dropout as DropoutLayer
-from recsys.models.layers import ModelInputs, xavier_linear
+from recsys.models.base import DropoutRate, HiddenWidths, InputVector, Model, field_shape
+from recsys.models.layers import Dropout, ModelInputs, xavier_linear
 
 Interaction = Literal["concat", "sum"]
 
 
 class FinalNet(Model):
-    """logit = mean over the blocks of w_i . block_i(e) + b_i; the first block may see e beside a gated copy of it.
+    """logit = mean over the blocks of w_i . block_i(e) + b_i; the first block may also see a gated copy of e.
 
     Raises:
         InputError: the field gate is on and features have different widths, or "concat" has an odd width.
@@ -44,19 +43,19 @@ class FinalNet(Model):
         num_blocks: Literal[1, 2] = 2
         """1, or 2 for a second block that reads the same input; "1B" and "2B" of the paper."""
         interaction: Interaction = "concat"
-        """How a layer joins its halves h and m: [h, h * m], or h + h * m from a matrix of twice the rows."""
+        """Combination of the halves h and m of a layer: [h, h * m], or h + h * m from a matrix of twice the rows."""
         use_field_gate: bool = True
-        """Whether the first block also reads its input times a gate across the fields; needs fields of equal width."""
+        """True if the first block also reads its input times a gate across the fields; needs fields of equal width."""
         block1_hidden: HiddenWidths = (400, 400)
         """Width of each layer of the first block; even under "concat"."""
         block2_hidden: HiddenWidths = (400,)
         """Width of each layer of the second block, where there is one."""
-        block1_dropout: Dropout = 0.1
+        block1_dropout: DropoutRate = 0.1
         """Probability of dropping an activation of the first block."""
-        block2_dropout: Dropout = 0.1
+        block2_dropout: DropoutRate = 0.1
         """Probability of dropping an activation of the second block."""
         batch_norm: bool = True
-        """Whether each layer is normalised over the batch."""
+        """True if each layer is normalised over the batch."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
@@ -87,7 +86,7 @@ class FinalNet(Model):
         return self.block_logits(embedded, dense).mean(1)
 
     def loss(self, embedded: Tensor, dense: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The log loss of the mean logit and, of two blocks, of each beside the mean's probability as its label.
+        """The log loss of the mean logit; with two blocks, also of each block with the mean's probability as its label.
 
         Arguments and result as in ``Model.loss``. No gradient flows through the probability that serves as a label.
 
@@ -171,7 +170,7 @@ def final_block(
 ) -> nn.Sequential:
     """FinalLayer -> BatchNorm1d -> ReLU -> Dropout for each hidden width.
 
-    The norm follows a product, not a Linear, so that it is not folded and remains a node of the exported graph.
+    The norm follows a product, not a Linear, so it cannot be folded and remains a node of the exported graph.
 
     >>> [type(layer).__name__ for layer in final_block(3, (4,), "sum", dropout=0.1, batch_norm=True)]
     ['FinalLayer', 'BatchNorm1d', 'ReLU', 'Dropout']
@@ -183,6 +182,6 @@ def final_block(
             layers.append(nn.BatchNorm1d(width))
         layers.append(nn.ReLU())
         if dropout > 0:
-            layers.append(DropoutLayer(dropout))
+            layers.append(Dropout(dropout))
         in_width = width
     return nn.Sequential(*layers)

@@ -2,9 +2,8 @@
 
 Rendle, "Factorization Machines", ICDM 2010.
 
-Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the input
-vector e;
-F fields (token and numeric features together) of D columns each, E = F * D.
+Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features, E width of the
+input vector e, F fields (token and numeric features together) of D columns each, E = F * D.
 """
 
 from typing import ClassVar
@@ -19,9 +18,9 @@ from recsys.models.logistic_regression import LogisticRegression
 class FactorizationMachine(LogisticRegression):
     """logit = bias + weight of each value + sum over pairs of fields f < g of v_f . v_g (Eq. 1).
 
-    The weights stand in a view of their own, "linear", whose columns are summed; the vectors are the main view's. A
-    numeric feature x has a weight and a vector, each times x. A list is one field, so that its values meet the other
-    fields and not each other.
+    The weights are in a separate view, "linear", whose columns are summed; the vectors are the main view's. A
+    numeric feature x has a weight and a vector, each times x. A list is one field: its values are multiplied with the
+    other fields and not with each other.
 
     Raises:
         InputError: the features have different widths.
@@ -62,8 +61,8 @@ class FactorizationMachine(LogisticRegression):
 def pair_products(fields: Tensor) -> Tensor:
     """Sum over pairs of fields of their inner product, in O(F * D) as in Lemma 3.1.
 
-    Each field meets the sum of those before it. The lemma's difference of squares is the same number with twice the
-    rounding, for it subtracts the fields' own squares, which may be far larger than what remains.
+    Each field is multiplied by the sum of those before it. The lemma's difference of squares is the same number with
+    twice the rounding, as it subtracts the fields' own squares, which may be far larger than the result.
 
     Args:
         fields: [B, F, D].

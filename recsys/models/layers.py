@@ -1,4 +1,4 @@
-"""The building blocks of every model: tensor in, tensor out, no table and no loss inside.
+"""Building blocks of the models: tensor in, tensor out, without a table or a loss.
 
 Shapes: B batch, W columns of the embedded tensor, N numeric features, D width of one numeric embedding,
 E = width of the main view + N * D (all that a model reads of an example), C width of a gate's context,
@@ -23,7 +23,7 @@ from features.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInputs:
-    """What a model is handed for each example: the columns of the embedded tensor and the numeric features.
+    """Input of a model for each example: the columns of the embedded tensor and the numeric features.
 
     ``embedded`` [B, W] holds the views one after another, and each view its features one after another.
 
@@ -39,7 +39,7 @@ class ModelInputs:
     """
 
     views: Mapping[str, Mapping[str, int]]
-    """View name -> {feature: columns it takes}, in column order; "main" is the model's input, the rest feeds gates."""
+    """View name -> {feature: columns it takes}, in column order; "main" is the input, the others feed gates."""
     dense_features: tuple[str, ...] = ()
     """Names of the numeric features, in column order of the dense tensor [B, N]."""
     dense_width: int = 1
@@ -94,13 +94,13 @@ def xavier_linear(in_width: int, out_width: int) -> nn.Linear:
 
 
 class NumericEmbedding(nn.Module):
-    """Numeric feature f becomes x_f * w_f, with a vector w_f of its own and no bias (as in FuxiCTR).
+    """Numeric feature f becomes x_f * w_f, with its own vector w_f and no bias (as in FuxiCTR).
 
     Its weight counts as part of the embedding: it takes the embedding's L2, not the network's.
 
     Args:
         num_features: N, at least 1.
-        width: D, columns a feature.
+        width: D, columns per feature.
 
     >>> embed = NumericEmbedding(num_features=2, width=3)
     >>> _ = nn.init.ones_(embed.weight)
@@ -152,7 +152,7 @@ class MLP(nn.Module):
         return self.layers(x)
 
     def fold_batch_norm(self) -> None:
-        """Multiply each BatchNorm1d into the Linear before it, in place; from then on the MLP is for inference only."""
+        """Multiply each BatchNorm1d into the Linear before it, in place; after that the MLP is for inference only."""
         folded: list[nn.Module] = []
         for layer in self.layers:
             if isinstance(layer, nn.BatchNorm1d):
@@ -165,10 +165,10 @@ class MLP(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout that draws 16 random bits an activation, four from each number of the generator.
+    """Inverted dropout that draws 16 random bits per activation, four from each number of the generator.
 
-    On a CPU the generator is what `nn.Dropout` spends its time on: it draws one number an activation there. The
-    probability is met to 1 part in 65,536 (Srivastava et al. 2014).
+    On a CPU `nn.Dropout` spends its time in the generator, which draws one number per activation. The probability is
+    exact to 1 part in 65,536 (Srivastava et al. 2014).
 
     Args:
         probability: of a zero, in (0, 1).
@@ -198,7 +198,7 @@ class Dropout(nn.Module):
 
 
 class FeatureGate(nn.Module):
-    """One gate of FinalMLP, 2 * sigmoid(g) in (0, 2) with g = MLP(context): how much a stream hears of each column.
+    """One gate of FinalMLP, 2 * sigmoid(g) in (0, 2) with g = MLP(context): the weight of each column in a stream.
 
     It multiplies a stream's input, h = 2 * sigmoid(g) * e (FinalMLP, "Stream-Specific Feature Selection").
 
@@ -240,7 +240,7 @@ class BilinearFusion(nn.Module):
 
     logit = b1 + b2 + w1 . o1 + w2 . o2 + sum over heads j of o1_j^T W_j o2_j,
     where o1_j and o2_j are the j-th of k equal, contiguous parts: a full bilinear form whose matrix is block-diagonal,
-    at 1/k of its parameters. The linear parts of the paper's heads add up to one vector a stream.
+    at 1/k of its parameters. The linear parts of the paper's heads add up to one vector per stream.
 
     Args:
         dim1: d1, columns of the first stream.
@@ -274,7 +274,7 @@ class BilinearFusion(nn.Module):
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """[B, d1], [B, d2] -> logits [B]."""
         heads1 = x1.unflatten(1, self.weight.shape[:2]).transpose(0, 1)  # [B, d1] -> [k, B, d1/k]
-        # One matrix product a head, 2 to 50 times as fast at 4,096 rows as the reference's one a row and head.
+        # One matrix product per head: 2 to 50 times as fast at 4,096 rows as the reference's one per row and head.
         projected = torch.bmm(heads1, self.weight).transpose(0, 1).flatten(1)  # [k, B, d2/k] -> [B, d2]
         bilinear = (projected * x2).sum(1)
         return bilinear + (self.linear1(x1) + self.linear2(x2)).squeeze(1)

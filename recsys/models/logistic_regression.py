@@ -1,4 +1,4 @@
-"""Logistic regression: the floor that every other model has to clear.
+"""Logistic regression: the baseline that every other model has to beat.
 
 Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N numeric features.
 """
@@ -34,7 +34,7 @@ class LogisticRegression(Model):
         if inputs.dense_features:
             # A numeric embedding of width 1, because a linear model's weights are its embedding and take its L2.
             self.numeric = NumericEmbedding(len(inputs.dense_features), width=1)
-            # The loss is convex: there is no symmetry to break, and noise would only have to be unlearned.
+            # The loss is convex: there is no symmetry to break, and initial noise would have to be unlearned.
             nn.init.zeros_(self.numeric.weight)
 
     def forward(self, embedded: Tensor, dense: Tensor) -> Tensor:

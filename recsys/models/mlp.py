@@ -5,7 +5,7 @@ Shapes as in ``recsys.models.layers``: B batch, W columns of ``embedded``, N num
 
 from torch import Tensor
 
-from recsys.models.base import Dropout, HiddenWidths, InputVector, Model
+from recsys.models.base import DropoutRate, HiddenWidths, InputVector, Model
 from recsys.models.layers import MLP, ModelInputs, xavier_linear
 
 
@@ -28,10 +28,10 @@ class SingleMLP(Model):
 
         hidden: HiddenWidths = (400, 400, 400)
         """Width of each hidden layer."""
-        dropout: Dropout = 0.2
+        dropout: DropoutRate = 0.2
         """Probability of dropping a hidden activation."""
         batch_norm: bool = True
-        """Whether each hidden layer is normalised over the batch."""
+        """True if each hidden layer is normalised over the batch."""
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.dataset.info import read_dataset
@@ -26,7 +25,8 @@ from features.registry import FeatureRegistry
 from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.paired_difference import Difference, compare
 from recsys.evaluation.predictions import Predictions
-from recsys.report.text import text_of
+from recsys.report.text import rich_table, text_of
+from recsys.runs.process import require_finished
 from recsys.runs.serving_cost import serving_cost
 from recsys.tracking.model_uri import resolve_bundle
 from serving.scorer import Encoded, Scorer
@@ -70,7 +70,6 @@ class Scored(NamedTuple):
     digest: str
     """32 hexadecimal digits of the rows' files."""
     name: str
-    """Description of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,6 @@ class ModelComparison:
     differences: list[Difference]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         differences = {one.metric: {**one._asdict()} for one in self.differences}
         return {**vars(self), "differences": differences}
 
@@ -113,20 +111,14 @@ def compare_models(
 
 def compare_scorers(champion: Scorer, challenger: Scorer, test: TestSet) -> ModelComparison:
     """`compare_models` for two open models."""
-    scored = score_test([champion, challenger], test)
-    metrics = [evaluate(Predictions.of(scored.labels, p, scored.groups, scored.weights)) for p in scored.probabilities]
-    old, new = scored.probabilities
+    labels, groups, weights, (old, new), digest, name = score_test([champion, challenger], test)
+    metrics = [evaluate(Predictions.of(labels, probabilities, groups, weights)) for probabilities in (old, new)]
     return ModelComparison(
         champion=_description(champion),
         challenger=_description(challenger),
-        test={
-            "name": scored.name,
-            "digest": scored.digest,
-            "rows": len(scored.labels),
-            "negative_rate": test.negative_rate,
-        },
+        test={"name": name, "digest": digest, "rows": len(labels), "negative_rate": test.negative_rate},
         metrics={name: (metrics[0][name], metrics[1][name]) for name in metrics[0]},
-        differences=compare(scored.labels, old, new, groups=scored.groups, weights=scored.weights),
+        differences=compare(labels, old, new, groups=groups, weights=weights),
     )
 
 
@@ -135,9 +127,7 @@ def bundle_of(model: str | Path) -> Path:
     path = resolve_bundle(model)
     if not (path / "run.json").is_file():
         return path
-    if not (path / "metrics.json").is_file():
-        remedy = "give the same `muxrec train` command again: it resumes"
-        raise InputError(f"{path}: expected a finished run", found="no metrics.json", remedy=remedy)
+    require_finished(path)
     return path / "bundle"
 
 
@@ -155,7 +145,10 @@ def score_test(scorers: Sequence[Scorer], test: TestSet) -> Scored:
     if _is_dataset(test.source):
         columns, digest, name = _dataset(scorers, Path(test.source[0]))
     else:
-        columns, digest, name = _raw_files(scorers, expand(test.source))
+        files = expand(test.source)
+        digest = sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()[:32]
+        name = files[0].name if len(files) == 1 else f"{len(files)} files such as {files[0].name}"
+        columns = _raw(scorers, files)
     parts = [part for part in columns if len(part["label"])]
     if not parts:
         raise InputError(f"{name}: expected test rows", found="none", remedy="check the files")
@@ -179,12 +172,11 @@ def _dataset(scorers: Sequence[Scorer], directory: Path) -> tuple[Columns, str, 
             remedy = "give raw rows with the label as --test, which each model encodes for itself"
             expected = f"{directory}: expected the registry of model {scorer.bundle.model_id}"
             raise InputError(expected, found="another", remedy=remedy)
-    split = "test"
-    if split not in info.splits:  # not the validation split, by which models are chosen
+    if "test" not in info.splits:  # not the validation split, by which models are chosen
         remedy = "give other rows with the label as --test"
         raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits), remedy=remedy)
-    parts = [directory / part.file for part in info.splits[split].parts]
-    return _encoded(scorers, registry, parts), info.digest_of(split), f"{info.name} {split}"
+    parts = [directory / part.file for part in info.splits["test"].parts]
+    return _encoded(scorers, registry, parts), info.digest_of("test"), f"{info.name} test"
 
 
 def _encoded(scorers: Sequence[Scorer], registry: FeatureRegistry, parts: Sequence[Path]) -> Columns:
@@ -193,12 +185,6 @@ def _encoded(scorers: Sequence[Scorer], registry: FeatureRegistry, parts: Sequen
             batch = Encoded(examples=EncodedBatch.from_frame(frame, registry))
             kept = {key: frame[key].to_numpy() for key in ("label", "group", "weight") if key in frame}
             yield kept | {f"p{i}": s.score_encoded(batch) for i, s in enumerate(scorers)}
-
-
-def _raw_files(scorers: Sequence[Scorer], files: Sequence[Path]) -> tuple[Columns, str, str]:
-    digest = sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()[:32]
-    name = files[0].name if len(files) == 1 else f"{len(files)} files such as {files[0].name}"
-    return _raw(scorers, files), digest, name
 
 
 def _raw(scorers: Sequence[Scorer], files: Sequence[Path]) -> Columns:
@@ -246,20 +232,14 @@ def comparison_table(comparison: ModelComparison) -> Table:
     """The comparison for a terminal; the interval leaves out 5 % on either side."""
     test = comparison.test
     title = f"{test['rows']:,} rows of {test['name']}, digest {test['digest'][:12]}; bounds of 95 % each"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for heading in ("champion", "challenger"):
-        table.add_column(heading, justify="right", overflow="fold")  # long ids wrap, figures do not
-    for heading in ("difference", "from", "to"):
-        table.add_column(heading, justify="right", no_wrap=True)
     by_name = {one.metric: one for one in comparison.differences}
-    for name, (old, new) in comparison.metrics.items():
-        one = by_name.pop(name, None)
-        bounds = [f"{one.low:+.5f}", f"{one.high:+.5f}"] if one else ["", ""]
-        table.add_row(name, f"{old:.5f}", f"{new:.5f}", f"{new - old:+.5f}", *bounds)
-    for name, one in by_name.items():
-        figures = [f"{one.champion:.5f}", f"{one.challenger:.5f}", f"{one.difference:+.5f}"]
-        table.add_row(name, *figures, f"{one.low:+.5f}", f"{one.high:+.5f}")
-    for key in ("model", "model_id", *(key for key in comparison.champion if key not in ("model", "model_id"))):
-        table.add_row(key, text_of(comparison.champion[key]), text_of(comparison.challenger[key]), "", "", "")
-    return table
+    others = {n: (one.champion, one.challenger) for n, one in by_name.items() if n not in comparison.metrics}
+    rows = []
+    for name, (old, new) in (comparison.metrics | others).items():
+        bounds = [f"{by_name[name].low:+.5f}", f"{by_name[name].high:+.5f}"] if name in by_name else ["", ""]
+        rows.append([name, f"{old:.5f}", f"{new:.5f}", f"{new - old:+.5f}", *bounds])
+    about = [
+        [key, text_of(old), text_of(comparison.challenger[key]), *[""] * 3] for key, old in comparison.champion.items()
+    ]
+    models = ["champion", "challenger"]  # long ids wrap, figures do not
+    return rich_table(title, ["", *models, "difference", "from", "to"], rows + about, folding=models)

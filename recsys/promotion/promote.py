@@ -1,8 +1,8 @@
 """`muxrec promote`: register a run's bundle as a model version, and move an alias to it if it passes the checks.
 
 The checks: golden rows score as in training, trainer and scorer agree on raw rows, and neither AUC nor calibration is
-worse than the champion's on the same test rows by more than a margin. The bad end of a 95 % interval must be inside the
-margin, so a model does not pass by luck on a small test set.
+worse than the champion's on the same test rows by more than a margin. The unfavourable end of a 95 % interval must be
+inside the margin, so a model does not pass by luck on a small test set.
 """
 
 import os
@@ -11,16 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.errors import InputError
 from features.files import made_in_cache, take_lock
 from recsys.evaluation.paired_difference import Difference
 from recsys.promotion.compare_models import ModelComparison, TestSet, compare_scorers
+from recsys.report.text import rich_table
+from recsys.runs.finish import mlflow_names
 from recsys.runs.parity import parity_of
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.logged_model import log_model
@@ -30,7 +31,7 @@ from serving.bundle import Bundle
 from serving.scorer import Scorer
 
 MAX_ROUNDS = 5
-"""Comparisons before a promotion gives up, where other promotions change the champion meanwhile."""
+"""Comparisons before a promotion gives up, if other promotions keep changing the champion."""
 
 
 class Margins(BaseModel):
@@ -39,22 +40,20 @@ class Margins(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     auc: float = Field(default=0.001, ge=0)
-    """In AUC; CTR papers call .001 a difference that matters."""
+    """Allowed loss of AUC; CTR papers call .001 a difference that matters."""
     calibration: float = Field(default=0.01, ge=0)
-    """In calibration error: clicks predicted at the wrong place, as a share of all clicks."""
+    """Allowed loss of calibration: wrongly placed clicks as a share of all clicks."""
 
 
 class PromotionCheck(NamedTuple):
     """One check, and whether the model passed it."""
 
     name: str
-    outcome: str
-    """passed or failed."""
+    outcome: Literal["passed", "failed"]
     note: str
-    """Found and required figures."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Promotion:
     """Result of a promotion."""
 
@@ -69,17 +68,16 @@ class Promotion:
 
     @property
     def passed(self) -> bool:
-        """True where every check passed."""
+        """True if every check passed."""
         return all(check.outcome == "passed" for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {
             "store": self.store,
             "name": self.version.name,
             "version": self.version.number,
             "alias": self.alias,
-            "champion": self.champion.number if self.champion else None,
+            "champion": _number(self.champion),
             "passed": self.passed,
             "checks": [check._asdict() for check in self.checks],
             "comparison": self.comparison.as_json() if self.comparison else None,
@@ -107,7 +105,8 @@ def promote(
     run.metrics()
     scorer = Scorer(bundle or run.bundle)
     name = name or str(scorer.bundle.profile.get("dataset") or run.experiment().name)
-    checks = [_verified(scorer)]
+    gap, allowed = scorer.verify(), scorer.bundle.golden_tolerance
+    checks = [_check("verify", gap <= allowed, f"golden rows differ by {gap:.1e}, {allowed:.1e} allowed")]
     if not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         remedy = "use letters, digits, _ and -; `latest`, `v1` and so on are MLflow's own"
         raise InputError("--to: expected a name that an alias may have", found=repr(alias), remedy=remedy)
@@ -117,14 +116,7 @@ def promote(
     for _ in range(MAX_ROUNDS):
         champion = registry.holder(name, alias)
         against_champion, comparison = _against_champion(registry, champion, version, scorer, rows, margins)
-        found = Promotion(
-            store=registry.store,
-            version=version,
-            alias=alias,
-            champion=champion,
-            checks=[*checks, *against_champion],
-            comparison=comparison,
-        )
+        found = Promotion(registry.store, version, alias, champion, [*checks, *against_champion], comparison)
         with _promotion_lock(name):
             # Another promotion may have moved the alias meanwhile: then compare with the new champion.
             if _number(registry.holder(name, alias)) == _number(champion):
@@ -134,16 +126,11 @@ def promote(
                         registry.set_alias(alias, version)
                 return found
     remedy = "wait for the other promotions to end"
-    raise InputError(f"{name}@{alias}: expected a champion that stays", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
+    raise InputError(f"{name}@{alias}: expected a stable champion", found=f"{MAX_ROUNDS} in a row", remedy=remedy)
 
 
 def _number(version: RegisteredVersion | None) -> str | None:
     return version.number if version else None
-
-
-def _verified(scorer: Scorer) -> PromotionCheck:
-    difference, tolerance = scorer.verify(), scorer.bundle.golden_tolerance
-    return _check("verify", difference <= tolerance, f"golden rows differ by {difference:.1e}, {tolerance:.1e} allowed")
 
 
 def _parity(path: Path, bundle: Path, inputs: Sequence[str]) -> PromotionCheck:
@@ -161,7 +148,6 @@ def _against_champion(
     test: TestSet,
     margins: Margins,
 ) -> tuple[list[PromotionCheck], ModelComparison | None]:
-    """The checks against the champion on the test rows."""
     if champion is None or champion.number == version.number:
         note = "no champion yet" if champion is None else "is the champion"
         return [PromotionCheck("auc", "passed", note), PromotionCheck("calibration", "passed", note)], None
@@ -176,11 +162,9 @@ def _against_champion(
 
 
 def _not_worse(name: str, one: Difference, margin: float, rows: int) -> PromotionCheck:
-    """Passed where the challenger is with 95 % confidence not worse by more than the margin."""
-    note = (
-        f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, bounds {one.low:+.5f} to {one.high:+.5f})"
-    )
-    note += f", may lose {margin:g}"
+    """Passed if, with 95 % confidence, the challenger is worse by at most the margin."""
+    bounds = f"bounds {one.low:+.5f} to {one.high:+.5f}"
+    note = f"{one.champion:.5f} -> {one.challenger:.5f} ({one.difference:+.5f}, {bounds}), may lose {margin:g}"
     room = margin - (one.loss + one.loss_at_least) / 2
     if one.loss > margin and room > 0:  # if the loss itself were too large, more rows would not help
         # The interval shrinks with the square root of the rows.
@@ -217,13 +201,9 @@ def _track(run: RunDirectory) -> Tracker:
     tags = {"dataset.digest": run_info["dataset_digest"], "seed": str(experiment.seed), "stage": "promote"}
     tags["mlflow.note.content"] = f"{experiment.name} on {dataset}, in {run.path.absolute()}"
     tracker = Tracker.start(experiment=dataset, name=experiment.name, tags=tags, key=run_info["key"])
-    tracker.log_settings(experiment.params(), run.info(), Path(run_info["dataset"]))
-    for split, values in run.metrics().items():
-        prefix = {"valid": "val"}.get(split, split)
-        tracker.log_metrics(
-            {f"{prefix}/{key}": value for key, value in values.items() if isinstance(value, int | float)}
-        )
-    tracker.finish()
+    with tracker.ending():
+        tracker.log_settings(experiment.params(), run.info(), Path(run_info["dataset"]))
+        tracker.log_metrics(mlflow_names(run.metrics()))
     run.update_run_info(tracker.run_info())
     return tracker
 
@@ -242,7 +222,7 @@ def _promotion_lock(name: str) -> Iterator[None]:
 def _tags(found: Promotion) -> dict[str, str]:
     tags = {f"gate.{check.name}": f"{check.outcome}: {check.note}" for check in found.checks}
     tags |= {"validation_status": "passed" if found.passed else "failed", "gate.alias": found.alias}
-    tags["gate.champion"] = found.champion.number if found.champion else "none"
+    tags["gate.champion"] = _number(found.champion) or "none"
     if found.comparison:
         test = found.comparison.test
         tags["gate.test"] = f"{test['rows']} rows of {test['name']}, digest {test['digest']}"
@@ -253,9 +233,5 @@ def promotion_table(found: Promotion) -> Table:
     """The checks for a terminal."""
     before = f"champion so far: version {found.champion.number}" if found.champion else "no champion so far"
     title = f"{found.version.name} version {found.version.number} to @{found.alias}; {before}\nstore: {found.store}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("check", "outcome", "found"):
-        table.add_column(heading)
-    for check in found.checks:
-        table.add_row(*check)
-    return table
+    headings = ["check", "outcome", "found"]
+    return rich_table(title, headings, found.checks, left=headings, folding=headings)

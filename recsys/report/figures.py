@@ -1,4 +1,4 @@
-"""Figures of a run. Each function draws on axes that it is given; `save` makes them and writes the file.
+"""Figures of a run. Each function draws on given axes; `save` makes them and writes the file.
 
 n examples, M table rows. Margins are fixed: matplotlib's own layout engines double the time that a figure takes.
 """
@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
-mpl.use("Agg")  # figures are files; no screen is needed, and none is assumed
+mpl.use("Agg")  # figures are files and need no screen
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,25 +37,25 @@ FEW, LETTERS = 15, {9: 21, 6: 30}
 CURVES = ((0, "logloss", BLUE), (1, "auc", BLUE), (1, "gauc", ORANGE))
 """Axes, metric and colour of each line of validation metrics by epoch."""
 MOST_SHARING = 40
-"""Entries of a row that its figure tells apart."""
+"""Most entries per row that its figure shows apart."""
 MOST_BARS = 30
-"""Features that a figure has room for; the table beside it has all."""
+"""Features that a figure has room for; its table has all."""
 
 
-def save(path: Path, draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, *, left: float = PLAIN) -> None:
-    """Draw on axes side by side and write them as a PNG; `left` is a margin, PLAIN or NAMES."""
+def save(path: Path, draw: Callable[..., None], *contents: Any, num_axes: int = 1, left: float = PLAIN) -> None:
+    """Draw `contents` on axes, or on several side by side, and write a PNG; `left` is a margin, PLAIN or NAMES."""
     width = WIDTH * num_axes
     figure = Figure(figsize=(width, HEIGHT))
     axes = list(figure.subplots(1, num_axes, squeeze=False)[0])
     figure.subplots_adjust(left=left / width, right=1 - 0.15 / width, bottom=0.14, top=0.91, wspace=0.25)
-    draw(axes)
+    draw(axes if num_axes > 1 else axes[0], *contents)
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]], best_epoch: int) -> None:
-    """Losses and ranking by epoch; the best one, whose weights are kept, is 0 where training made nothing better."""
+    """Losses and ranking by epoch; the best epoch, whose weights are kept, is 0 if no epoch improved on the start."""
     epochs = [record["epoch"] for record in history]
     shown = [best_epoch, *epochs]  # none where nothing was trained, as for low-bit rows
     lines = [
@@ -101,29 +101,24 @@ def reliability(axes: Axes, predictions: Predictions, metrics: Mapping[str, floa
 
 
 def _shown(name: str, metrics: Mapping[str, float]) -> str:
-    """Title and value of a metric."""
     return f"{METRICS[name].title} {METRICS[name].text(metrics[name])}"
 
 
-def scores(
-    axes: Axes, labels: npt.NDArray[Any], probabilities: npt.NDArray[Any], weights: npt.NDArray[Any] | None
-) -> None:
-    """Where the scores of each class lie: two histograms, each of area 1."""
+def scores(axes: Axes, predictions: Predictions) -> None:
+    """Histograms of the scores of each class, each of area 1."""
+    labels, probabilities, _, weights = predictions
     edges = np.linspace(0, max(float(probabilities.max()), 1e-6), 41)
     for value, color, name in ((0, GREY, "label 0"), (1, BLUE, "label 1")):
         rows = labels == value
-        density, _ = np.histogram(probabilities[rows], edges, density=True, weights=_taken(weights, rows))
+        own = None if weights is None else weights[rows]
+        density, _ = np.histogram(probabilities[rows], edges, density=True, weights=own)
         axes.stairs(density, edges, color=color, fill=True, alpha=0.55, label=name)
     axes.set(xlabel="probability", ylabel="density", title="scores by class")
     axes.legend(frameon=False)
 
 
-def _taken(weights: npt.NDArray[Any] | None, rows: npt.NDArray[np.bool_]) -> npt.NDArray[Any] | None:
-    return None if weights is None else weights[rows]
-
-
 def gain_lift(axes: Sequence[Axes], predictions: Predictions) -> None:
-    """Positives found among the examples of highest score, as a share of all, and against a draw by lot."""
+    """Share of all positives among the examples of highest score, and its ratio to a random draw."""
     share, gain = gain_curve(predictions)
     axes[0].plot([0, 1], [0, 1], color=GREY, linestyle=":", label="by chance")
     axes[0].plot(share, gain, color=BLUE)
@@ -136,7 +131,7 @@ def gain_lift(axes: Sequence[Axes], predictions: Predictions) -> None:
 
 
 def importance(axes: Axes, found: Sequence[Importance]) -> None:
-    """What AUC loses where a feature is shuffled."""
+    """Loss of AUC where a feature is shuffled."""
     shown = found[:MOST_BARS]
     _bars(axes, [one.feature for one in shown], [[one.auc_loss for one in shown]], [BLUE])
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -146,7 +141,7 @@ def importance(axes: Axes, found: Sequence[Importance]) -> None:
 
 
 def row_usage(axes: Axes, usage: npt.NDArray[Any], report: CollisionReport) -> None:
-    """How many rows are read by how many entries; `usage` [M]."""
+    """Number of rows by the number of entries that read them, `usage` [M]."""
     most = int(min(usage.max(initial=0), MOST_SHARING))
     counts = np.bincount(np.minimum(usage, most), minlength=most + 1)
     axes.bar(np.arange(len(counts)), counts, color=BLUE)
@@ -190,9 +185,9 @@ def _bars(
     colors: Sequence[str],
     expected: Sequence[Sequence[float]] = (),
 ) -> list[Any]:
-    """Horizontal bars, the first name on top, one bar a series; needs the margin NAMES.
+    """Horizontal bars, the first name on top, one bar per series; needs the margin NAMES.
 
-    Returns what a legend shows: the bars of each series, and the strokes at their `expected` lengths.
+    Returns the handles for a legend: the bars of each series, and the strokes at their `expected` lengths.
     """
     thickness = 0.8 / len(series)
     handles: list[Any] = []

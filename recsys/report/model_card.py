@@ -1,6 +1,6 @@
-"""The model card of a run (Mitchell et al., "Model cards for model reporting", 2019): what a stranger must know of it.
+"""The model card of a run (Mitchell et al., "Model cards for model reporting", 2019), for readers who do not know it.
 
-Everything in it was measured or written down by the run; nothing is a recommendation of ours.
+It holds only what the run measured or recorded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,6 @@ from recsys.report.write import EvaluatedSplit
 MOST_FEATURES = 3
 """Features whose segments the card shows: those that matter most; report/segments.csv has all."""
 SEGMENT_METRICS = ("auc", "logloss", "calibration_ratio")
-"""Metrics of the card's segments; report/segments.csv has all."""
 LARGE_CALIBRATION_ERROR = 0.05
 HIGH_UNKNOWN_SHARE = 0.01
 
@@ -38,17 +37,17 @@ def model_card(
         "## Data",
         *_data(info),
         "## Metrics",
-        markdown_table(*_metrics(metrics)),
+        _metrics(metrics),
         "Weights are those with the best validation score, so `valid` flatters where there is a `test`.",
         "## Metrics by segment",
         *_segments(judged),
         "## Features",
-        markdown_table(*_features(registry, judged, collisions, kept)),
+        _features(registry, judged, collisions, kept),
         "Loss of AUC where the feature's values are shuffled among a sample of rows; % of values that share a row of "
         "the table with another value of the feature, or with another feature, in the mean over probes.",
         "## Size and speed",
-        markdown_table(*_costs(experiment, metrics["perf"], collisions)),
-        "Speeds are of the machine that trained, beside whatever it did then.",
+        _costs(experiment, metrics["perf"], collisions),
+        "Speeds are those of the machine that trained, with any other load that it had then.",
         "## Limits",
         "\n".join(f"- {line}" for line in _limits(experiment, info, metrics[judged.split], judged)),
         "## How to score",
@@ -64,38 +63,29 @@ def _summary(experiment: Experiment, registry: FeatureRegistry, figures: Mapping
         f"{experiment.seed}. It gives the probability that `{registry.label}` is 1. {split.capitalize()}: AUC "
         f"{figures['auc']:.4f}, log loss {figures['logloss']:.4f}, calibration ratio "
         f"{figures['calibration_ratio']:.3f}. "
-        "`experiment.yaml` beside this card holds every setting and repeats the run."
+        "`experiment.yaml` in the run directory has every setting and repeats the run."
     )
 
 
 def _data(info: DatasetInfo) -> list[str]:
     rows = [[name, f"{split.rows:,}", f"{split.label_rate:.4f}"] for name, split in info.splits.items()]
-    lines = [f"- {name}: {text}" for name, text in _about(info).items()]
+    about = {"name": info.name, "source": info.source, "terms": info.licence, "split": info.split_rule}
+    lines = [f"- {name}: {text}" for name, text in {**about, "digest": f"`{info.digest}`"}.items()]
     return ["\n".join(lines), markdown_table(["split", "rows", "label rate"], rows)]
 
 
-def _about(info: DatasetInfo) -> dict[str, str]:
-    return {
-        "name": info.name,
-        "source": info.source,
-        "terms": info.licence,
-        "split": info.split_rule,
-        "digest": f"`{info.digest}`",
-    }
-
-
-def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+def _metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
     splits = [name for name in ("valid", "test") if name in metrics]
     ratio = METRICS["calibration_ratio"]
     shown = {**METRICS, CORRECTED: ratio._replace(title=f"{ratio.title}, corrected")}
     rows = [[split, *(metric.text(metrics[split].get(name)) for name, metric in shown.items())] for split in splits]
-    return ["split", *(metric.title for metric in shown.values())], rows
+    return markdown_table(["split", *(metric.title for metric in shown.values())], rows)
 
 
 def _segments(judged: EvaluatedSplit) -> list[str]:
-    shown = [one.feature for one in judged.importance] + [one.feature for one in judged.segments]
-    with_segments = {one.feature for one in judged.segments}
-    shown = [name for name in dict.fromkeys(shown) if name in with_segments][:MOST_FEATURES]
+    with_segments = dict.fromkeys(one.feature for one in judged.segments)
+    by_importance = dict.fromkeys(one.feature for one in judged.importance) | with_segments
+    shown = [name for name in by_importance if name in with_segments][:MOST_FEATURES]
     rows = [
         [
             *(one.feature, one.seen_in_train, f"{one.rows:,}"),
@@ -115,7 +105,7 @@ def _segments(judged: EvaluatedSplit) -> list[str]:
 
 def _features(
     registry: FeatureRegistry, judged: EvaluatedSplit, collisions: CollisionReport, kept: Sequence[KeptColumns]
-) -> tuple[list[str], list[list[str]]]:
+) -> str:
     losses = {one.feature: f"{one.auc_loss:+.4f}" for one in judged.importance}
     shared = {one.feature: one for one in collisions.features}
     stored = {one.feature: one for one in kept}
@@ -129,12 +119,10 @@ def _features(
         cells += [f"{own.rows:,} of {own.of_rows:,}", f"{own.columns} of {own.of_columns}"] if own else ["", ""]
         rows.append(cells)
     header = ["feature", "loss of AUC", "values in train", "% shared inside", "% shared outside"]
-    return [*header, "rows kept", "columns kept"], rows
+    return markdown_table([*header, "rows kept", "columns kept"], rows)
 
 
-def _costs(
-    experiment: Experiment, perf: Mapping[str, float], collisions: CollisionReport
-) -> tuple[list[str], list[list[str]]]:
+def _costs(experiment: Experiment, perf: Mapping[str, float], collisions: CollisionReport) -> str:
     rows = {
         "bundle on disk": f"{perf['bundle_bytes'] / 1000:,.0f} kB",
         "of it embedding": f"{perf['table_bytes'] / 1000:,.0f} kB",
@@ -145,15 +133,14 @@ def _costs(
         "scoring one row": f"{perf['score_ms']:.2f} ms (median)",
         "scoring a hundred rows": f"{perf['score_100_ms']:.2f} ms (median)",
     }
-    return ["", f"seed {experiment.seed}"], [[name, value] for name, value in rows.items()]
+    return markdown_table(["", f"seed {experiment.seed}"], rows.items())
 
 
 def _limits(
     experiment: Experiment, info: DatasetInfo, figures: Mapping[str, float], judged: EvaluatedSplit
 ) -> list[str]:
-    """What the figures do not show, and what they warn of."""
     lines = [
-        f"Figures hold for rows like those of the split ({info.split_rule}); nothing here says how they age.",
+        f"Figures hold for rows like those of the split ({info.split_rule}); they do not show how the model ages.",
         "One seed: settings are compared over several (`muxrec compare`).",
     ]
     if "test" not in info.splits:

@@ -2,9 +2,10 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 NAMES = {
@@ -15,11 +16,11 @@ NAMES = {
     "table": "table stored as",
     "unused": "columns not used",
 }
-"""What results are called for people, where their name in --json does not say it; of others, blanks are enough."""
+"""Names in --json to names for people; other names only lose their underscores."""
 
 
 def result_table(values: Mapping[str, Any]) -> Table:
-    """Two columns, name and value; a nested mapping becomes one line a key, whose name may be a column's and stays.
+    """Two columns, name and value; a nested mapping takes one line per key, and its keys stay as they are.
 
     >>> result_table({"rows": 3, "test": {"auc": 0.5}}).row_count
     2
@@ -32,6 +33,31 @@ def result_table(values: Mapping[str, Any]) -> Table:
                 table.add_row(f"{name} {inner}", text_of(one))
         else:
             table.add_row(name, text_of(value))
+    return table
+
+
+def rich_table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: Collection[str] | None = None,
+    folding: Collection[str] = (),
+) -> Table:
+    """A table for a terminal: texts on the left (by default the first column), figures on the right.
+
+    Only the columns in `folding` may be wrapped.
+
+    >>> rich_table("AUC", ["model", "auc"], [["mlp", "0.7"]]).row_count
+    1
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    left = headings[:1] if left is None else left
+    for heading in headings:
+        justify = "left" if heading in left else "right"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading not in folding)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -51,7 +77,7 @@ def text_of(value: Any) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; columns in which no row has anything are left out.
+    """A table in Markdown; columns that are empty in all rows are left out.
 
     >>> print(markdown_table(["a", "b"], [["1", ""], ["2", ""]]))
     | a |
@@ -67,7 +93,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """A csv with headings: `columns`, or all that any line has in order of their first use; what a line lacks is empty.
+    """A csv with headings: `columns`, or all keys in order of first use; missing values are empty.
 
     >>> print(csv_text([{"a": 1}, {"b": "x, y"}]), end="")
     a,b

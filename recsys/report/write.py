@@ -4,7 +4,7 @@ n examples, M table rows.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,26 +42,20 @@ def write_report(
     from recsys.report import figures  # matplotlib takes a third of a second to import
 
     directory.mkdir(parents=True, exist_ok=True)
-    labels, probabilities, _, weights = judged.predictions
-    figures.save(directory / "curves.png", lambda axes: figures.curves(axes, history, best_epoch), 2)
-    figures.save(directory / "roc.png", lambda axes: figures.roc(axes[0], judged.predictions, judged.metrics))
-    figures.save(
-        directory / "reliability.png", lambda axes: figures.reliability(axes[0], judged.predictions, judged.metrics)
-    )
-    figures.save(directory / "scores.png", lambda axes: figures.scores(axes[0], labels, probabilities, weights))
-    figures.save(directory / "gain_lift.png", lambda axes: figures.gain_lift(axes, judged.predictions), 2)
-    names = figures.NAMES
-    figures.save(directory / "importance.png", lambda axes: figures.importance(axes[0], judged.importance), left=names)
-    figures.save(directory / "row_usage.png", lambda axes: figures.row_usage(axes[0], usage, collisions))
-    figures.save(directory / "collisions.png", lambda axes: figures.collisions(axes[0], collisions), left=names)
+    predictions, metrics, names = judged.predictions, judged.metrics, figures.NAMES
+    figures.save(directory / "curves.png", figures.curves, history, best_epoch, num_axes=2)
+    figures.save(directory / "roc.png", figures.roc, predictions, metrics)
+    figures.save(directory / "reliability.png", figures.reliability, predictions, metrics)
+    figures.save(directory / "scores.png", figures.scores, predictions)
+    figures.save(directory / "gain_lift.png", figures.gain_lift, predictions, num_axes=2)
+    figures.save(directory / "importance.png", figures.importance, judged.importance, left=names)
+    figures.save(directory / "row_usage.png", figures.row_usage, usage, collisions)
+    figures.save(directory / "collisions.png", figures.collisions, collisions, left=names)
     if kept:
-        figures.save(directory / "kept.png", lambda axes: figures.kept(axes, kept), 2, left=names)
-        _write_records(directory / "kept.csv", KeptColumns._fields, kept)
+        figures.save(directory / "kept.png", figures.kept, kept, num_axes=2, left=names)
+        write_text(directory / "kept.csv", csv_text([one._asdict() for one in kept], KeptColumns._fields))
     write_text(directory / "segments.csv", csv_text([one.record() for one in judged.segments], segment_columns()))
-    _write_records(directory / "importance.csv", Importance._fields, judged.importance)
+    losses = csv_text([one._asdict() for one in judged.importance], Importance._fields)
+    write_text(directory / "importance.csv", losses)
     write_text(directory / "collisions.json", json.dumps(collisions.model_dump(), indent=1))
     write_text(directory / "collisions.csv", csv_text(collisions.rows()))
-
-
-def _write_records(path: Path, columns: Sequence[str], records: Iterable[NamedTuple]) -> None:
-    write_text(path, csv_text([one._asdict() for one in records], columns))

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple, cast, get_args
 import numpy as np
 
 from features.errors import InputError
-from features.registry import FeatureRegistry
+from recsys.config import Compression
 from recsys.dataset import Split
+from recsys.embedding.mask import Mask
 from recsys.evaluation.collisions import collision_report, distinct_tokens
 from recsys.evaluation.metrics import CORRECTED, calibration_ratio, evaluate
 from recsys.evaluation.predict import predict
 from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_report, token_counts
 from recsys.export import correction_of, export_bundle
-from recsys.runs.compression_record import compression_record
-from recsys.runs.run_directory import RunDirectory, check_registry
+from recsys.ranker import Ranker
+from recsys.runs.run_directory import RunDirectory, RunMetrics, check_registry
 from recsys.trainer import EVALUATION_BATCH_SIZE
 from serving.bundle import Bundle
 from serving.bundle.quantize import TableDtype
@@ -29,7 +30,7 @@ class Evaluation(NamedTuple):
     collisions: dict[str, Any]
     """The collision report of the training data, as plain values."""
     segments: list[Segment]
-    """By how often training saw the feature's value; empty where no feature was asked for."""
+    """Metrics by how often training saw the feature's value; empty if no feature was given."""
 
 
 def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | None = None) -> Evaluation:
@@ -47,8 +48,10 @@ def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | Non
         raise InputError(
             f"{examples.directory}: expected the data of training", found="prepared again since", remedy=remedy
         )
-    features = [] if by is None else [_token_feature(run.registry(), by)]
-    counts = token_counts(_training_split(run_info, examples).tokens(), features) if features else {}
+    known = [feature.name for feature in run.registry().token_features]
+    if by not in (None, *known):
+        raise InputError("unknown categorical feature", found=repr(by), remedy=f"use one of {', '.join(known)}")
+    counts = token_counts(_training_split(run_info, examples).tokens(), [by]) if by else {}
     predictions = predict(ranker, examples.batches(EVALUATION_BATCH_SIZE))
     segments = segment_report(predictions, examples.tokens(), counts) if counts else []
     metrics = metrics_of(predictions, run.experiment().negative_rate)
@@ -57,15 +60,7 @@ def evaluate_run(path: Path, split: str, data: Path | None = None, by: str | Non
     return Evaluation(metrics, report.model_dump(), segments)
 
 
-def _token_feature(registry: FeatureRegistry, name: str) -> str:
-    known = [feature.name for feature in registry.token_features]
-    if name not in known:
-        raise InputError("unknown categorical feature", found=repr(name), remedy=f"use one of {', '.join(known)}")
-    return name
-
-
 def _training_split(run_info: Mapping[str, Any], examples: Split) -> Split:
-    """The rows that the run was trained on."""
     train = Split(examples.directory, "train")
     if train.info.digest != run_info["dataset_digest"]:
         train = Split(run_info["dataset"], "train")
@@ -106,11 +101,25 @@ def export_run(
         known = ", ".join(get_args(TableDtype))
         raise InputError("unknown table type", found=repr(table_dtype), remedy=f"use one of {known}")
     run = RunDirectory(path)
-    run_info, experiment = run.run_info(), run.experiment()
-    metrics, compression = run.metrics(), experiment.compression
-    trained = run.ranker(quantized=False)
+    metrics, run_id = run.metrics(), run.run_info()["mlflow_run_id"]
+    options = {"table_dtype": table_dtype, "negative_rate": negative_rate, "run_id": run_id, "overwrite": overwrite}
+    return export_ranker(run, run.ranker(quantized=False), out, metrics, **options)
+
+
+def export_ranker(
+    run: RunDirectory,
+    ranker: Ranker,
+    out: Path,
+    metrics: RunMetrics,
+    *,
+    table_dtype: str | None = None,
+    negative_rate: float | None = None,
+    **options: Any,
+) -> Bundle:
+    """`export_run` of a run's model in memory; `options` are those of `export_bundle`."""
+    experiment, compression = run.experiment(), run.experiment().compression
     return export_bundle(
-        trained,
+        ranker,
         run.registry(),
         out,
         model=experiment.model.name,
@@ -119,8 +128,31 @@ def export_run(
         info=run.info(),  # None after the dataset was removed: the bundle then has no profile
         distributions=run.distributions(),
         trained_rows=run.trained_rows(),
-        run_id=run_info["mlflow_run_id"],
         negative_rate=experiment.negative_rate if negative_rate is None else negative_rate,
-        compression=compression_record(trained, compression, metrics["compression"]) if compression else None,
-        overwrite=overwrite,
+        compression=compression_record(ranker, compression, metrics["compression"]) if compression else None,
+        **options,
     )
+
+
+def compression_figures(ranker: Ranker, bundle: Bundle, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Bytes of the embedding files, kept rows and cells of the table, and AUC and log loss after compression."""
+    mask = ranker.embedding.mask or Mask.full(ranker.embedding.layout)
+    figures = {
+        "bytes_after": float(bundle.manifest.table_bytes),
+        "rows_kept": float(mask.num_rows_kept),
+        "cells_kept": float(mask.num_cells),
+    }
+    for split in [name for name in ("valid", "test") if name in metrics]:
+        figures |= {f"{split}_{name}_after": metrics[split][name] for name in ("auc", "logloss")}
+    return figures
+
+
+def compression_record(ranker: Ranker, compression: Compression, before: Mapping[str, float]) -> dict[str, Any]:
+    """Method, budget, kept rows, and the kept columns per value by view and feature."""
+    layout = ranker.embedding.layout
+    mask = ranker.embedding.mask or Mask.full(layout)
+    columns: dict[str, dict[str, int]] = {view: {} for view in layout.views}
+    for slot, width in zip(layout.slots, mask.slot_widths.tolist(), strict=True):
+        columns[slot.view][slot.feature] = columns[slot.view].get(slot.feature, 0) + width
+    settings = compression.model_dump(mode="json")
+    return {**settings, "columns_kept": columns, "rows_kept": mask.num_rows_kept, "before": dict(before)}

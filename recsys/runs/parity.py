@@ -1,7 +1,8 @@
 """`muxrec parity`: trainer and scorer compared on raw rows: equal ids, and probabilities equal up to rounding."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def parity_of(
     num_rows, ids_equal = 0, True
     worst, rounding, error = 0.0, 0.0, 0.0
     coverage: dict[str, Coverage] = {}
-    for chunk in _raw_chunks(registry, inputs) if inputs else [scorer.bundle.golden.select(_names(registry))]:
+    names = [feature.name for feature in registry.features]
+    files = expand(inputs) if inputs else []
+    raw = chain.from_iterable(read_chunks(file, names, csv=registry.csv, chunk_rows=16_384) for file in files)
+    for chunk in raw if inputs else [scorer.bundle.golden.select(names)]:
         trained = probabilities(ranker, registry, chunk, correction=correction)
         exact = probabilities(ranker, registry, chunk, exact=True, correction=correction)
         encoded = scorer.encode(chunk)
@@ -79,17 +83,8 @@ def parity_of(
     return result
 
 
-def _names(registry: FeatureRegistry) -> list[str]:
-    return [feature.name for feature in registry.features]
-
-
-def _raw_chunks(registry: FeatureRegistry, inputs: Sequence[str]) -> Iterator[pl.DataFrame]:
-    for file in expand(inputs):
-        yield from read_chunks(file, _names(registry), csv=registry.csv, chunk_rows=16_384)
-
-
 def _ids_equal(raw: pl.DataFrame, registry: FeatureRegistry, trained: Ranker, bundle: Bundle) -> bool:
-    """True where torch with the trainer's layout and numpy with the bundle's read the same rows."""
+    """True if torch with the trainer's layout and numpy with the bundle's read the same rows."""
     layout = trained.embedding.layout
     for name, tokens in encode(raw, registry).tokens.items():
         addressing = addressing_of(layout, trained.embedding.vocabulary, layout.positions_of(name))

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import logging
 import os
 import resource
@@ -15,6 +16,20 @@ from features.files import take_lock
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets
 _SPINS = "30000"
+
+
+def require_training(*packages: str) -> None:
+    """Raise `InputError`, with the remedy, where packages that training needs (by default all) are not installed."""
+    absent = [one for one in packages or ("torch", "torchrec", "mlflow") if importlib.util.find_spec(one) is None]
+    if absent:
+        raise InputError("training needs its packages", found=f"no {absent[0]}", remedy="make env")
+
+
+def require_finished(run: Path) -> None:
+    """Raise `InputError` for a run directory whose training has not ended."""
+    if not (run / "metrics.json").is_file():
+        remedy = "give the same `muxrec train` command again: it resumes"
+        raise InputError(f"{run}: expected a finished run", found="no metrics.json", remedy=remedy)
 
 
 def prepare_for_training() -> None:
@@ -58,7 +73,7 @@ def frozen_gc() -> Iterator[None]:
 def locked_directory(folder: Path, *, timeout_seconds: float = 0.0) -> Iterator[int]:
     """Lock a folder by its file `lock`; yields the descriptor, through which child processes can hold the lock too.
 
-    Raises `InputError` where another process still holds it after `timeout_seconds`.
+    Raises `InputError` if another process still holds it after `timeout_seconds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = take_lock(folder / "lock", timeout_seconds=timeout_seconds)

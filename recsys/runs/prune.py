@@ -21,7 +21,6 @@ from recsys.compression.quantized import stored_widths
 from recsys.config import Experiment, validated, with_overrides
 from recsys.dataset import Split
 from recsys.embedding.mask import Mask, load_mask, save_mask
-from recsys.embedding.table import EmbeddingConfig
 from recsys.evaluation.segments import token_counts
 from recsys.ranker import Ranker, layout_of
 from recsys.runs.run_directory import RunDirectory, RunMetrics
@@ -32,7 +31,7 @@ from serving.bundle.table_plan import table_bytes
 
 DEFAULT_METHOD = "optembed"
 DEFAULT_FACTOR = 10
-"""Bytes before to bytes after where no budget is given; 1 for a method that keeps every row."""
+"""Bytes before to bytes after if no budget is given; 1 for a method that keeps every row."""
 MIN_BYTES_PER_VALUE = 2.5
 """Bytes per value of train below which a smaller table is better than a pruned one: docs/results."""
 
@@ -59,7 +58,10 @@ def prune_run(
     changed since, and budgets that cannot be met.
     """
     parent = RunDirectory(path)
-    before = _figures_before(parent)
+    metrics = parent.metrics()
+    before = {"bytes_before": float(Bundle.open(parent.bundle, verify=False).manifest.table_bytes)}
+    for split in [name for name in ("valid", "test") if name in metrics]:
+        before |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
     train = _data_of(parent)
     if target_bytes is None:
         keeps_every_row = method in COMPRESSORS and COMPRESSORS[method].keeps_every_row
@@ -67,7 +69,11 @@ def prune_run(
     experiment, stats = _planned(parent, train, method, target_bytes, table_dtype, overrides)
     assert experiment.compression is not None
     compressor = experiment.compression.compressor()
-    experiment = experiment.model_copy(update={"embedding": _reshaped(compressor, experiment, stats)})
+    reshaped = compressor.reshape(experiment.embedding, stats)
+    if reshaped.optimizer == "rowwise_adagrad" and not compressor.replaces_table:
+        expected = "pruning trains with an optimiser that shows its gradients"
+        raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
+    experiment = experiment.model_copy(update={"embedding": reshaped})
     stages = Stages(parent, compressor, stats, before, train, progress)
     if not compressor.replaces_table:
         stages.check(experiment)
@@ -86,7 +92,7 @@ def prune_run(
 
 
 def _data_of(parent: RunDirectory) -> Split:
-    """The run's training split; raises `InputError` where it has changed or has no token feature."""
+    """The run's training split; raises `InputError` if it has changed or has no token feature."""
     train = Split(parent.run_info()["dataset"], "train")
     if train.info.digest != parent.run_info()["dataset_digest"]:
         remedy = "train the run on it first, or prepare it as it was"
@@ -105,7 +111,7 @@ def _planned(
     table_dtype: str,
     overrides: Sequence[str],
 ) -> tuple[Experiment, TrainingStats]:
-    """The run with its compression, by the best method for this budget where none is given; and its training stats."""
+    """The run with its compression (by default the best method for this budget), and its training stats."""
     if any(override.startswith("compression.method=") for override in overrides):
         raise InputError("expected settings", found="compression.method", remedy="give --method")
     settings = {"method": method or DEFAULT_METHOD, "target_bytes": target_bytes, "table_dtype": table_dtype}
@@ -119,15 +125,6 @@ def _planned(
     return experiment, stats
 
 
-def _reshaped(compressor: Compressor, experiment: Experiment, stats: TrainingStats) -> EmbeddingConfig:
-    """The table that the method trains."""
-    reshaped = compressor.reshape(experiment.embedding, stats)
-    if reshaped.optimizer == "rowwise_adagrad" and not compressor.replaces_table:
-        expected = "pruning trains with an optimiser that shows its gradients"
-        raise InputError(expected, found="rowwise_adagrad", remedy="add embedding.optimizer=adam")
-    return reshaped
-
-
 def _with_compression(experiment: Experiment, settings: dict[str, Any], overrides: Sequence[str]) -> Experiment:
     if experiment.compression is not None:
         found = f"one that {experiment.compression.method} made"
@@ -136,14 +133,6 @@ def _with_compression(experiment: Experiment, settings: dict[str, Any], override
     document = experiment.model_dump(mode="json")
     compressed = validated({**document, "name": name, "compression": settings}, "compression")
     return with_overrides(compressed, overrides)
-
-
-def _figures_before(parent: RunDirectory) -> dict[str, float]:
-    metrics = parent.metrics()
-    figures = {"bytes_before": float(Bundle.open(parent.bundle, verify=False).manifest.table_bytes)}
-    for split in [name for name in ("valid", "test") if name in metrics]:
-        figures |= {f"{split}_{name}_before": metrics[split][name] for name in ("auc", "logloss")}
-    return figures
 
 
 def default_method(target_bytes: int, stats: TrainingStats) -> str:
@@ -186,22 +175,19 @@ class Stages(NamedTuple):
         if changed is not None and not self._trains(experiment):
             asked, mine = ({changed: one.model_dump(mode="json")[changed]} for one in (experiment, own))
             found = differences(asked, mine)
-            remedy = "leave it as it is, or train a run of its own with it and prune that one"
+            remedy = "leave it as it is, or train another run with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
 
     def check_reachable(self, experiment: Experiment) -> None:
         """Raise `InputError` before anything is trained or written where even the smallest result is too large."""
-        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.stats.values.items()}
-        layout = layout_of(
-            self.train.registry, experiment.model.name, experiment.model, experiment.embedding, vocabulary
-        )
-        budget = self.compressor.budget
+        vocabulary = {name: np.setdiff1d(values.tokens, MISSING) for name, values in self.stats.value_counts.items()}
+        model, budget = experiment.model, self.compressor.budget
+        layout = layout_of(self.train.registry, model.name, model, experiment.embedding, vocabulary)
         counted = sum(8 * len(tokens) for tokens in vocabulary.values()) if layout.addressing.has_vocabulary else 0
         keeps_every_row = self.compressor.keeps_every_row and not self._trains(experiment)
+        kept = np.zeros(layout.num_rows, np.int64)
         if keeps_every_row:
             kept = stored_widths(self.parent.ranker().embedding.table.detach()).numpy()
-        else:
-            kept = np.zeros(layout.num_rows, np.int64)
         size = counted + table_bytes(layout.num_rows, layout.width, budget.dtype, kept)
         if size > budget.num_bytes:
             found = f"{size:,} {'with every row' if keeps_every_row else 'without a single row'}"
@@ -236,13 +222,13 @@ class Stages(NamedTuple):
         (run.path / "supernet").mkdir(exist_ok=True)
         ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
         trained = time.perf_counter()
-        reads = self.stats.reads(ranker.embedding.layout, ranker.embedding.vocabulary)
+        lookups = self.stats.lookups(ranker.embedding.layout, ranker.embedding.vocabulary)
         context = PruningContext(
             ranker=ranker.eval(),
-            reads=reads,
+            lookups=lookups,
             train=self.train,
             valid=valid,
-            num_bytes=self._num_bytes(run, ranker, reads),
+            num_bytes=self._num_bytes(run, ranker, lookups),
             budget=self.compressor.budget,
             seed=experiment.seed,
             directory=run.path / "supernet",
@@ -254,7 +240,7 @@ class Stages(NamedTuple):
         return mask, {"supernet_seconds": trained - began, "freeze_seconds": time.perf_counter() - trained}
 
     def _trains(self, experiment: Experiment) -> bool:
-        """True where the mask comes from a training of its own: a supernet, or the run's model on another table."""
+        """True if the mask comes from another training: a supernet, or the run's model on another table."""
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
     def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:

@@ -37,6 +37,7 @@ from recsys.embedding.mask import load_mask
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.export import quantized_copy
 from recsys.ranker import Ranker, build_ranker
+from recsys.runs.process import require_finished
 from serving.bundle.profile import Distributions
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
@@ -89,7 +90,7 @@ class RunDirectory:
             "mlflow_tracking_uri": None,
             "mlflow_experiment_id": None,
         }
-        # Written beside and renamed, so that a process killed here leaves no directory or one to resume.
+        # Written elsewhere and renamed, so a process that is killed here leaves no directory, or one to resume.
         with temporary_directory_beside(self.path.absolute()) as temporary:
             write_text(temporary / "experiment.yaml", experiment.to_yaml())
             write_text(temporary / "registry.json", registry.to_json())
@@ -130,7 +131,7 @@ class RunDirectory:
         write_text(self.record, json.dumps({**self.run_info(), **changes}, indent=1))
 
     def info(self) -> DatasetInfo | None:
-        """The dataset that the run was trained on; None where it is missing or was prepared again since."""
+        """The dataset that the run was trained on; None if it is missing or was prepared again since."""
         run_info = self.run_info()
         try:
             info, _ = read_dataset(run_info["dataset"])
@@ -150,9 +151,7 @@ class RunDirectory:
     def metrics(self) -> RunMetrics:
         """metrics.json; raises `InputError` for an unfinished run."""
         self.run_info()
-        if not self.is_finished:
-            remedy = "give the same `muxrec train` command again: it resumes"
-            raise InputError(f"{self.path}: expected a finished run", found="no metrics.json", remedy=remedy)
+        require_finished(self.path)
         return json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
 
     def trained_rows(self) -> npt.NDArray[np.bool_] | None:

@@ -9,7 +9,8 @@ The life of a run:
 6. The MLflow run starts, or resumes where run.json names one; the epochs of log.jsonl are logged again.
 7. `muxrec prune` alone: supernet/ is trained and mask.safetensors written; each stage resumes by itself.
 8. Training writes log.jsonl and checkpoint/; a killed process resumes at the last state.safetensors.
-9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; a killed finish starts over.
+9. `finish_run` writes trained_rows.npy, profile.json, bundle/ and report/ and logs them; if it is killed, it starts
+   over.
 10. metrics.json comes last and makes the run finished.
 """
 
@@ -48,14 +49,16 @@ def train_run(
     *,
     track: bool = True,
     progress: bool = False,
+    report: bool = True,
     tags: Mapping[str, str] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     prepare: Callable[[RunDirectory, Ranker], dict[str, float]] | None = None,
 ) -> RunMetrics:
     """Train in a run directory and return its metrics; an interrupted run is resumed, a finished one returned as it is.
 
-    `prepare` may apply a mask to the fresh ranker; its figures go into the section `compression` of the metrics. `tags`
-    are added to the MLflow run. `on_epoch` takes each record of the history; the same one again after an interruption.
+    `report` False leaves out report/, which takes a quarter of a short run. `prepare` may apply a mask to the fresh
+    ranker; its figures go into the section `compression` of the metrics. `tags` are added to the MLflow run. `on_epoch`
+    takes each record of the history; the same one again after an interruption.
     Raises `InputError` for a directory of another run or in use by another process, a dataset without a validation
     split, and settings that do not fit the data.
     """
@@ -86,21 +89,21 @@ def train_run(
         valid = Split(data, "valid")
         with frozen_gc():
             before = prepare(run, ranker) if prepare else {}
-            state = _fit(
-                experiment,
-                out,
-                ranker,
-                table_optimizer,
-                train,
-                valid,
-                progress=progress,
-                on_epoch=_on_epoch(tracker, on_epoch),
-            )
-        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker)
+            meter = ResourceMeter()
+
+            def epoch_ended(record: dict[str, Any]) -> None:
+                if tracker:
+                    tracker.log_epoch({**record, **meter.used()})
+                if on_epoch:
+                    on_epoch(record)
+
+            options = {"progress": progress, "on_epoch": epoch_ended}
+            state = _fit(experiment, out, ranker, table_optimizer, train, valid, **options)
+        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker, report=report)
 
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:
-    """Metrics of a finished run; raises `InputError` where the store that the command prints does not hold it."""
+    """Metrics of a finished run; raises `InputError` if it is not in the store that the command prints."""
     if track:
         Tracker.of(run.record)
     return run.metrics()
@@ -113,11 +116,9 @@ def _fit(
     table_optimizer: TableOptimizer,
     train: Split,
     valid: Split,
-    *,
-    progress: bool,
-    on_epoch: Callable[[dict[str, Any]], None],
+    **options: Any,
 ) -> TrainState:
-    """The trainer's last state; a new one for a compressed model that is not trained again."""
+    """The trainer's last state; an empty one for a compressed model that is not trained again."""
     compression, settings = experiment.compression, experiment.trainer
     if compression:
         if compression.start == "as_is":
@@ -131,50 +132,30 @@ def _fit(
         out,
         seed=experiment.seed,
         l2=experiment.embedding.l2,
-        progress=progress,
-        on_epoch=on_epoch,
         starts_trained=compression is not None and compression.is_tuned,
+        **options,
     )
     return trainer.fit(train, valid)
 
 
-def _on_epoch(
-    tracker: Tracker | None, also: Callable[[dict[str, Any]], None] | None
-) -> Callable[[dict[str, Any]], None]:
-    """Log an epoch with the cores and memory that it used, then call `also`."""
-    meter = ResourceMeter()
-
-    def ended(record: dict[str, Any]) -> None:
-        if tracker:
-            tracker.log_epoch({**record, **meter.used()})
-        if also:
-            also(record)
-
-    return ended
-
-
 def _tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
-    """The MLflow run of a run directory: the recorded one, or a new one."""
     if tracker := Tracker.of(run.record):
         tracker.resume()
     else:
-        tracker = _new_tracker(run, experiment, train, more_tags)
+        name = train.info.name
+        tags = {
+            "dataset.name": name,
+            "dataset.digest": train.info.digest,
+            "registry.fingerprint": train.registry.fingerprint(),
+            "seed": str(experiment.seed),
+            "stage": "train",
+            "mlflow.note.content": f"{experiment.name} on {name}, in {run.path.absolute()}",
+        }
+        if commit := git_commit(Path(__file__).parent):
+            tags["mlflow.source.git.commit"] = commit
+        key = run.run_info()["key"]
+        tracker = Tracker.start(experiment=name, name=experiment.name, tags={**tags, **more_tags}, key=key)
     run.update_run_info(tracker.run_info())  # the store may have moved
     for record in run.history():  # epochs that a killed process did not send, or sent to another store
         tracker.log_epoch(record)
     return tracker
-
-
-def _new_tracker(run: RunDirectory, experiment: Experiment, train: Split, more_tags: Mapping[str, str]) -> Tracker:
-    name = train.info.name
-    tags = {
-        "dataset.name": name,
-        "dataset.digest": train.info.digest,
-        "registry.fingerprint": train.registry.fingerprint(),
-        "seed": str(experiment.seed),
-        "stage": "train",
-        "mlflow.note.content": f"{experiment.name} on {name}, in {run.path.absolute()}",
-    }
-    commit = git_commit(Path(__file__).parent)
-    tags |= {"mlflow.source.git.commit": commit, **more_tags} if commit else more_tags
-    return Tracker.start(experiment=name, name=experiment.name, tags=tags, key=run.run_info()["key"])

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import TrialState
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.files import write_text
 from recsys.config import Experiment
 from recsys.evaluation.metrics import METRICS
-from recsys.report.text import csv_text, text_of
+from recsys.report.text import csv_text, rich_table, text_of
 from recsys.sweep.search_space import with_settings
 
 MIN_TRIALS = 4
@@ -36,11 +35,9 @@ class TrialResult(NamedTuple):
     """Best validation score."""
     epochs: int
     settings: dict[str, Any]
-    """Key to its value."""
     run: Path
-    """Run directory."""
     metrics: dict[str, dict[str, float]]
-    """Those of metrics.json; empty for a trial that is not complete."""
+    """Metrics of metrics.json; empty for a trial that is not complete."""
     error: str | None
 
 
@@ -91,13 +88,10 @@ def write_sweep_report(
     if shares := importances(study):
         lines = [{"setting": key, "share": share} for key, share in shares.items()]
         write_text(directory / "importance.csv", csv_text(lines))
-        draw = figures.setting_importance
-        figures.save(directory / "importance.png", lambda axes: draw(axes[0], shares), left=figures.NAMES)
+        figures.save(directory / "importance.png", figures.setting_importance, shares, left=figures.NAMES)
     scores = [(one.number, one.score, one.state) for one in results if one.score is not None]
     if scores:
-        figures.save(
-            directory / "progress.png", lambda axes: figures.sweep_progress(axes[0], scores, experiment.trainer.monitor)
-        )
+        figures.save(directory / "progress.png", figures.sweep_progress, scores, experiment.trainer.monitor)
 
 
 def _record(one: TrialResult) -> dict[str, Any]:
@@ -112,22 +106,18 @@ def sweep_table(results: Sequence[TrialResult], experiment: Experiment) -> Table
     metric = f"valid {experiment.trainer.monitor}"
     counts = {name: sum(one.state == name for one in results) for name in ("complete", "pruned", "failed")}
     title = f"{len(results)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    keys = list(results[0].settings) if results else []
-    for heading in ("trial", "", metric, "test auc", "epochs"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for key in keys:
-        table.add_column(key.replace(".", "\n", 1), justify="right", overflow="fold")
+    settings = {key: key.replace(".", "\n", 1) for key in (results[0].settings if results else ())}
+    rows = []
     for one in in_order(results, experiment)[:MOST_ROWS]:
-        test = one.metrics.get("test", {}).get("auc")
-        cells = [str(one.number), one.state, _digits(one.score), _digits(test), str(one.epochs)]
-        table.add_row(*cells, *(_short(one.settings.get(key, "")) for key in keys))
-    return table
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else text_of(value)
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+        scores = (one.score, one.metrics.get("test", {}).get("auc"))
+        values = (one.settings.get(key, "") for key in settings)
+        rows.append(
+            [
+                *(str(one.number), one.state),
+                *("" if score is None else f"{score:.4f}" for score in scores),
+                str(one.epochs),
+                *(f"{value:.3g}" if isinstance(value, float) else text_of(value) for value in values),
+            ]
+        )
+    headings = ["trial", "", metric, "test auc", "epochs", *settings.values()]
+    return rich_table(title, headings, rows, left=[""], folding=[*settings.values()])

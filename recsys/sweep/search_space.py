@@ -1,4 +1,4 @@
-"""SearchSpace: the settings that a sweep varies, each with its range; declared beside its run.
+"""SearchSpace: the settings that a sweep varies, each with its range; declared next to its run.
 
 A space maps keys as `muxrec train` takes them (`embedding.l2`) to `Float`, `Int` or `Choice`.
 """
@@ -17,46 +17,41 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 
-class _Range(BaseModel):
+class _Numbers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: bool = False
+    """True to sample on a logarithmic scale."""
+    type: Any
+    low: Any
+    high: Any
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high, and low above 0 with log; found {self.low} and {self.high}")
+        return self
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values to check: where all of them are valid, the others are too."""
-        raise NotImplementedError
+        """Both bounds: where they are valid settings, the values between them are too."""
+        return self.low, self.high
 
     def suggest(self, trial: "Trial", key: str) -> Any:
         """The trial's parameter for a key; the same one in later calls."""
-        raise NotImplementedError
+        draw = trial.suggest_int if isinstance(self, Int) else trial.suggest_float
+        return draw(key, self.low, self.high, log=self.log)
 
     def setting(self, parameter: Any) -> Any:
         """The setting's value for a parameter of the study."""
         return parameter
 
     def as_parameter(self, value: Any) -> Any:
-        """The study's parameter for a value; None for a value outside the range."""
-        raise NotImplementedError
-
-
-class _Numbers(_Range):
-    log: bool = False
-    """True to sample on a logarithmic scale."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        low, high = self.ends
-        if not low < high or (self.log and low <= 0):
-            raise ValueError(f"expected low < high, and low above 0 with log; found {low} and {high}")
-        return self
-
-    def as_parameter(self, value: Any) -> Any:
-        """The number, or None outside the range."""
-        low, high = self.ends
-        return value if isinstance(value, int | float) and low <= value <= high else None
+        """The study's parameter for a value; None outside the range."""
+        return value if isinstance(value, int | float) and self.low <= value <= self.high else None
 
     def __str__(self) -> str:
-        low, high = self.ends
-        return f"{low:g} to {high:g}{', log' if self.log else ''}"
+        return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
 
 
 class Float(_Numbers):
@@ -70,15 +65,6 @@ class Float(_Numbers):
     low: float
     high: float
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Both bounds."""
-        return self.low, self.high
-
-    def suggest(self, trial: "Trial", key: str) -> float:
-        """A number within the bounds."""
-        return trial.suggest_float(key, self.low, self.high, log=self.log)
-
     def setting(self, parameter: Any) -> float:
         """The number to four digits, so that the reported value is the trained one."""
         return float(f"{parameter:.4g}")
@@ -91,29 +77,22 @@ class Int(_Numbers):
     low: int
     high: int
 
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Both bounds."""
-        return self.low, self.high
 
-    def suggest(self, trial: "Trial", key: str) -> int:
-        """A whole number within the bounds."""
-        return trial.suggest_int(key, self.low, self.high, log=self.log)
-
-
-class Choice(_Range):
+class Choice(BaseModel):
     """One of some values, which may be lists, as for `model.hidden`.
 
     >>> str(Choice(values=([400], [400, 400])))
     '[400] | [400, 400]'
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     type: Literal["choice"] = "choice"
     values: tuple[Any, ...] = Field(min_length=1)
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """All of them."""
+        """All values."""
         return self.values
 
     def suggest(self, trial: "Trial", key: str) -> Any:

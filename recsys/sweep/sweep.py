@@ -16,8 +16,9 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,7 @@ class SweepRecord(BaseModel):
     experiment: dict[str, Any]
     """The varied run, resolved."""
     space: dict[str, dict[str, Any]]
-    """Key to its range."""
     seed: int
-    """Of the sampler."""
     dataset: str
     dataset_digest: str
     mlflow_run_id: str | None = None
@@ -98,8 +97,7 @@ def run_sweep(
         raise InputError(f"{data}: expected a valid split", remedy="prepare the data again with --valid")
     record = _begin(experiment, space, data, info, out, seed)
     with locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS) as lock:
-        sweep = Sweep(out, record, experiment, space, info, trials, lock, track=track)
-        return sweep.run(workers, progress=progress)
+        return Sweep(out, record, experiment, space, info, trials, lock).run(workers, track=track, progress=progress)
 
 
 def _begin(
@@ -128,7 +126,9 @@ def _begin(
         write_text(temporary / "sweep.json", record.model_dump_json(indent=1))
         (temporary / "trials").mkdir()
         study = optuna.create_study(
-            storage=_storage(temporary), study_name=STUDY, direction=_direction(experiment), load_if_exists=False
+            storage=_storage(temporary),
+            study_name=STUDY,
+            direction="maximize" if METRICS[experiment.trainer.monitor].higher_is_better else "minimize",
         )
         flat = flatten(record.experiment)
         named = {key: values.as_parameter(flat[key]) for key, values in space.items()}
@@ -142,39 +142,31 @@ def _storage(directory: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{(directory / 'study.db').absolute()}")
 
 
-def _direction(experiment: Experiment) -> Any:
-    return "maximize" if METRICS[experiment.trainer.monitor].higher_is_better else "minimize"
-
-
+@dataclass(eq=False)
 class Sweep:
     """A running sweep: each thread has a training process; only this process uses the study, under one lock."""
 
-    def __init__(
-        self,
-        out: Path,
-        record: SweepRecord,
-        experiment: Experiment,
-        space: SearchSpace,
-        info: DatasetInfo,
-        trials: int,
-        lock: int,
-        *,
-        track: bool,
-    ) -> None:
-        self.out, self.record, self.experiment, self.space, self.info = out, record, experiment, space, info
-        self.num_trials, self.track = trials, track
-        self.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS)
-        self.study = optuna.load_study(study_name=STUDY, storage=_storage(out), pruner=self.pruner)
-        self._lock_descriptor = lock
+    out: Path
+    record: SweepRecord
+    experiment: Experiment
+    space: SearchSpace
+    info: DatasetInfo
+    num_trials: int
+    lock_descriptor: int
+    """Of the directory's lock, which the training processes hold too."""
+
+    def __post_init__(self) -> None:
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS)
+        self.study = optuna.load_study(study_name=STUDY, storage=_storage(self.out), pruner=pruner)
         self._mutex = threading.RLock()
         self._running: set[LineWorker] = set()
         self._is_stopping = False
         # The directory is locked, so trials that are still RUNNING were interrupted.
         self._interrupted = [trial.number for trial in self.study.get_trials(states=(TrialState.RUNNING,))]
 
-    def run(self, workers: int, *, progress: bool) -> list[TrialResult]:
+    def run(self, workers: int, *, track: bool, progress: bool) -> list[TrialResult]:
         """Train the missing trials; an interrupt ends the processes and leaves their trials to the next call."""
-        tracker = self._tracker() if self.track else None
+        tracker = self._tracker() if track else None
         with tracker.ending() if tracker else contextlib.nullcontext():
             with progress_bar("sweep", self.num_trials, enabled=progress) as advance:
                 advance(len(self.results()))
@@ -182,7 +174,7 @@ class Sweep:
             results = self.results()
             write_sweep_report(self.out / "report", self.study, results, self.experiment)
             if tracker:
-                tracker.log_files(self.out / "report", "report")
+                tracker.log_file(self.out / "report")
         return results
 
     def _train(self, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
@@ -201,9 +193,11 @@ class Sweep:
     def _work(self, number: int, workers: int, tracker: Tracker | None, advance: Callable[..., None]) -> None:
         """Body of a thread: take trials and have them trained until none is left."""
         process: LineWorker | None = None
+        log, threads = self.out / f"worker-{number}.log", max(1, len(os.sched_getaffinity(0)) // workers)
         try:
             while (trial := self._next()) is not None:
-                process = process or self._start(number, workers)
+                process = process or start_worker(log, threads, self.lock_descriptor)
+                self._running.add(process)
                 try:
                     result = self._trial(trial, process, tracker)
                 except WorkerError as death:
@@ -214,18 +208,15 @@ class Sweep:
                         return
                     result = self._crashed(trial, death)
                 if result:
-                    self._log_trial(tracker, result)
-                    advance(1, note=self._note(result))
+                    best = best_of(self.results(), self.experiment)
+                    if tracker:
+                        self._log_trial(tracker, result)
+                    leader = f", best {best.score:.4f} (trial {best.number})" if best else ""
+                    advance(1, note=f"trial {result.number} {result.state}{leader}")
         finally:
             if process:
                 process.close()
                 self._running.discard(process)
-
-    def _start(self, number: int, workers: int) -> LineWorker:
-        threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        process = start_worker(self.out / f"worker-{number}.log", threads, self._lock_descriptor)
-        self._running.add(process)
-        return process
 
     def _next(self) -> Trial | None:
         """An interrupted trial, else a new one; None once there are enough."""
@@ -269,22 +260,21 @@ class Sweep:
         if tracker:
             tags |= {"mlflow.parentRunId": tracker.run_id, "mlflow.source.name": "muxrec sweep"}
         request = {"experiment": experiment.model_dump(mode="json"), "data": self.record.dataset, "out": str(run)}
-        request |= {"track": self.track, "tags": tags, "store": tracker.uri if tracker else None}
+        request |= {"track": tracker is not None, "tags": tags, "store": tracker.uri if tracker else None}
         ended = process.ask(request, lambda record: self._prune(trial, record))
         result = self._end(trial, ended)
-        _remove_checkpoints(run, is_complete=result.state == "complete")
+        # Most of a run directory's bytes: an ended trial is not resumed, and only a complete one is opened again.
+        for name in ("state",) if result.state == "complete" else ("state", "best"):
+            (run / "checkpoint" / f"{name}.safetensors").unlink(missing_ok=True)
         return result
 
     def _prune(self, trial: Trial, record: dict[str, Any]) -> bool:
-        """Report an epoch to the study; True where the trial should end there."""
+        """Report an epoch to the study; True if the trial should end there."""
         with self._mutex:
-            # Reported a second time where the trial was interrupted right after the first.
-            if record["epoch"] not in self._frozen(trial).intermediate_values:
+            # An interruption right after the report makes the trial report this epoch again.
+            if record["epoch"] not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
                 trial.report(record[f"valid_{self.experiment.trainer.monitor}"], record["epoch"])
             return bool(trial.should_prune())  # Optuna returns numpy's bool, which is not JSON
-
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[trial.number]
 
     def _crashed(self, trial: Trial, death: WorkerError) -> TrialResult | None:
         """Retry a trial whose process died (None), or fail it after `MAX_CRASHES`."""
@@ -303,14 +293,13 @@ class Sweep:
         return self._end(trial, {"end": "failed", "error": error})
 
     def _end(self, trial: Trial, ended: dict[str, Any]) -> TrialResult:
-        """Record a trial's end in the study."""
         with self._mutex:
             for key in ("metrics", "error"):
                 if key in ended:
                     trial.set_user_attr(key, ended[key])
             score = ended["metrics"]["valid"][self.experiment.trainer.monitor] if "metrics" in ended else None
             self.study.tell(trial.number, score, state=STATES[ended["end"]])
-            return self._result(self._frozen(trial))
+            return self._result(self.study.get_trials(deepcopy=False)[trial.number])
 
     def results(self) -> list[TrialResult]:
         """All trials that ended, by number."""
@@ -331,11 +320,6 @@ class Sweep:
             error=trial.user_attrs.get("error"),
         )
 
-    def _note(self, result: TrialResult) -> str:
-        best = best_of(self.results(), self.experiment)
-        leader = f", best {best.score:.4f} (trial {best.number})" if best else ""
-        return f"trial {result.number} {result.state}{leader}"
-
     def _tracker(self) -> Tracker:
         """MLflow's run of the sweep; the trials' runs are its children."""
         if tracker := Tracker.of(self.out / "sweep.json"):
@@ -351,10 +335,8 @@ class Sweep:
         write_text(self.out / "sweep.json", self.record.model_dump_json(indent=1))
         return tracker
 
-    def _log_trial(self, tracker: Tracker | None, result: TrialResult) -> None:
+    def _log_trial(self, tracker: Tracker, result: TrialResult) -> None:
         """Log a trial's end to its run, and the best trial so far to the sweep's run: as tags, which can change."""
-        if tracker is None:
-            return
         with self._mutex:
             with contextlib.suppress(InputError):
                 if tracked := Tracker.of(RunDirectory(result.run).record):
@@ -362,22 +344,9 @@ class Sweep:
             ended = self.results()
             figures = {f"sweep/{name}": float(sum(one.state == name for one in ended)) for name in STATES}
             if best := best_of(ended, self.experiment):
-                figures |= dict(_best_figures(best))
+                for split, prefix in (("valid", "val"), ("test", "test")):
+                    found = best.metrics.get(split, {})
+                    figures |= {f"best/{prefix}_{name}": found[name] for name in METRICS if name in found}
                 texts = {f"best.{key}": str(value) for key, value in best.settings.items()}
                 tracker.set_tags({"best.trial": str(best.number), **texts})
             tracker.log_metrics(figures, step=len(ended))
-
-
-def _best_figures(best: TrialResult) -> Iterator[tuple[str, float]]:
-    """Figures of the best trial for the sweep's own run."""
-    for split, prefix in (("valid", "val"), ("test", "test")):
-        for name in METRICS:
-            if name in best.metrics.get(split, {}):
-                yield f"best/{prefix}_{name}", best.metrics[split][name]
-
-
-def _remove_checkpoints(run: Path, *, is_complete: bool) -> None:
-    """Remove checkpoints that an ended trial does not need: they are most of a run directory's bytes."""
-    (run / "checkpoint" / "state.safetensors").unlink(missing_ok=True)
-    if not is_complete:
-        (run / "checkpoint" / "best.safetensors").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ server; its links lead to the MLflow UI.
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ MAX_COMPARED = 100
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 340, 70, 26, 14, 48
 """The figure and its margins, in pixels."""
 MAX_LABELS = 12
-"""Of more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
+"""With more points, only the baseline and the Pareto front (no smaller bundle is better) are labelled."""
 MIN_SIZE_RATIO = 1.01
 """Largest to smallest bundle; below this there is no figure."""
 
@@ -41,7 +42,7 @@ th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\25b2"; }
 th[aria-sort=descending] button::after { content: " \\25bc"; }
 .text { text-align: left; } td.text { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
-.name { width: max-content; max-width: 18rem; white-space: normal; overflow-wrap: anywhere; text-align: left; }
+.name { min-width: 10rem; max-width: 18rem; white-space: normal; overflow-wrap: anywhere; text-align: left; }
 .seeds { max-width: 7rem; white-space: normal; } .muted { color: var(--muted); } tr.baseline td { font-weight: 600; }
 a { color: var(--accent); } svg { width: 100%; max-width: 920px; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; } svg .grid { stroke: currentColor; opacity: .15; }
@@ -134,17 +135,15 @@ def _columns(comparison: RunComparison, ui: str) -> list[tuple[str, Callable[[Ro
         )
         for column in comparison.columns()
     }
-    lead = [figures.pop(metric) for metric in LEAD if metric in figures]
+    lead: list[tuple[str, Callable[[Row], str]]] = [figures.pop(metric) for metric in LEAD if metric in figures]
     if comparison.baseline:
-        lead += [
-            (_head("difference", comparison.metric), lambda row: _difference(comparison, row)[0]),
-            (_head("p", is_less_better=True), lambda row: _difference(comparison, row)[1]),
-        ]
+        for number, head in enumerate((_head("difference", comparison.metric), _head("p", is_less_better=True))):
+            lead.append((head, partial(_difference, comparison, number)))
     settings = [
         (_head(key, is_text=True), lambda row, key=key: _text(row.settings.get(key, "")))
         for key in comparison.setting_keys()
     ]
-    named = [("<th></th>", _checkbox), (_head("run", is_text=True), _name)]
+    named = [("<th></th>", _checkbox), (_head("run", is_text=True), lambda row: _text(row.name, "name"))]
     return [*named, *lead, *figures.values(), (_head("seeds"), lambda row: _links(row, ui)), *settings]
 
 
@@ -156,28 +155,24 @@ def _head(title: str, hint: str = "", *, is_text: bool = False, is_less_better: 
     return f'<th scope="col"{up}{kind} title="{escape(hint)}"><button type="button">{shown}</button></th>'
 
 
-def _text(value: str) -> str:
-    """A cell of text; its title has what the cell cuts off."""
-    return f'<td class="text" title="{escape(value)}">{escape(value)}</td>'
+def _text(value: str, kind: str = "text") -> str:
+    """A cell of text, which may be cut off; its title is whole."""
+    return f'<td class="{kind}" title="{escape(value)}">{escape(value)}</td>'
 
 
 def _number(value: float | None, text: str) -> str:
     return f'<td data-value="{"" if value is None else repr(value)}">{escape(text)}</td>'
 
 
-def _difference(comparison: RunComparison, row: Row) -> tuple[str, str]:
-    difference, texts = comparison.difference(row), difference_texts(comparison, row)
-    values = (difference.auc, difference.p) if difference else (None, None)
-    return _number(values[0], texts[0]), _number(values[1], texts[1])
+def _difference(comparison: RunComparison, number: int, row: Row) -> str:
+    """The cell of a row's difference (0) or its p (1)."""
+    values = comparison.difference(row) or (None, None)
+    return _number(values[number], difference_texts(comparison, row)[number])
 
 
 def _checkbox(row: Row) -> str:
     ids = ",".join(run.run_id for run in row.runs[:MAX_COMPARED])
     return f'<td><input type="checkbox" value="{ids}" aria-label="{escape(f"choose {row.name}")}"></td>'
-
-
-def _name(row: Row) -> str:
-    return f'<td data-value="{escape(row.name)}"><div class="name">{escape(row.name)}</div></td>'
 
 
 def _links(row: Row, ui: str) -> str:
@@ -190,7 +185,7 @@ def _links(row: Row, ui: str) -> str:
 
 
 def _scatter(comparison: RunComparison) -> str:
-    """Quality against bytes as an inline picture; empty where all bundles are of one size."""
+    """Quality against bytes as an inline picture; empty if all bundles are of one size."""
     metric, title = comparison.metric, "test AUC" if comparison.metric == "test/auc" else "validation AUC"
     found = [
         (row, size, quality, spread(row.values(metric)) or 0.0)
@@ -232,7 +227,6 @@ def _scatter(comparison: RunComparison) -> str:
 
 
 def _padded(values: list[float], start: float, stop: float) -> svg.Scale:
-    """An axis of these values with room at both ends."""
     low, high = min(values), max(values)
     room = 0.05 * (high - low) or 0.001
     return svg.Scale(low - room, high + room, start, stop)

@@ -3,17 +3,25 @@
 Rows are in order of validation AUC. Choose by that: the test figures of a model that was chosen by them are too good.
 """
 
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from features.errors import InputError
-from recsys.evaluation.metrics import METRICS, Metric
+from recsys.evaluation.metrics import METRICS
 from recsys.evaluation.significance import p_text, spread, welch
-from recsys.tracking.tracked_runs import TrackedRun
+from recsys.report.text import rich_table
+from recsys.tracking.store import (
+    connect_existing,
+    experiment_of_environment,
+    refuse_deleted_experiment,
+    shown_uri,
+    store_errors,
+    tracking_uri,
+)
 
 NOT_SETTINGS = ("name", "seed")
 """Params that may differ between the runs of one row."""
@@ -49,20 +57,36 @@ COSTS = (
 
 
 def compared_columns() -> list[Column]:
-    """What rows are chosen by, the other metrics of the test split, and the costs."""
-    auc, log_loss = METRICS["auc"], METRICS["logloss"]
+    """Figures that rows are chosen by, the other metrics of the test split, and the costs."""
+
+    def metric(name: str, title: str = "{}", *, is_short: bool = False) -> Column:
+        one = METRICS[name.partition("/")[2]]
+        return Column(name, title.format(one.title), one.digits, 1.0, is_short, one.higher_is_better)
+
     return [
-        _metric_column("val/auc", auc._replace(title=f"valid {auc.title}"), is_short=True),
-        _metric_column("test/auc", auc._replace(title=f"test {auc.title}"), is_short=True),
-        _metric_column("test/logloss", log_loss, is_short=True),
+        metric("val/auc", "valid {}", is_short=True),
+        metric("test/auc", "test {}", is_short=True),
+        metric("test/logloss", is_short=True),
         Column("perf/bundle_bytes", "bundle kB", 0, 1e3, is_short=True),
-        *(_metric_column(f"test/{name}", one) for name, one in METRICS.items() if f"test/{name}" not in LEAD),
+        *(metric(f"test/{name}") for name in METRICS if f"test/{name}" not in LEAD),
         *COSTS,
     ]
 
 
-def _metric_column(name: str, metric: Metric, *, is_short: bool = False) -> Column:
-    return Column(name, metric.title, metric.digits, is_short=is_short, higher_is_better=metric.higher_is_better)
+class TrackedRun(NamedTuple):
+    """A run in the store."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    started: int
+    """Milliseconds since 1970."""
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """Last value of each metric."""
+    tags: Mapping[str, str]
 
 
 class Row(NamedTuple):
@@ -72,9 +96,7 @@ class Row(NamedTuple):
     settings: Mapping[str, str]
     """Params that differ between rows."""
     data: str
-    """Digest of the dataset."""
     runs: tuple[TrackedRun, ...]
-    """By seed."""
 
     def values(self, metric: str) -> list[float]:
         """The metric of every run that has it."""
@@ -85,7 +107,7 @@ class Row(NamedTuple):
         return [f"{key}={value}" for key, value in self.settings.items() if value]
 
     def mean(self, metric: str) -> float | None:
-        """Mean over seeds; None where no run has the metric."""
+        """Mean over seeds; None if no run has the metric."""
         values = self.values(metric)
         return statistics.fmean(values) if values else None
 
@@ -95,7 +117,7 @@ class AucDifference(NamedTuple):
 
     auc: float
     p: float | None
-    """Of Welch's t-test; None with a single seed on either side."""
+    """P-value of Welch's t-test; None with a single seed on either side."""
 
 
 class RunComparison(NamedTuple):
@@ -131,12 +153,44 @@ class RunComparison(NamedTuple):
         return list(dict.fromkeys(key for row in self.rows for key in row.settings))
 
 
+def tracked_runs(experiment: str | None = None) -> tuple[str, str, list[TrackedRun]]:
+    """Name, id and runs of an experiment; None: the one of `MLFLOW_EXPERIMENT_NAME`, or the store's only one.
+
+    Raises `InputError` for a store that does not answer, an unknown experiment, and several to choose from.
+    """
+    uri = tracking_uri()
+    client = connect_existing(uri)
+    with store_errors(f"cannot list experiments in {shown_uri(uri)}"):
+        known = {one.name: one.experiment_id for one in client.search_experiments()}
+        named = experiment_of_environment(client, "") if experiment is None else None
+    wanted = experiment or (named.name if named else os.environ.get("MLFLOW_EXPERIMENT_NAME"))
+    if wanted is None:
+        # MLflow makes "Default" in every store.
+        known = {name: number for name, number in known.items() if name != "Default"} or known
+        wanted = next(iter(known)) if len(known) == 1 else ""
+    if wanted not in known:
+        refuse_deleted_experiment(client.get_experiment_by_name(wanted) if wanted else None)
+        found = repr(wanted) if wanted else f"{len(known)} experiments"
+        raise InputError("expected the name of an experiment", found=found, remedy=f"use one of {', '.join(known)}")
+    import mlflow
+
+    runs: Any = mlflow.search_runs([known[wanted]], output_format="list")
+    found = [
+        TrackedRun(
+            *(run.info.run_id, run.info.experiment_id, run.info.run_name or run.info.run_id),
+            *(run.info.status, run.info.start_time, run.data.params, run.data.metrics, run.data.tags),
+        )
+        for run in runs
+    ]
+    return wanted, known[wanted], found
+
+
 def compare_runs(
     experiment: str, experiment_id: str, runs: Iterable[TrackedRun], baseline: str | None = None
 ) -> RunComparison:
     """Group runs into rows; `baseline` is a run's name, its id or the beginning of its id.
 
-    Raises `InputError` where no run has finished, and for a baseline that matches no row or several.
+    Raises `InputError` if no run has finished, and for a baseline that matches no row or several.
     """
     trained = [run for run in runs if run.tags.get("stage") != "sweep"]
     finished = [run for run in trained if run.status == "FINISHED" and "val/auc" in run.metrics]
@@ -151,13 +205,14 @@ def compare_runs(
         groups.setdefault((run.tags.get("dataset.digest", ""), own), {})[run.params.get("seed", "")] = run
     # Figures on different data are not comparable, so the digest is shown as a setting.
     settings = [{**dict(own), DATA: data[:8]} for data, own in groups]
-    varying = _varying(settings)
+    keys = dict.fromkeys(key for one in settings for key in one)
+    varying = [key for key in keys if len({one.get(key) for one in settings}) > 1]
     rows = [
         Row(
             name=_name(list(members.values())),
             settings={key: own.get(key, "") for key in varying},
             data=data,
-            runs=tuple(sorted(members.values(), key=_seed_order)),
+            runs=tuple(members[seed] for seed in sorted(members, key=lambda seed: (len(seed), seed))),
         )
         for own, ((data, _), members) in zip(settings, groups.items(), strict=True)
     ]
@@ -165,18 +220,6 @@ def compare_runs(
     rows.sort(key=lambda row: -(row.mean("val/auc") or 0.0))
     chosen = None if baseline is None else _baseline(rows, baseline)
     return RunComparison(experiment, experiment_id, tuple(rows), chosen, len(trained) - len(finished), shared)
-
-
-def _seed_order(run: TrackedRun) -> tuple[int, str]:
-    """By number; runs that other tools logged may have no seed."""
-    seed = run.params.get("seed", "")
-    return len(seed), seed
-
-
-def _varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys with more than one value, in order."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if len({one.get(key) for one in settings}) > 1]
 
 
 def _name(runs: Sequence[TrackedRun]) -> str:
@@ -208,8 +251,6 @@ def figure_text(row: Row, column: Column) -> str:
 
 def runs_table(comparison: RunComparison, width: int = 160) -> Table:
     """The rows for a terminal of `width` characters, without the figures that do not fit; the page has all of them."""
-    table = Table(title=_title(comparison), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold", min_width=MIN_NAME)
     columns = {"seeds": [str(len(row.runs)) for row in comparison.rows]}
     short = [column for column in comparison.columns() if column.is_short]
     for column in short:
@@ -222,15 +263,14 @@ def runs_table(comparison: RunComparison, width: int = 160) -> Table:
     for column in short[:1:-1]:
         if MIN_NAME + 2 + sum(map(_width, columns, columns.values())) > width:
             del columns[column.title]
-    for title in columns:
-        table.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row, *cells in zip(comparison.rows, *columns.values(), strict=True):
-        table.add_row("\n".join([row.name, *settings_of(row)]), *cells)
+    names = ["\n".join([row.name, *settings_of(row)]) for row in comparison.rows]
+    headings = ["run", *(title.replace(" ", "\n") for title in columns)]
+    table = rich_table(_title(comparison), headings, zip(names, *columns.values(), strict=True), folding=["run"])
+    table.columns[0].min_width = MIN_NAME
     return table
 
 
 def _width(title: str, cells: Sequence[str]) -> int:
-    """Width of a column in characters."""
     return 2 + max(len(line) for text in (title.replace(" ", "\n"), *cells) for line in text.split("\n"))
 
 

@@ -1,10 +1,10 @@
 """A bundle as a LoggedModel of an MLflow run: a pyfunc from code, with the requirements of serving."""
 
 import importlib.metadata
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import features
 import serving
@@ -39,7 +39,9 @@ def log_model(tracker: Tracker, bundle: Bundle, *, name: str = "bundle") -> None
 
     client, run_id = tracker.client, tracker.run_id
     inputs = bundle.golden.drop("probability").to_pandas()
-    with tracker.timed(), _requirements_unchecked():
+    # MLflow checks that the requirements are installed, which takes most of a second; they are the installed versions.
+    check = "mlflow.utils.requirements_utils._check_requirement_satisfied"
+    with tracker.timed(), patch(check, lambda requirement_str: None, create=True):
         of_this_run = f"source_run_id = '{run_id}' and name = '{name}'"
         old = {model.model_id for model in client.search_logged_models([tracker.experiment_id], of_this_run)}
         for model_id in old - (_registered_models(tracker) if old else set()):
@@ -78,23 +80,3 @@ def _signature(columns: Iterable[str]) -> "ModelSignature":
 
     inputs = Schema([ColSpec(AnyType(), name, required=False) for name in columns])
     return ModelSignature(inputs, Schema([ColSpec(DataType.double, "probability")]))
-
-
-@contextmanager
-def _requirements_unchecked() -> Iterator[None]:
-    """Skip MLflow's check that a model's requirements are installed: they are the installed versions.
-
-    The check lists the files of every installed package, which takes most of the second that logging would take.
-    """
-    from mlflow.utils import requirements_utils
-
-    name = "_check_requirement_satisfied"
-    check = getattr(requirements_utils, name, None)
-    if check is None:  # another version of MLflow, without it
-        yield
-        return
-    setattr(requirements_utils, name, lambda requirement_str: None)
-    try:
-        yield
-    finally:
-        setattr(requirements_utils, name, check)

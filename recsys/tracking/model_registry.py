@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from features.errors import InputError
 from features.files import replace_directory, sha256_of, temporary_directory_beside
-from recsys.tracking.store import connect_existing, shown_uri, store_errors, tracking_uri
+from recsys.tracking.store import connect_existing, shown_uri, store_errors, tracking_uri, unless_absent
 from serving.bundle import Bundle
 from serving.bundle.manifest import MANIFEST, read_manifest
 
@@ -48,8 +48,8 @@ class ModelRegistry:
 
     @staticmethod
     def open(uri: str | None = None) -> "ModelRegistry":
-        """The registry at `uri`, by default that of the environment; raises `InputError` where there is no store."""
-        uri = uri or tracking_uri()
+        """The registry at `uri`, by default that of the environment; raises `InputError` if there is no store."""
+        uri = tracking_uri(uri)
         return ModelRegistry(connect_existing(uri), uri)
 
     def version(self, name: str, number: str | None = None, *, alias: str | None = None) -> RegisteredVersion:
@@ -63,18 +63,13 @@ class ModelRegistry:
         return _version(found)
 
     def holder(self, name: str, alias: str) -> RegisteredVersion | None:
-        """The version that an alias points to; None where there is no such model or alias yet."""
+        """The version that an alias points to; None if there is no such model or alias yet."""
         with _registry_errors(f"cannot look up {name}@{alias}"):
-            try:
-                aliases = self.client.get_registered_model(name).aliases
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                return None
-            return self.version(name, str(aliases[alias])) if alias in aliases else None
+            model = unless_absent(lambda: self.client.get_registered_model(name))
+            return self.version(name, str(model.aliases[alias])) if model and alias in model.aliases else None
 
     def logged_model(self, run_id: str, bundle: Bundle) -> str | None:
-        """Identifier of a run's LoggedModel with the same model_id as the bundle; None where there is none."""
+        """Identifier of a run's LoggedModel with the same model_id as the bundle; None if there is none."""
         with _registry_errors(f"cannot list the models of run {run_id}"):
             experiment = self.client.get_run(run_id).info.experiment_id
             for model in self.client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
@@ -97,11 +92,8 @@ class ModelRegistry:
             for found in self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
                 if (version := _version(found)).logged_model == logged_model:
                     return version
-            source = f"models:/{logged_model}"
-            made = self.client.create_model_version(
-                name, source, run_id, tags=dict(tags), description=about, model_id=logged_model
-            )
-            return _version(made)
+            options = {"tags": dict(tags), "description": about, "model_id": logged_model}
+            return _version(self.client.create_model_version(name, f"models:/{logged_model}", run_id, **options))
 
     def tag(self, version: RegisteredVersion, tags: Mapping[str, str]) -> None:
         """Set tags of a version."""
@@ -141,7 +133,9 @@ class ModelRegistry:
                         if not target.is_dir():
                             raise
         os.utime(target)
-        _forget_old(folder)
+        versions = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        for path in sorted(versions, key=lambda path: -path.stat().st_mtime)[KEPT_VERSIONS:]:
+            shutil.rmtree(path, ignore_errors=True)
         return target
 
 
@@ -166,15 +160,6 @@ def _is_whole(target: Path) -> bool:
     except InputError:
         return False
     return True
-
-
-def _forget_old(folder: Path) -> None:
-    """Delete the versions whose last use is longest ago."""
-    kept = sorted(
-        (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: -path.stat().st_mtime
-    )
-    for path in kept[KEPT_VERSIONS:]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _version(found: ModelVersion) -> RegisteredVersion:

@@ -56,7 +56,7 @@ def resolve_bundle(uri_or_path: str | Path, *, current: Path | None = None) -> P
         return Path(uri_or_path)
     if importlib.util.find_spec("mlflow") is None:
         remedy = "pip install mlflow, or name a bundle directory"
-        raise InputError(f"{uri}: its registry is asked through mlflow", found="no mlflow", remedy=remedy)
+        raise InputError(f"{uri}: reading its registry needs mlflow", found="no mlflow", remedy=remedy)
     request = {"uri": str(uri), "cache": made_in_cache("models"), "current": current}
     try:
         return Path(ask_once("recsys.tracking.fetch_model", request))

@@ -1,4 +1,4 @@
-"""Logs a scoring job to MLflow, in a worker process of its own.
+"""Logs a scoring job to MLflow, in a separate worker process.
 
 So the process that scores never imports mlflow, and a store that cannot be reached costs no scores.
 """
@@ -36,7 +36,7 @@ def log_scoring_run(report: Mapping[str, Any], params: Mapping[str, Any]) -> str
         failure = InputError("cannot log the scoring run", found=error.last_line or str(error))
     except InputError as error:
         failure = error
-    remedy = "the scores are whole; check MLFLOW_TRACKING_URI, and start again to log them alone"
+    remedy = "the scores are complete; check MLFLOW_TRACKING_URI, and start again, which only logs them"
     raise InputError(failure.expected, found=failure.found, remedy=remedy)
 
 
@@ -65,14 +65,14 @@ def log_run(request: dict[str, Any]) -> str:
 
     report = request["report"]
     out = Path(report["path"])
-    note = f"muxrec score, {out.absolute()}"
-    tags = {"stage": "score", "model_id": report["model_id"], "mlflow.note.content": note}
+    tags = {"stage": "score", "model_id": report["model_id"]}
+    tags["mlflow.note.content"] = f"muxrec score, {out.absolute()}"
     tracker = Tracker.start(experiment=EXPERIMENT, name=f"score {out.name}", tags=tags, key=uuid.uuid4().hex)
-    for key, value in request["params"].items():
-        tracker.client.log_param(tracker.run_id, key, value)
-    tracker.log_metrics(metrics_of(report))
-    tracker.log_file(out / "_manifest.json")
-    tracker.finish()
+    with tracker.ending():
+        for key, value in request["params"].items():
+            tracker.client.log_param(tracker.run_id, key, value)
+        tracker.log_metrics(metrics_of(report))
+        tracker.log_file(out / "_manifest.json")
     return tracker.run_id
 
 

@@ -4,7 +4,6 @@ Without `MLFLOW_TRACKING_URI` it is `sqlite:///mlflow.db` in the working directo
 """
 
 import importlib.metadata
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from features.errors import InputError
 from features.files import made_in_cache, temporary_directory_beside
 
 if TYPE_CHECKING:
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
 DEFAULT_FILE = "mlflow.db"
@@ -49,8 +48,8 @@ def shown_uri(uri: str) -> str:
 
 def ui_address(uri: str | None = None) -> str:
     """Address of the UI of a store (by default the environment's): the server itself, or that of `mlflow ui`."""
-    uri = uri or tracking_uri()
-    return re.sub("//[^/]*@", "//", uri) if uri.startswith(("http://", "https://")) else LOCAL_UI
+    uri = shown_uri(tracking_uri(uri))
+    return uri.replace("//***@", "//") if uri.startswith(("http://", "https://")) else LOCAL_UI
 
 
 def page_of(experiment_id: str, uri: str | None = None) -> str:
@@ -106,28 +105,21 @@ def connect(uri: str, remedy: str = CHECK_STORE) -> "MlflowClient":
     warnings.filterwarnings("ignore", module="mlflow.*")
     with store_errors(f"cannot open the MLflow store {shown_uri(uri)}", remedy):
         _make_store(uri)
-        with _environment_kept():
-            mlflow.set_tracking_uri(uri)
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri)
+        # MLflow sets the variable too, and child processes would take that for the user's choice.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
         return mlflow.MlflowClient()
 
 
 def connect_existing(uri: str) -> "MlflowClient":
-    """A client of a store that exists already; raises `InputError` where there is none."""
+    """A client of a store that exists already; raises `InputError` if there is none."""
     if not is_there(uri):
         remedy = "set MLFLOW_TRACKING_URI to the store that holds the runs and models"
         raise InputError("expected an MLflow store", found=f"none at {shown_uri(uri)}", remedy=remedy)
     return connect(uri)
-
-
-@contextmanager
-def _environment_kept() -> Iterator[None]:
-    """Restore `MLFLOW_TRACKING_URI`: MLflow sets it, and child processes would take that for the user's choice."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    yield
-    if before is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _make_store(uri: str) -> None:
@@ -173,32 +165,7 @@ def refuse_other_run(expected: str, run_id: str | None = None) -> None:
         raise InputError(expected, found=f"MLFLOW_RUN_ID={given}", remedy="unset MLFLOW_RUN_ID")
 
 
-def run_of(record: Path) -> "tuple[MlflowClient, str, Run] | None":
-    """Client, store and MLflow run that a run.json or sweep.json names; None for an untracked one.
-
-    The store is the environment's, else the recorded one. Raises `InputError`, naming both stores, where the run is
-    missing, and where it or its experiment was deleted.
-    """
-    document: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    run_id, recorded = document.get("mlflow_run_id"), document.get("mlflow_tracking_uri")
-    if run_id is None:
-        return None
-    refuse_other_run(f"{record} names its own MLflow run", run_id)
-    uri = tracking_uri(recorded)
-    expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"
-    anew = f"set mlflow_run_id in {record} to null to log it again (a finished run by `muxrec promote`)"
-    if not is_there(uri):
-        raise InputError(expected, found="no such store", remedy=_way_to(uri, recorded, anew))
-    client = connect(uri)
-    with store_errors(f"cannot ask {shown_uri(uri)} for the MLflow run {run_id}"):
-        run = _unless_absent(lambda: client.get_run(run_id))
-        if run is None:
-            raise InputError(expected, found="no such run", remedy=_way_to(uri, recorded, anew))
-        _refuse_deleted(client, run, f"{expected}; found it deleted", anew)
-    return client, uri, run
-
-
-def _unless_absent(ask: Callable[[], T]) -> T | None:
+def unless_absent(ask: Callable[[], T]) -> T | None:
     """The store's answer; None for a resource that does not exist."""
     from mlflow.exceptions import MlflowException
 
@@ -210,35 +177,15 @@ def _unless_absent(ask: Callable[[], T]) -> T | None:
         return None
 
 
-def _way_to(uri: str, recorded: str | None, anew: str) -> str:
-    """The remedy for a run that is not in a store."""
-    if recorded and recorded != uri:
-        return f"unset MLFLOW_TRACKING_URI to use {shown_uri(recorded)}, where it was logged, or {anew}"
-    return f"set MLFLOW_TRACKING_URI to the store that holds it, or {anew}"
-
-
-def _refuse_deleted(client: "MlflowClient", run: "Run", expected: str, anew: str) -> None:
-    """Raise `InputError` for a run that was deleted (in MLflow's UI, say), alone or with its experiment."""
-    if run.info.lifecycle_stage != "deleted":
-        return
-    experiment = client.get_experiment(run.info.experiment_id)
-    if experiment.lifecycle_stage == "deleted":
-        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        expected += f" with its experiment {experiment.name!r}"
-    else:
-        restore = f"mlflow runs restore --run-id {run.info.run_id}"
-    raise InputError(expected, remedy=f"bring it back ({restore}), or {anew}")
-
-
 def experiment_of_environment(client: "MlflowClient", default: str) -> "Experiment | None":
     """The experiment that `MLFLOW_EXPERIMENT_ID` or `MLFLOW_EXPERIMENT_NAME` names, else the one called `default`.
 
-    None where there is none of that name yet. Raises `InputError` where the two variables contradict each other, for an
+    None if there is none of that name yet. Raises `InputError` if the two variables contradict each other, for an
     unknown number, and for a deleted experiment.
     """
     number, name = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if number:
-        known = _unless_absent(lambda: client.get_experiment(number)) if number.isdecimal() else None
+        known = unless_absent(lambda: client.get_experiment(number)) if number.isdecimal() else None
         if known is None:
             expected = f"MLFLOW_EXPERIMENT_ID: expected an experiment of {shown_uri(tracking_uri())}"
             raise InputError(expected, found=repr(number)[:80], remedy="unset it, or give MLFLOW_EXPERIMENT_NAME")
@@ -252,7 +199,7 @@ def experiment_of_environment(client: "MlflowClient", default: str) -> "Experime
 
 
 def refuse_deleted_experiment(known: "Experiment | None") -> None:
-    """Raise `InputError` for an experiment that was deleted (in MLflow's UI, say)."""
+    """Raise `InputError` for an experiment that was deleted, for example in MLflow's UI."""
     if known and known.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {known.experiment_id}"
         remedy = f"bring it back ({restore}), or use another name (MLFLOW_EXPERIMENT_NAME)"

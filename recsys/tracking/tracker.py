@@ -4,6 +4,7 @@ mlflow takes a second to import, so it is imported inside functions: an untracke
 """
 
 import getpass
+import json
 import math
 import os
 import subprocess
@@ -20,12 +21,13 @@ from recsys.tracking.store import (
     CHECK_STORE,
     connect,
     experiment_of_environment,
+    is_there,
     page_of,
     refuse_other_run,
-    run_of,
     shown_uri,
     store_errors,
     tracking_uri,
+    unless_absent,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Tracker:
         `MLFLOW_EXPERIMENT_NAME` and `MLFLOW_EXPERIMENT_ID` override `experiment`; `MLFLOW_RUN_ID` is refused.
         """
         began = time.perf_counter()
-        refuse_other_run("muxrec makes an MLflow run of its own")
+        refuse_other_run("muxrec makes its own MLflow run")
         uri = tracking_uri()
         remedy = "check MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, or pass --no-track"
         client = connect(uri, remedy)
@@ -76,7 +78,11 @@ class Tracker:
             name_of_it = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment
             experiment_id = known.experiment_id if known else client.create_experiment(name_of_it)
             made = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-            tags = {**_source(tags), **tags, KEY_TAG: key}
+            # MLflow's columns "Source" and "Created by".
+            source = {"mlflow.source.name": f"muxrec {tags.get('stage', '')}".strip(), "mlflow.source.type": "LOCAL"}
+            with suppress(OSError, KeyError):  # a container's user may have no name
+                source["mlflow.user"] = getpass.getuser()
+            tags = {**source, **tags, KEY_TAG: key}
             run = made[0] if made else client.create_run(experiment_id, run_name=name, tags=tags)
         tracker = Tracker(client, uri, run.info.run_id, experiment_id)
         tracker.seconds = time.perf_counter() - began
@@ -84,11 +90,38 @@ class Tracker:
 
     @staticmethod
     def of(record: Path) -> "Tracker | None":
-        """The MLflow run that a run.json or sweep.json names; None for an untracked one. Raises as `run_of` does."""
-        if (found := run_of(record)) is None:
+        """The MLflow run that a run.json or sweep.json names; None for an untracked one.
+
+        The store is the environment's, else the recorded one. Raises `InputError`, naming both stores, where the run is
+        missing, and where it or its experiment was deleted.
+        """
+        document: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        run_id, recorded = document.get("mlflow_run_id"), document.get("mlflow_tracking_uri")
+        if run_id is None:
             return None
-        client, uri, run = found
-        return Tracker(client, uri, run.info.run_id, run.info.experiment_id)
+        refuse_other_run(f"{record} names its own MLflow run", run_id)
+        uri = tracking_uri(recorded)
+        expected = f"expected the MLflow run {run_id} in {shown_uri(uri)}"
+        anew = f"set mlflow_run_id in {record} to null to log it again (a finished run by `muxrec promote`)"
+        if recorded and recorded != uri:
+            remedy = f"unset MLFLOW_TRACKING_URI to use {shown_uri(recorded)}, where it was logged, or {anew}"
+        else:
+            remedy = f"set MLFLOW_TRACKING_URI to the store that holds it, or {anew}"
+        if not is_there(uri):
+            raise InputError(expected, found="no such store", remedy=remedy)
+        client = connect(uri)
+        with store_errors(f"cannot ask {shown_uri(uri)} for the MLflow run {run_id}"):
+            run = unless_absent(lambda: client.get_run(run_id))
+            if run is None:
+                raise InputError(expected, found="no such run", remedy=remedy)
+            if run.info.lifecycle_stage == "deleted":  # in MLflow's UI, say, alone or with its experiment
+                experiment, expected = client.get_experiment(run.info.experiment_id), f"{expected}; found it deleted"
+                restore = f"mlflow runs restore --run-id {run_id}"
+                if experiment.lifecycle_stage == "deleted":
+                    restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                    expected += f" with its experiment {experiment.name!r}"
+                raise InputError(expected, remedy=f"bring it back ({restore}), or {anew}")
+        return Tracker(client, uri, run_id, run.info.experiment_id)
 
     @property
     def page(self) -> str:
@@ -115,8 +148,11 @@ class Tracker:
         from mlflow.entities import Param
 
         with self.timed():
-            flat = flatten(params)
-            self.client.log_batch(self.run_id, params=[Param(key, _text(value)) for key, value in flat.items()])
+            texts = {
+                key: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                for key, value in flatten(params).items()
+            }
+            self.client.log_batch(self.run_id, params=[Param(key, t[:MAX_PARAM_LENGTH]) for key, t in texts.items()])
             if info is not None:
                 self.client.log_inputs(self.run_id, [_dataset_input(info, split, directory) for split in info.splits])
 
@@ -178,13 +214,8 @@ class Tracker:
         with self.timed():
             self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def log_files(self, directory: Path, folder: str | None = None) -> None:
-        """Log every file below a directory as an artifact."""
-        with self.timed():
-            self.client.log_artifacts(self.run_id, str(directory), folder)
-
     def log_file(self, path: Path) -> None:
-        """Log one file as a top-level artifact."""
+        """Log a file or a directory as an artifact of this name."""
         with self.timed():
             self.client.log_artifact(self.run_id, str(path))
 
@@ -215,14 +246,6 @@ class Tracker:
         self.finish()
 
 
-def _source(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags behind MLflow's columns "Source" and "Created by"."""
-    source = {"mlflow.source.name": f"muxrec {tags.get('stage', '')}".strip(), "mlflow.source.type": "LOCAL"}
-    with suppress(OSError, KeyError):  # a container's user may have no name
-        source["mlflow.user"] = getpass.getuser()
-    return source
-
-
 def git_commit(directory: Path) -> str | None:
     """Commit that is checked out; None outside a checkout."""
     command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
@@ -230,12 +253,6 @@ def git_commit(directory: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        value = ",".join(str(part) for part in value)
-    return str(value)[:MAX_PARAM_LENGTH]
 
 
 def _dataset_input(info: DatasetInfo, split: str, directory: Path) -> "DatasetInput":

@@ -36,7 +36,7 @@ def plan_parts(
 ) -> list[Part]:
     """One part per file of the inputs (files, directories, globs), in their order.
 
-    The name of a part follows from the path of its own input, so files that arrive later change no other name. Raises
+    The name of a part follows from the path of its input, so files that arrive later change no other name. Raises
     `InputError` for an input that does not exist, and for a file without a required column.
     """
     parts: dict[Path, Part] = {}

@@ -40,7 +40,7 @@ def locked(out: Path) -> Iterator[int]:
         raise cannot_write(out, error) from None
     if descriptor is None:
         remedy = "wait until it is done, or choose another output"
-        raise InputError(f"{out}: expected no other job at work on it", found="one that holds its lock", remedy=remedy)
+        raise InputError(f"{out}: expected no other job in it", found="one that holds its lock", remedy=remedy)
     try:
         yield descriptor
     finally:
@@ -56,7 +56,7 @@ def open_output(job: Job, planned: Sequence[str], *, overwrite: bool) -> None:
     """
     drafts, parts, rejected = _contents(job.out, planned)
     if overwrite:
-        # In this order: never a _SUCCESS beside half of the parts.
+        # In this order, so that _SUCCESS is never next to half of the parts.
         stale = [job.out / SUCCESS, job.out / MANIFEST, *(job.out / name for name in parts), *rejected]
     else:
         stale = []

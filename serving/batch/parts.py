@@ -1,7 +1,7 @@
 """Scores one input file into one part, which appears whole or not at all, with its lineage in its metadata.
 
-The same input, bundle and settings give the same bytes, whatever the time, the number of threads and processes, and the
-number of interruptions.
+The same input, bundle and settings give the same bytes. These do not depend on the time, nor on the number of threads,
+processes and interruptions.
 """
 
 from collections import deque
@@ -119,7 +119,9 @@ class PartScorer:
                 metadata = self._write(part, digest, draft, note)
                 if _state(part.file) != before:
                     remedy = "start again when its writer has finished"
-                    raise InputError(f"{part.file}: expected a file at rest", found="one that changed", remedy=remedy)
+                    raise InputError(
+                        f"{part.file}: expected an unchanged file", found="one that changed", remedy=remedy
+                    )
                 draft.publish(metadata)
         except OSError as error:
             raise cannot_write(target, error) from None

@@ -5,7 +5,7 @@
     dense.onnx          embedded [B, S * w] and, where the registry has float columns, dense [B, N] -> logit [B]
     golden.parquet      made-up raw rows and the probabilities that the trainer gave them
     profile.json        distributions of the training data
-    vocabulary.safetensors  only for a collisionless table: the values that own its rows (`serving.bundle.vocabulary`)
+    vocabulary.safetensors  only for a collisionless table: the values that have rows (`serving.bundle.vocabulary`)
 
 B examples, M table rows, w row width, S slots, N float columns.
 """
@@ -76,7 +76,7 @@ class Bundle:
     """Raw columns and `probability`."""
     profile: dict[str, Any] = field(repr=False)
     vocabulary: Vocabulary | None = field(repr=False, default=None)
-    """The values that own rows; only for a collisionless table."""
+    """The values that have rows; only for a collisionless table."""
 
     @property
     def registry(self) -> FeatureRegistry:
@@ -103,7 +103,7 @@ class Bundle:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether trained rows were removed."""
+        """True if trained rows were removed."""
         rows_kept = (self.manifest.compression or {}).get("rows_kept")
         return isinstance(rows_kept, int) and rows_kept < self.layout.num_rows
 
@@ -165,16 +165,16 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle that appears whole or not at all, and open it with every check.
 
-    `table` is [M, w]; `row_widths` [M] how many columns of each row are stored, where not all are; `trained_rows` flags
-    [M] or their bitmap [ceil(M / 8)]; `golden` holds the raw columns of the registry and `probability`; `vocabulary` is
-    that of a collisionless table, and left out for the others. So are rows of zeros, and metrics that are not finite.
-    `coder` is what `learn_coder` gives for the table; None: learned here. `compression` is for the manifest: what
-    became of the table, as JSON holds it. The manifest has the lowest format version that allows for all this.
+    `table` is [M, w]. `row_widths` [M] is the number of columns stored per row; None: all. `trained_rows` is flags [M]
+    or their bitmap [ceil(M / 8)]. `golden` has the raw columns of the registry and `probability`. `vocabulary` is
+    needed for a collisionless table alone. `coder` is what `learn_coder` gives for the table; None: learned here.
+    `compression` describes in JSON how the table was made smaller. Rows of zeros and metrics that are not finite are
+    left out. The manifest has the lowest format version that allows for all this.
 
     Raises `InputError` when `out` exists (unless `overwrite` and it is a bundle), when a part does not fit the
     layout, and when the disk is full.
     """
-    out = Path(out).absolute()  # "." has no name to put a temporary one beside
+    out = Path(out).absolute()  # "." has no name, and the temporary directory is named after it
     _check_target(out, overwrite=overwrite)
     if table.shape != (layout.num_rows, layout.width):
         raise InputError(f"expected a table [{layout.num_rows}, {layout.width}]", found=str(list(table.shape)))
@@ -231,7 +231,7 @@ def open_session(dense_onnx: bytes, *, num_threads: int | None = None) -> onnxru
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A graph may name other files as its weights. None can be below a device, so only hashed bytes are run.
+    # A graph may name other files as its weights. No file can be below /dev/null, so only hashed bytes are run.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 3  # errors reach the caller as exceptions
     try:

@@ -1,6 +1,6 @@
 """manifest.json: the description of a bundle, and the checks that it is consistent.
 
-B examples. The other files are listed with their sha256; the manifest ends with a checksum of its own.
+B examples. The other files are listed with their sha256; the manifest ends with its own checksum.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ REMEDY = "the bundle is damaged or was edited: copy it again, or export it again
 
 
 class Strict(BaseModel):
-    """A part of a bundle's JSON that allows for no unknown keys."""
+    """A part of a bundle's JSON; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -92,9 +92,9 @@ class Manifest(Strict):
     """Split to metric to value."""
     files: dict[str, FileEntry]
     num_stored: int | None = Field(default=None, ge=0)
-    """Rows of the table that any column is stored of; since version 2."""
+    """Rows of the table with at least one stored column; since version 2."""
     compression: dict[str, JsonValue] | None = None
-    """How the table was made smaller, and what that cost; None if it was not; since version 2."""
+    """Record of the compression of the table and its cost; None if there was none; since version 2."""
 
     @property
     def table_bytes(self) -> int:
@@ -222,4 +222,4 @@ def to_json(document: Mapping[str, Any], name: str) -> bytes:
         return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         remedy = "use text, finite numbers, lists and mappings"
-        raise InputError(f"{name}: expected what JSON can hold", found=str(error), remedy=remedy) from None
+        raise InputError(f"{name}: expected a value that JSON can hold", found=str(error), remedy=remedy) from None

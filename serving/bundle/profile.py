@@ -42,7 +42,7 @@ class FloatBins(Strict):
 
     edges: tuple[float, ...]
     shares: tuple[float, ...]
-    """Of the missing values, then of each bin [1 + edges + 1]."""
+    """Shares of the missing values, then of each bin [1 + edges + 1]."""
     num_values: int = Field(ge=0)
     """Effective sample size (Kish 1965): the number of values, where all have the same weight."""
 
@@ -66,7 +66,7 @@ class TokenBins(Strict):
     bin_of_bucket: str = Field(pattern=f"^[0-9a]{{{NUM_BUCKETS}}}$")
     """One digit per bucket: 0 is rare or new, then come the bins from the rarest to the most common."""
     shares: tuple[float, ...]
-    """Of the missing values, then of each bin [2 ... 12]."""
+    """Shares of the missing values, then of each bin [2 ... 12]."""
     num_values: int = Field(ge=0)
     """Effective sample size (Kish 1965): the number of values, where all have the same weight."""
 
@@ -113,7 +113,7 @@ class FeatureProfile(Strict):
     floats: FloatBins | None = None
     tokens: TokenBins | None = None
     unseen: float | None = None
-    """Share of the validation rows' values that training had not seen; None where it was not counted."""
+    """Share of the validation rows' values that training had not seen; None if it was not counted."""
 
     @property
     def bins(self) -> FloatBins | TokenBins:

@@ -1,10 +1,10 @@
-"""Values in 8, 4, 2 or 1 bits: each byte of such a row is a number in a codebook that the table shares.
+"""Values in 8, 4, 2 or 1 bits: each byte of such a row is an index into one codebook for the whole table.
 
-An entry of the codebook holds the c values that a byte stands for: one for int8, two neighbours for int4, and so on. So
-a row costs only its codes; a scale per row would double the size of a row of four int4 values. ARCHITECTURE.md has the
-figures behind this choice.
+An entry of the codebook holds the c values that a byte encodes: one for int8, two neighbours for int4, and so on. So a
+row costs only its codes; a scale per row would double the size of a row of four int4 values. The figures behind this
+choice are in docs/decisions/0011.
 
-K rows, b columns, c values a byte, n groups of c values.
+K rows, b columns, c values per byte, n groups of c values.
 """
 
 from typing import Any, Literal
@@ -65,8 +65,8 @@ def distinct(groups: Floats) -> Floats:
 def learn_codebook(groups: Floats) -> npt.NDArray[np.float16]:
     """A codebook [256, c] for groups [n, c]: entry 0 is zero, which masked cells need; the same for the same groups.
 
-    Where there are at most 255 other groups they are the entries, so rounding a rounded table changes nothing. Else
-    Lloyd's algorithm ("Least Squares Quantization in PCM", 1982) on squared error.
+    If there are at most 255 other groups, they are the entries, so a rounded table is not changed by rounding it again.
+    Else the entries come from Lloyd's algorithm ("Least Squares Quantization in PCM", 1982) on squared error.
     """
     codebook = np.zeros((NUM_CODES, groups.shape[1]), dtype=np.float32)
     few = distinct(groups)

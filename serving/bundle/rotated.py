@@ -38,7 +38,7 @@ class RotatedCodebooks:
 
     @staticmethod
     def learn(rows: Floats, num_groups: int) -> "RotatedCodebooks":
-        """From rows [K, w]: the directions of their second moments, the groups that promise the least error."""
+        """The coder of rows [K, w]: directions of their second moments, in the groups with the least expected error."""
         width = rows.shape[1]
         if width > MAX_WIDTH:
             raise InputError(f"opq rows have up to {MAX_WIDTH} columns", found=str(width), remedy="use int4")

@@ -1,7 +1,7 @@
 """Row sets: which K of n rows are stored, as a bitmap or as positions in Elias and Fano's code.
 
 A bitmap takes n / 8 bytes in the file, the positions about K (2 + log2(n / K)) / 8: less where few rows are stored.
-Either answers "is row r in the set, and how many are before it", which is where r stands among the stored rows.
+Both answer "is row r in the set, and how many are before it"; the latter is the position of r among the stored rows.
 
 N rows asked for. A bitmap holds bit r in byte r // 8 at r % 8, the least significant bit first.
 """
@@ -20,8 +20,8 @@ Bitmap = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
 _WORTH = 0.75  # positions must save something, as they take longer to open
-# A bitmap's rank counts bits in one word, where positions are searched; so they become a bitmap in memory, but where it
-# would be large for what is stored. Thus no file makes a large allocation by claiming a large n.
+# A bitmap's rank counts bits in one word, whereas positions are searched. So they become a bitmap in memory, unless
+# that is large for what is stored: a file cannot cause a large allocation by claiming a large n.
 _MAX_SPREAD, _ALWAYS_SMALL = 64, 2**20
 
 
@@ -39,7 +39,7 @@ class RankedBitmap:
         self._before = np.cumsum(counts) - counts
 
     def rank(self, rows: Rows) -> tuple[Flags, Rows]:
-        """Whether each row [N] is in the set, and how many members precede it (of use where it is)."""
+        """Flags [N] of the rows that are in the set, and the number of members before each (valid for members)."""
         word, bit = self._words[rows >> 6], (rows & 63).astype(np.uint64)
         below = np.bitwise_count(word & ((np.uint64(1) << bit) - np.uint64(1)))
         return (word >> bit) & np.uint64(1) == 1, self._before[rows >> 6] + below
@@ -84,7 +84,7 @@ class _Code(NamedTuple):
     """Bits of the first part: for the i-th position p, bit (p >> l) + i is set."""
     high_bytes: int
     num_bytes: int
-    """Of both parts; the second has the l lowest bits of each position, one after the other."""
+    """Bytes of both parts; the second has the l lowest bits of each position, one after the other."""
 
 
 def _code(count: int, num_rows: int) -> _Code:
@@ -95,7 +95,7 @@ def _code(count: int, num_rows: int) -> _Code:
 
 
 def stored_form(count: int, num_rows: int) -> tuple[bool, int]:
-    """Whether positions are the better form of K of n rows, and the bytes of the better form.
+    """True if positions are the smaller form of K of n rows, and the bytes of the smaller form.
 
     >>> stored_form(500, 1000), stored_form(10, 1000)
     ((False, 125), (True, 12))

@@ -50,8 +50,8 @@ def write_table(
 ) -> None:
     """Write rows [M, w] some at a time, so that a table near the size of memory needs no second copy.
 
-    `row_widths` [M]: how many of the first columns of each row are stored, 0 to w. The others read as 0, whatever
-    the table holds there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
+    `row_widths` [M]: number of first columns of each row that are stored, 0 to w. The others read as 0, even if the
+    table has other values there. Rows of zeros are left out where that makes the file smaller. `trained_rows`
     [ceil(M / 8)]: bitmap of the rows that training read; without widths fp32 and fp16 files hold it as it is, other
     files only where it says more than which rows are stored. `coder` is what `learn_coder` gives for this table; None:
     learned here. Raises `InputError` for values that the type cannot hold.
@@ -122,7 +122,7 @@ class _Source(NamedTuple):
         return source._replace(coder=source.learned()) if dtype in CODE_BITS and coder is None else source
 
     def is_stored(self, block: Block) -> Flags:
-        """Which rows [M] a block holds."""
+        """Flags of the rows [M] that a block holds."""
         is_whole = block.start == 0 and block.num_rows == self.plan.num_rows
         return np.ones(self.plan.num_rows, dtype=np.bool_) if is_whole else self.widths > block.start
 
@@ -146,7 +146,7 @@ class _Source(NamedTuple):
         return values.astype(NUMPY_DTYPES[STORED_DTYPES[self.plan.dtype]], copy=False)
 
     def row_set(self, block: Block) -> Bitmap:
-        """Which of its candidates a block holds, as bytes of the file; empty if it holds all."""
+        """The candidates that a block holds, as bytes of the file; empty if it holds all."""
         if block.num_rows == block.num_candidates:
             return np.zeros(0, dtype=np.uint8)
         flags = self.is_stored(block)
@@ -269,10 +269,10 @@ class StoredTable:
         return values
 
     def is_trained(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Whether a training example read each of the rows [N].
+        """Flags of the rows [N] that a training example read.
 
-        If the bundle has no bitmap of trained rows, a row counts as read if it is stored. One that is not was
-        never read, or all that it learned was pruned.
+        If the bundle has no bitmap of trained rows, a row counts as read if it is stored. A row that is not stored
+        was never read, or was pruned entirely.
         """
         if self._trained_rows is not None:
             return (self._trained_rows[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 1
@@ -309,7 +309,7 @@ def _columns(path: Path, tensors: dict[str, npt.NDArray[Any]], width: int) -> li
 
 
 def _read_row_set(path: Path, tensors: dict[str, npt.NDArray[Any]], number: int, num_candidates: int) -> RowSet | None:
-    """Which of the candidates a block holds; None: all."""
+    """The candidates that a block holds; None: all."""
     positions, bitmap = numbered(POSITIONS, number), numbered(BITMAP, number)
     if positions in tensors:
         content = take(path, tensors, positions, (len(tensors[positions]),), "U8")

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     width: int
     dtype: TableDtype
     is_compact: bool
-    """Whether it may have forms that readers of format version 1 do not know."""
+    """True if it may have forms that readers of format version 1 do not know."""
     blocks: tuple[Block, ...]
 
     def shapes(self, *, has_trained_rows: bool) -> Shapes:
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
         return shapes
 
     def set_form(self, block: Block) -> tuple[bool, int]:
-        """Whether a block's row set is written as positions, and its bytes."""
+        """True if a block's row set is written as positions, and its bytes."""
         if self.is_compact:
             return stored_form(block.num_rows, block.num_candidates)
         return False, math.ceil(block.num_candidates / 8)
@@ -89,9 +89,9 @@ def stored_columns(dtype: TableDtype, columns: int) -> int:
 
 
 def plan_table(histogram: npt.NDArray[np.int64], width: int, dtype: TableDtype, *, is_compact: bool) -> Plan:
-    """How to store the rows that a histogram [w + 1] counts by the number of their columns that are to be stored.
+    """The plan for a table, given the number of rows [w + 1] by how many of their columns are to be stored.
 
-    What is not `is_compact` is written as in format version 1: all columns, with or without a bitmap of the rows.
+    Without `is_compact` the format is that of version 1: all columns, with or without a bitmap of the rows.
     """
     num_rows = int(histogram.sum())
     if not is_compact:

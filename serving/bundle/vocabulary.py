@@ -1,4 +1,4 @@
-"""vocabulary.safetensors: tokens that own rows of a collisionless table, one increasing uint64 tensor per feature."""
+"""vocabulary.safetensors: tokens that have rows in a collisionless table, one increasing uint64 tensor per feature."""
 
 import os
 from collections.abc import Mapping

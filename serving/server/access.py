@@ -21,12 +21,12 @@ def check_token(token: str | None, path: str, header: str | None) -> None:
     scheme, _, given = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
         expected, headers = "expected `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
-        found, remedy = "none that fits", "send the token"
+        found, remedy = "no valid token", "send the token"
         raise RefusedError(401, "unauthorised", expected, found=found, remedy=remedy, headers=headers)
 
 
 def is_loopback(client: tuple[str, int] | None) -> bool:
-    """Whether a connection comes from this machine.
+    """True if a connection comes from this machine.
 
     >>> is_loopback(("127.0.0.1", 50000)), is_loopback(("10.0.0.9", 50000)), is_loopback(None)
     (True, False, False)

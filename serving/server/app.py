@@ -104,7 +104,7 @@ class App:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the server takes new requests: a model is loaded, and it is not stopping."""
+        """True if the server takes new requests: a model is loaded, and it is not stopping."""
         return bool(self._host.served) and not self.is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -232,11 +232,11 @@ class App:
         return PlainTextResponse(installed_version())
 
     async def live(self, request: Request) -> Response:
-        """Whether the process answers."""
+        """Liveness of the process."""
         return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether the server takes new requests."""
+        """Readiness for new requests."""
         if not self.is_ready:
             self._host.find()  # raises while the first model is loading
             expected, found = "expected a running server", "one that is stopping"
@@ -244,7 +244,7 @@ class App:
         return json_response({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
-        """Whether a version of the model is loaded."""
+        """Readiness of the model: a version of it is loaded."""
         served = self._found(request)
         return json_response({"name": served.name, "ready": True})
 

@@ -46,12 +46,12 @@ class ParsedRequest(NamedTuple):
     """Rows to score, and what the answer needs of the request."""
 
     arguments: tuple[Any, ...]
-    """Of `Scorer.encode`: rows, or a context and candidates."""
+    """Arguments of `Scorer.encode`: rows, or a context and candidates."""
     num_rows: int
     id: str | None = None
     """The client's name for the request, where the protocol has one."""
     is_binary: bool = False
-    """Whether to answer with raw bytes, where its protocol allows it."""
+    """True to answer with raw bytes, where its protocol allows it."""
 
 
 class RequestFormat(NamedTuple):
@@ -204,7 +204,7 @@ def kind_of(value: object) -> str:
 
 
 def _model_of(document: Mapping[str, Any], models: Sequence[type[BaseModel]], remedy: str) -> type[BaseModel]:
-    """The model whose keys a document has; raises `InputError` where it has other keys."""
+    """The model whose keys a document has; raises `InputError` if it has other keys."""
     keys = [[name for name, field in model.model_fields.items() if field.is_required()] for model in models]
     for model, required in zip(models, keys, strict=True):
         if set(required) <= document.keys() <= model.model_fields.keys():
@@ -271,7 +271,7 @@ def _columns_of(frame: SplitFrame) -> Mapping[str, Sequence[Any]]:
 
 
 def _features_among(columns: Mapping[str, Any], registry: FeatureRegistry) -> list[str]:
-    """Features that have a column; raises `InputError` where no column is a feature's."""
+    """Features that have a column; raises `InputError` if no column is a feature's."""
     names = [feature.name for feature in registry.features]
     found = [name for name in names if name in columns]
     if columns and not found:

@@ -26,7 +26,7 @@ def protocol_of(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
 
         @property
         def waits_for_client(self) -> bool:
-            """Whether it is the client's turn: to send a request, or the rest of a body, or to read an answer."""
+            """True if it is the client's turn: to send a request or the rest of a body, or to read an answer."""
             return self.cycle is None or self.cycle.more_body or self.cycle.response_started
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

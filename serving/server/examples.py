@@ -43,7 +43,7 @@ def example_rows(registry: FeatureRegistry, profile: Mapping[str, Any]) -> list[
 
 
 def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
-    """By request format, bodies that can be sent unchanged to the model served under this name."""
+    """Bodies by request format that can be sent unchanged to the model served under this name."""
     registry, version, json_type = scorer.registry, scorer.bundle.model_id, "application/json"
     rows = example_rows(registry, scorer.bundle.profile)
     names = [*rows[0]]

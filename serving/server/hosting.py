@@ -1,4 +1,4 @@
-"""The served model: a new version is opened and checked beside the running one, then replaces it in one step.
+"""The served model: a new version is opened and checked next to the running one, then replaces it in one step.
 
 A version is the bundle's `model_id`, so the same files have the same version on every server.
 """
@@ -184,7 +184,7 @@ def _check_and_warm(scorer: Scorer) -> None:
 
 
 def _is_passing(error: InputError) -> bool:
-    """Whether the machine was the reason, not the bundle, so that the next attempt may succeed."""
+    """True if the reason was the machine instead of the bundle, so that the next attempt may succeed."""
     cause = error.__context__  # also set with `from None`
     return isinstance(cause, OSError | MemoryError) and not isinstance(cause, FileNotFoundError)
 

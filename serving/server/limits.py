@@ -51,7 +51,7 @@ class Limits:
     max_list_values: int = 10_000
     """Values in one list; the scorer takes one step per value."""
     timeout_seconds: float = 10.0
-    """From the first byte of a request to its answer."""
+    """Limit from the first byte of a request to its answer."""
     max_concurrent: int = 64
     """Scoring requests that wait or run at a time; as many bodies of the largest size fit in memory."""
     num_workers: int = 2
@@ -179,7 +179,7 @@ class Workers:
     """Threads that score, with a bounded number of slots for requests that run or wait.
 
     A request holds its slot from its body's last byte until its work ends, even if its client has left or was told that
-    it timed out. So the work in progress is bounded, whatever clients do.
+    it timed out. So clients cannot make the work in progress exceed its bound.
     """
 
     def __init__(self, limits: Limits) -> None:

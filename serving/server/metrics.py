@@ -130,7 +130,7 @@ class ServerMetrics:
     def add_request(
         self, version: ModelVersion, endpoint: str, status: int, reason: str | None, seconds: float
     ) -> None:
-        """Count an answered request; `reason`: of its failure, None where it succeeded."""
+        """Count an answered request; `reason`: of its failure, None if it succeeded."""
         self._counted.add(version)
         self._requests.labels(*version, endpoint, str(status)).inc()
         if reason:

@@ -71,12 +71,12 @@ class Tensor(BaseModel):
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """Name in messages."""
         return f"input {self.name[:80]!r}"
 
     @property
     def is_raw(self) -> bool:
-        """Whether its values are behind the JSON."""
+        """True if its values follow the JSON as raw bytes."""
         return "binary_data_size" in (self.parameters or {})
 
 
@@ -179,7 +179,7 @@ def _check_meaning(place: str, datatype: str, parameters: Parameters, default: A
     parameters = parameters or {}
     for name in _OTHER_MEANINGS:
         if name in parameters:
-            raise InputError(f"{place}: expected values as they are", found=name, remedy="leave that parameter out")
+            raise InputError(f"{place}: expected plain values", found=name, remedy="leave that parameter out")
     content_type = parameters.get("content_type", default)
     if content_type is None or (content_type in CONTENT_TYPES and (content_type != "str" or datatype == "BYTES")):
         return
@@ -274,7 +274,7 @@ def _ragged(values: Tensor, offsets: Tensor) -> list[list[Any]]:
     starts = list(offsets.data)
     is_sound = len(offsets.shape) == 1 and offsets.datatype in _RANGES and None not in starts and len(starts) >= 1
     if not is_sound or starts[0] != 0 or starts[-1] != len(values.data) or starts != sorted(starts):
-        expected = f"{offsets.place}: expected where each row's values begin, from 0 to {len(values.data)}"
+        expected = f"{offsets.place}: expected the start of each row's values, from 0 to {len(values.data)}"
         raise InputError(expected, found=str(starts[:8])[:80], remedy="send one more offset than rows, ascending")
     data = list(values.data)
     return [data[start:stop] for start, stop in pairwise(starts)]

@@ -165,9 +165,9 @@ def test_text_in_a_csv_number_is_named_with_its_row(raw: Callable[..., Path]):
         ([0, 1, None, 0, 1], "found null in row 3; drop those rows"),
         ([0.0, 1.0, 1.0, NAN, 0.5], "found nan in row 4; say in the registry"),
         ([0.0, 1.0, 1.0, 0.5, 1.0], "found 0.5 in row 4; say in the registry"),
-        ([0, 1, -1, 0, 1], "found -1 beside 0 in row 3"),
+        ([0, 1, -1, 0, 1], "found -1 as well as 0 in row 3"),
         (["0", "1", "1", "perhaps", "0"], "found 'perhaps' in row 4; say in the registry"),
-        (["yes", "no", "-1", "yes", "no"], "found -1 beside 0 in row 3"),
+        (["yes", "no", "-1", "yes", "no"], "found -1 as well as 0 in row 3"),
         (["0", "1", "", "1", "0"], "found an empty text in row 3"),
         ([[0]] * 5, "found List(Int64); name the right column under `label:`"),
     ],
@@ -249,7 +249,7 @@ def test_empty_files(raw: Callable[..., Path], tmp_path: Path):
     assert "split 'train': expected rows; found none" in refusal(tmp_path / "none.parquet", registry)
     (tmp_path / "header.csv").write_text("label,user,tags,price\n")
     assert "split 'train': expected rows; found none" in refusal(tmp_path / "header.csv")
-    good = raw()  # the rows of a good file beside them are used
+    good = raw()  # the rows of a good file next to them are used
     info = prepare(FeatureRegistry.of(features=FEATURES), {"train": [tmp_path / "*.*"]}, tmp_path / "out")
     assert sum(split.rows for split in info.splits.values()) == len(pl.read_parquet(good))
 
@@ -314,7 +314,7 @@ def test_large_and_negative_integers(raw: Callable[..., Path], kind: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": {"label": "categorical"}}, "a feature needs a name of its own; found 'label'; rename the column"),
+        ({"features": {"label": "categorical"}}, "a name that is not reserved; found 'label'; rename the column"),
         ({"features": {"a": "numeric"}, "label": "a"}, "the label cannot be a feature; found 'a'; remove it from"),
         (
             {"features": {"a": {"key": "b"}, "b": "categorical"}},
@@ -366,7 +366,7 @@ def test_a_full_disk(raw: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
 
 def test_an_output_below_its_input_is_refused_the_first_time(raw: Callable[..., Path]):
     folder = raw().parent
-    with pytest.raises(InputError, match=r"out: expected an output that is no input; found '.*', which names it"):
+    with pytest.raises(InputError, match=r"an output that is not an input too; found '.*', which names it"):
         prepare(FeatureRegistry.of(features=FEATURES), {"train": [folder]}, folder / "out")
     assert not (folder / "out").exists()
 

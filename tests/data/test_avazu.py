@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import avazu
+from data import avazu, common
 from data.avazu import COLUMNS, HOUR_PARTS, PUBLISHED, hour_parts, write_raw
 from data.common import Split
 from features.dataset.info import read_dataset
@@ -115,7 +115,7 @@ def test_other_files_are_refused(tmp_path: Path, old: str, new: str, message: st
 def test_the_command_makes_a_dataset(tmp_path: Path) -> None:
     save(tmp_path / "train.csv.gz")
     with pytest.raises(SystemExit) as stop:
-        avazu.run(avazu.main, ["--raw", str(tmp_path / "train.csv.gz"), "--out", str(tmp_path / "out")])
+        common.run(avazu.main, ["--raw", str(tmp_path / "train.csv.gz"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 0
     info, _ = read_dataset(tmp_path / "out", verify=True)
     assert {split: part.rows for split, part in info.splits.items()} == {"train": 160, "valid": 20, "test": 20}

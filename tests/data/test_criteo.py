@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import criteo
+from data import common, criteo
 from data.common import Split
 from data.criteo import CATEGORICAL, COLUMNS, NUMERIC, Protocol, write_raw
 from features.dataset.info import read_dataset
@@ -129,7 +129,7 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
 def test_the_command_makes_a_dataset(tmp_path: Path) -> None:
     arguments = ["--raw", str(save(tmp_path / "train.txt")), "--out", str(tmp_path / "out"), "--split", "in-order"]
     with pytest.raises(SystemExit) as stop:
-        criteo.run(criteo.main, arguments)
+        common.run(criteo.main, arguments)
     assert stop.value.code == 0
     info, _ = read_dataset(tmp_path / "out", verify=True)
     assert {split: part.rows for split, part in info.splits.items()} == {"train": 240, "valid": 30, "test": 30}

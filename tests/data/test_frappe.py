@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import frappe
+from data import common, frappe
 from data.frappe import COLUMNS, libfm_rows, write_raw
 from features.dataset.info import read_dataset
 from features.errors import InputError
@@ -117,7 +117,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_the_command_makes_a_dataset(tmp_path: Path) -> None:
     raw = source(tmp_path / "raw", "libfm")
     with pytest.raises(SystemExit) as stop:
-        frappe.run(frappe.main, ["--raw", str(raw), "--out", str(tmp_path / "out")])
+        common.run(frappe.main, ["--raw", str(raw), "--out", str(tmp_path / "out")])
     assert stop.value.code == 0
     info, _ = read_dataset(tmp_path / "out", verify=True)
     assert {split: part.rows for split, part in info.splits.items()} == SIZES

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import movielens
+from data import common, movielens
 from data.movielens import Features, Variant, write_raw
 from features.dataset.info import read_dataset
 from features.errors import InputError
@@ -207,7 +207,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     fail = "import sys; sys.exit('WARNING: retrying\\nERROR: No matching distribution found for recbole==1.2.1')"
     monkeypatch.setattr(movielens, "PIP_DOWNLOAD", (sys.executable, "-c", fail))
     with pytest.raises(SystemExit) as stop:
-        movielens.run(movielens.main, ["--out", str(tmp_path / "out")])
+        common.run(movielens.main, ["--out", str(tmp_path / "out")])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1
@@ -247,7 +247,7 @@ def test_the_command_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixtu
     raw = save(tmp_path / "raw", atomic_files())
     for expected in ("is ready in", "nothing done"):
         with pytest.raises(SystemExit) as stop:
-            movielens.run(movielens.main, ["--raw", str(raw), "--out", str(tmp_path / "out")])
+            common.run(movielens.main, ["--raw", str(raw), "--out", str(tmp_path / "out")])
         assert stop.value.code == 0
         assert expected in capsys.readouterr().out
     info, registry = read_dataset(tmp_path / "out", verify=True)

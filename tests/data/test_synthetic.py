@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import synthetic
+from data import common, synthetic
 from data.synthetic import (
     CHUNK_ROWS,
     EXPONENT,
@@ -186,7 +186,7 @@ def test_the_command_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixtu
     arguments = ["--out", str(tmp_path), "--rows", "2000", "--features", "3", "--distinct", "9", "--numeric", "1"]
     for expected in ("synthetic is ready", "nothing done"):
         with pytest.raises(SystemExit) as stop:
-            synthetic.run(synthetic.main, arguments)
+            common.run(synthetic.main, arguments)
         output = capsys.readouterr().out
         assert stop.value.code == 0
         assert expected in output

@@ -22,7 +22,7 @@ SMALL = ("trainer.epochs=1", "trainer.batch_size=512", "embedding.num_rows=200",
 
 
 def blocks(language: str) -> list[str]:
-    """Code of a language on the page."""
+    """The code blocks of a language on the page."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -71,8 +71,8 @@ def test_the_page_names_the_metrics_that_a_run_has(run):
 
 
 @pytest.mark.slow
-def test_the_page_runs_as_it_stands(dataset, muxrec, monkeypatch, tmp_path):
-    """In this process, where everything is imported already; only the sweep has one of its own."""
+def test_the_commands_of_the_page_run(dataset, muxrec, monkeypatch, tmp_path):
+    """In this process, which has imported everything already; only the sweep starts another."""
     (tmp_path / "narrow.py").write_text(blocks("python")[0])
     (tmp_path / "dataset").symlink_to(dataset)
     monkeypatch.chdir(tmp_path)

@@ -39,7 +39,7 @@ def test_a_run_has_the_network_that_was_published_and_no_more_bytes(name: str, f
     run = RUNS[name]()
     assert run.name == name
     assert parameters_there(run.model.name, run.model, fields) == parameters
-    if fields.tokens is not published.FRAPPE:  # whose table is the one that the project's figures are told of
+    if fields.tokens is not published.FRAPPE:  # whose table size the project chose itself
         floats, there = run.embedding.num_rows * run.embedding.width, fields.vocabulary * fields.width
         assert there - run.embedding.width < floats <= there
 
@@ -56,7 +56,7 @@ def features_of(run: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("name", TUNED)
 def test_a_run_fits_the_columns_of_its_dataset(name: str):
-    """The contexts of gates name columns that are there, and fields that have to be are of equal width."""
+    """The contexts of gates name columns of the data, and models that need fields of equal width have them."""
     run, registry = RUNS[name](), FeatureRegistry.of(features=features_of(name))
     embedding = run.embedding.model_copy(update={"num_rows": 100})
     ranker, _ = build_ranker(registry, run.model.name, run.model, embedding, seed=1, learning_rate=0.1)

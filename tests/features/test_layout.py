@@ -179,6 +179,10 @@ def test_other_kinds_survive_json(kind: str):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"kind": "cuckoo"},
+            "expected a kind of table; found 'cuckoo'; use one of unified, hashed, collisionless, quot",
+        ),
         ({"kind": "hashed", "num_rows": 5}, "a row for each feature and view; found 5; set embedding.num_rows to 6 or"),
         ({"kind": "hashed", "num_values": {"user": 1}}, "a hashed table needs num_values of its features; found user"),
         ({"kind": "hashed", "num_values": None}, "a hashed table needs num_values of its features; found none"),

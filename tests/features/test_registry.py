@@ -70,7 +70,7 @@ def test_defaults(tmp_path: Path):
 
 def test_json_round_trip(registry: FeatureRegistry):
     fitted = registry.features[4].model_copy(update={"fitted": NumericFit(mean=0.1, std=1 / 3, boundaries=(1e-7, 2.5))})
-    again = registry.with_features([*registry.features[:4], fitted])
+    again = registry.with_settings(features=[*registry.features[:4], fitted])
     for one in (registry, again):
         assert FeatureRegistry.from_json(one.to_json()) == one
         assert FeatureRegistry.from_json(one.to_json()).fingerprint() == one.fingerprint()
@@ -208,19 +208,18 @@ def test_a_registry_cannot_be_changed(registry: FeatureRegistry):
         with pytest.raises(ValidationError):
             setattr(target, field, "x")
     before = registry.fingerprint()
-    other = registry.with_features(registry.features[:2])
+    other = registry.with_settings(features=registry.features[:2])
     assert (len(registry.features), len(other.features), registry.fingerprint()) == (5, 2, before)
     with pytest.raises(InputError, match="feature names must be unique"):
-        registry.with_features([registry.features[0], registry.features[0]])
+        registry.with_settings(features=[registry.features[0], registry.features[0]])
 
 
 def test_diff_is_empty_for_equals_and_blind_to_what_prepare_adds(registry: FeatureRegistry):
     age = registry.features[4].model_copy(update={"fitted": NumericFit(mean=1, std=2)})
-    fitted = registry.with_features([*registry.features[:4], age])
+    fitted = registry.with_settings(features=[*registry.features[:4], age])
     assert registry.diff(registry) == registry.diff(fitted) == fitted.diff(registry) == []
-    other = registry.with_features(
-        [*registry.features[:4], age.model_copy(update={"fitted": NumericFit(mean=1, std=3)})]
-    )
+    refitted = age.model_copy(update={"fitted": NumericFit(mean=1, std=3)})
+    other = registry.with_settings(features=[*registry.features[:4], refitted])
     assert [line.split(":")[0] for line in fitted.diff(other)] == ["~ age.fitted"]
 
 

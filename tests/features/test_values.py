@@ -153,7 +153,7 @@ def test_by_hand() -> None:
 def test_features_that_are_not_there_are_missing() -> None:
     registry = FeatureRegistry.of(features={"user": "categorical", "tags": "categorical_list", "price": "numeric"})
     fitted = registry.features[2].model_copy(update={"transform": "none"})
-    registry = registry.with_features([*registry.features[:2], fitted])
+    registry = registry.with_settings(features=[*registry.features[:2], fitted])
     batch = encode_values({}, registry, 2)
     assert batch.tokens["user"].tolist() == batch.tokens["tags"].tolist() == [MISSING_TOKEN] * 2
     assert batch.num_missing == {"price": 2}

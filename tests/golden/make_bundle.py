@@ -1,4 +1,4 @@
-"""How `tests/golden/bundle` was made, once; it is never made again, or it would prove nothing.
+"""The script that made `tests/golden/bundle`, once; making it again would defeat its purpose.
 
 python tests/golden/make_bundle.py DIRECTORY
 """

@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 Bags = Mapping[str, Sequence[Sequence[int]]]
 """Feature to the tokens of each example."""
 
-# Lists stand between scalars, probes and pooling differ, and views name features against the registry's order.
+# Lists are between scalars, probes and pooling differ, and views name features against the registry's order.
 FEATURES: dict[str, Any] = {
     "user": "categorical",
     "tags": {"type": "categorical_list", "probes": 2},

@@ -10,7 +10,7 @@ from recsys.models import MODELS, Model
 from recsys.models.layers import ModelInputs
 
 EQUAL_WIDTHS = ("final_net", "deep_fm", "fm")
-"""Models that ask for features of equal width, unless their settings say otherwise."""
+"""Models that need features of equal width, unless their settings lift that."""
 DENSE_WIDTH = 3
 
 
@@ -29,7 +29,7 @@ LAYOUTS = {
 
 
 def lay_out(cls: type[Model], config: Any, layout: Layout) -> ModelInputs:
-    """What the trainer does between `views` and the constructor."""
+    """The inputs that the trainer lays out between `views` and the constructor."""
     views = cls.views(config, tuple(layout.tokens))
     widths = {view: {feature: layout.tokens[feature] for feature in names} for view, names in views.items()}
     return ModelInputs(views=widths, dense_features=layout.dense, dense_width=DENSE_WIDTH)

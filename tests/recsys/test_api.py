@@ -65,7 +65,7 @@ def test_training_equals_the_command_bit_for_bit(run, dataset, tmp_path):
 def test_a_run_that_was_cut_off_is_resumed_by_the_same_call(run, dataset, tmp_path, monkeypatch):
     finish = train_module.finish_run
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train_module, "finish_run", stop)
@@ -181,5 +181,5 @@ def test_a_run_that_only_the_command_knows_is_refused_with_the_remedy(dataset):
 
 def test_training_without_torch_says_what_to_do(dataset, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
-    with pytest.raises(InputError, match="training needs the training packages; found no torch; make env"):
+    with pytest.raises(InputError, match="training needs its packages; found no torch; make env"):
         train("final_mlp", data=dataset)

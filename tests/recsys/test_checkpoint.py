@@ -19,7 +19,7 @@ TIMINGS = ("seconds", "eval_seconds")
 
 
 class Cut(BaseException):
-    """What stands for a killed process: nothing catches it."""
+    """Simulates a killed process: no code catches it."""
 
 
 # The file

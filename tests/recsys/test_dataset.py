@@ -56,7 +56,7 @@ def raw_frame(num_rows: int = NUM_ROWS) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of parts and row groups of several sizes: 300 rows a part, 128 a row group; 103 in the last part."""
+    """A dataset of parts and row groups of several sizes: 300 rows per part (103 in the last), 128 per row group."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_module, "ROW_GROUP_ROWS", 128)
         frames = {"train": raw_frame(), "valid": raw_frame(50)}

@@ -1,4 +1,4 @@
-"""What is served is what was trained: raw rows through the bundle against the ranker itself, for every model."""
+"""The served model is the trained one: raw rows through the bundle against the ranker itself, for every model."""
 
 import warnings
 from pathlib import Path

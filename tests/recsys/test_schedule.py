@@ -11,7 +11,7 @@ KEYS = [
 
 
 def decisions(schedule: Schedule, scores: list[float]) -> list[Decision]:
-    """What a schedule decides on each score, until it stops."""
+    """The decisions of a schedule on each score, until it stops."""
     state, found = TrainState(), []
     for score in scores:
         found.append(schedule.after_epoch(state, score))

@@ -60,7 +60,7 @@ MARKS = ["_SUCCESS", "_manifest.json"]
 
 
 def embedded_weights() -> npt.NDArray[np.float32]:
-    """One weight a column of the embedding [S * w]; all different."""
+    """One weight per column of the embedding [S * w]; all different."""
     return np.linspace(-1.0, 1.5, LAYOUT.embedded_width, dtype=np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Which values moved: what is known of a bucket's share holds, and what moved has its name."""
+"""Values that moved: the bounds of a bucket's share hold, and values that moved are named."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_no_bucket_is_outside_its_bounds(seed):
 
 
 def moved_of(feature: dict, before: pl.Series, after: pl.Series) -> list[Moved]:
-    """What moved of a feature between two columns, the second in chunks."""
+    """Values of a feature that moved between two columns, the second in chunks."""
     registry = FeatureRegistry.of(features={"one": feature})
     before, after = before.alias("one").to_frame(), after.alias("one").to_frame()
     registry = fit_registry(registry, before)

@@ -70,7 +70,7 @@ def processes(run, tmp_path) -> FakeProcesses:
 
 @pytest.fixture
 def small(monkeypatch) -> None:
-    """Networks that are trained in a second stand in for the tuned ones."""
+    """Replace the tuned networks by ones that train in a second."""
     settings = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512}
     for data in ("movielens", "frappe"):
         monkeypatch.setitem(table_kinds.NETWORKS, (data, "mlp"), ("mlp", settings))

@@ -15,7 +15,7 @@ import yaml
 from experiments.runs import RUNS
 from experiments.studies import runner, table_kinds
 from experiments.studies.runner import STUDIES, Processes, RunError, RunStore, key_of, plan, results_of, train_missing
-from experiments.studies.table_kinds import Cell, Panel, Shape, Study, StudyData, collisionless_rows, tuned
+from experiments.studies.table_kinds import TABLE_KINDS, Cell, Panel, Shape, Study, StudyData, collisionless_rows, tuned
 from features.errors import InputError
 from recsys.dataset import Split
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
@@ -28,6 +28,11 @@ CELLS = [
     Cell("frappe", "mlp", "hashed", 0.5, "mlp", {**SMALL, "embedding.num_rows": 150}),
     Cell("frappe", "mlp", "unified", 0.5, "mlp", {**SMALL, "embedding.num_rows": 300}, ("hashed",)),
 ]
+
+COLUMNS = {
+    "frappe": ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"],
+    "movielens": ["user_id", "item_id", "age", "gender", "occupation", "zip_code"],
+}
 
 
 def study_of(*cells: Cell) -> Study:
@@ -77,7 +82,7 @@ def test_a_run_that_two_studies_share_is_done_once(study_data, processes):
 
 
 def test_seeds_and_a_pattern_choose_the_runs(study_data):
-    """A cell of no page has no runs of its own; it is planned where both are given."""
+    """A cell of no page has no runs; it is planned if both options are given."""
     cells = [CELLS[0]._replace(num_seeds=2), CELLS[1]._replace(num_seeds=0)]
     data: dict[str, StudyData] = {"frappe": study_data}
     assert [run.seed for run in plan(cells, data)] == [1, 2]
@@ -240,11 +245,7 @@ def test_collisionless_rows_are_those_of_the_table_that_is_trained(dataset, stud
 
 @pytest.mark.parametrize("name", list(STUDIES))
 def test_the_cells_of_a_study_are_distinct_valid_and_name_each_other(name, study_data):
-    values = {
-        "frappe": ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"],
-        "movielens": ["user_id", "item_id", "age", "gender", "occupation", "zip_code"],
-    }
-    made = {data: study_data._replace(num_values=dict.fromkeys(names, 100)) for data, names in values.items()}
+    made = {data: study_data._replace(num_values=dict.fromkeys(names, 100)) for data, names in COLUMNS.items()}
     cells = STUDIES[name].cells(made)
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.data for cell in cells} == set(STUDIES[name].data)
@@ -252,6 +253,17 @@ def test_the_cells_of_a_study_are_distinct_valid_and_name_each_other(name, study
         cell.experiment(1)
         labels = {other.label for other in cells if (other.data, other.model) == (cell.data, cell.model)}
         assert set(cell.against) <= labels - {cell.label}
+
+
+def test_the_plain_command_does_what_the_pages_show(study_data):
+    data = {name: study_data._replace(num_values=dict.fromkeys(names, 100)) for name, names in COLUMNS.items()}
+    shown: dict[str, set[tuple[str, ...]]] = {}
+    for line in read_csv(Path(__file__).parents[3] / "docs" / "results" / "results.csv"):
+        run = (line["data"], line["model"], line["label"], line["budget"], line["seed"])
+        shown.setdefault(line["study"], set()).add(run)
+    for name, study in TABLE_KINDS.items():
+        planned = {(*run.cell[:3], str(run.cell.budget or ""), str(run.seed)) for run in plan(study.cells(data), data)}
+        assert planned == shown[name]
 
 
 def test_tables_of_one_budget_have_equal_bytes():

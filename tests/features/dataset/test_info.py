@@ -47,7 +47,7 @@ def test_a_missing_registry(out: Path):
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_damaged_json(out: Path, text: str):
     (out / "dataset.json").write_text(text)
-    assert "dataset.json: expected what prepare writes; found" in refusal(out)
+    assert "dataset.json: expected a directory that prepare wrote; found" in refusal(out)
 
 
 def test_a_newer_format(out: Path):

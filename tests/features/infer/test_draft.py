@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from features.dataset.prepare import prepare
@@ -208,6 +208,7 @@ VALUES = st.one_of(
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=5))
+@example({"^a$": [1.5, 2.5, None, 3.5], "b": [0, 1, 0, 1]})
 def test_any_file_gives_a_draft_that_loads_or_one_clear_line(tmp_path: Path, columns: dict[str, list]):
     frame = pl.DataFrame(columns, strict=False)
     try:

@@ -142,7 +142,7 @@ def test_a_column_of_nulls_at_the_end_is_not_ragged(tmp_path: Path):
 def test_a_bad_csv_file(tmp_path: Path, kind: str, content: bytes, found: str):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(gzip.compress(content) if kind == "csv.gz" and content else content)
-    for columns in (None, ["a"]):  # the fault is seen whichever columns are read
+    for columns in (None, ["a"]):  # the fault is seen for any choice of columns
         assert found.replace("csv file", f"{kind} file") in refusal(path, columns=columns)
 
 
@@ -312,7 +312,7 @@ def test_an_output_that_a_second_run_would_read(tmp_path: Path, monkeypatch, inp
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "a.csv").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="an output that is no input") if is_read else nullcontext():
+    with pytest.raises(InputError, match="an output that is not an input too") if is_read else nullcontext():
         check_out_of_inputs(Path(out), [inputs])
 
 
@@ -363,7 +363,7 @@ def test_an_output_reached_by_a_link_is_an_input_too(tmp_path: Path, monkeypatch
         ("sc", str(tmp_path / "link")),
         ("sc", "../lin*/**"),
     ):
-        with pytest.raises(InputError, match="an output that is no input"):
+        with pytest.raises(InputError, match="an output that is not an input too"):
             check_out_of_inputs(Path(out), [pattern])
     check_out_of_inputs(Path("../out"), ["../in/*", "../link", "."])
 

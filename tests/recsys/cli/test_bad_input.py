@@ -152,7 +152,7 @@ def test_train_refuses(case, muxrec, dataset, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_refuses_what_is_no_dataset(muxrec, tmp_path):
+def test_train_refuses_a_directory_without_a_dataset(muxrec, tmp_path):
     assert_refused(muxrec("train", "mlp", "--data", tmp_path, "--out", tmp_path / "run"), "muxrec prepare")
 
 
@@ -244,7 +244,7 @@ def test_score_refuses_and_writes_nothing(muxrec, run, project, tmp_path):
 
 
 def test_an_unexpected_error_is_not_hidden(monkeypatch):
-    """A bug of ours keeps its traceback: only what the user can mend is made one line."""
+    """A bug of ours keeps its traceback: only what the user can fix becomes one line."""
     monkeypatch.setattr("sys.argv", ["muxrec", "verify", "x"])
     monkeypatch.setattr("serving.scorer.Scorer.__init__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -252,7 +252,7 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch):
 
 
 def test_data_that_were_prepared_again_are_not_taken_for_those_of_training(muxrec, project, tmp_path):
-    """Held-out rows of another split rule were training rows before: a score on them would flatter."""
+    """Rows held out by another split rule were training rows before: a score on them would be too good."""
     lines = (project / "registry.yaml").read_text().splitlines()
     (tmp_path / "registry.yaml").write_text("\n".join(line for line in lines if "standardize" not in line))
     files = ("--registry", tmp_path / "registry.yaml", "--train", project / "train.parquet", "--out", tmp_path / "d")

@@ -162,13 +162,13 @@ def model_columns(uri: str):
     return mlflow.models.get_model_info(uri).signature.inputs
 
 
-def test_an_own_store_is_not_written_down(run, dataset, muxrec, tmp_path):
-    """The tests' store comes from MLFLOW_TRACKING_URI, which may hold a password."""
+def test_a_store_from_the_environment_is_not_recorded(run, dataset, muxrec, tmp_path):
+    """The store of the tests is in MLFLOW_TRACKING_URI, which may hold a password."""
     facts = json.loads((run / "run.json").read_text())
     assert facts["mlflow_tracking_uri"] is None
 
 
-def test_an_empty_directory_is_taken_and_nothing_else_is_left_beside(dataset, muxrec, tmp_path):
+def test_an_empty_directory_is_used_and_no_other_file_is_left(dataset, muxrec, tmp_path):
     (tmp_path / "run").mkdir()
     arguments = ("--data", dataset, "--out", tmp_path / "run", "--no-track", "--json")
     settings = ("trainer.epochs=1", "model.hidden=[4]", "embedding.num_rows=50")

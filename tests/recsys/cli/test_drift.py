@@ -1,4 +1,4 @@
-"""Drift against hand-computed indices; planted drift is found, a resample of the training rows is none."""
+"""Drift against hand-computed indices: planted drift is found, and a resample of the training rows shows none."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ def test_chance_is_what_95_of_100_samples_stay_below():
 
 
 def test_bins_of_tokens_go_from_the_rarest_to_the_most_common():
-    # Six values in buckets of their own: 5, 20, 25, 50, 100 and 800 rows. With the least one rare, 995 rows are dealt.
+    # Six values in separate buckets: 5, 20, 25, 50, 100 and 800 rows. With the least one rare, 995 rows are dealt.
     counts = {1: 5, 2: 20, 3: 25, 4: 50, 5: 100, 6: 800}
     profile = profile_of_users([user for user, count in counts.items() for _ in range(count)])
     assert profile.tokens is not None
@@ -97,7 +97,7 @@ def test_the_bucket_is_the_documented_one():
 
 
 def test_fewer_than_ten_values_look_like_none():
-    """Whoever has the profile cannot tell whether a value of few rows was there."""
+    """The profile does not reveal whether a value of few rows was present."""
     common = [1] * 500
     with_few = profile_of_users(common + [2] * (MIN_ROWS - 1)).tokens
     without = profile_of_users(common).tokens
@@ -111,15 +111,15 @@ def test_bins_of_floats_by_hand():
     bins = float_bins(values)
     assert bins.edges == tuple(float(edge) for edge in range(10, 100, 10))
     assert bins.shares == (0.0, *[0.1] * 10)
-    # A missing value stands among the values as 0, and is counted once.
+    # A missing value is 0 among the values, and is counted once.
     counts = bins.counts(np.array([0, 0, 0, 15, 99], dtype=np.float32), num_missing=2)
     assert counts.tolist() == [2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1]
     assert len(bins.labels) == len(bins.shares)
-    assert float_bins(np.full(50, 3.25)).edges == ()  # one value: nothing to tell
-    assert len(float_bins(np.arange(25) / 1.0).edges) == 1  # bins of fewer than ten values there are none
+    assert float_bins(np.full(50, 3.25)).edges == ()  # one value: no bins
+    assert len(float_bins(np.arange(25) / 1.0).edges) == 1  # no bin has fewer than ten values
 
 
-def test_a_negative_weighs_what_it_stands_for():
+def test_a_negative_has_the_weight_of_those_it_represents():
     """One negative in ten is kept: 20 positives of user 1, 30 negatives of user 2, 15 missing negatives."""
     builder = ProfileBuilder(REGISTRY, num_rows=65)
     users = [1] * 20 + [2] * 30 + [MISSING_TOKEN] * 15
@@ -137,12 +137,12 @@ def test_a_negative_weighs_what_it_stands_for():
     # Of 470 / 10 heaviest rows there are four bins of ten; quarters of the weight end at 0, 2 and 2.
     assert floats.edges == (2.0,)
     assert floats.shares == pytest.approx((150 / 470, 20 / 470, 300 / 470), abs=1e-6)
-    # A value of a list weighs what its row does.
+    # A value of a list has the weight of its row.
     assert tags.shares == pytest.approx((0.0, 0.0, 40 / 490, 450 / 490), abs=1e-6)
 
 
 def test_nine_heavy_values_are_still_few():
-    """What is told apart goes by the number of values, and not by their weight."""
+    """Bins depend on the number of values, not on their weight."""
     builder = ProfileBuilder(REGISTRY, num_rows=59)
     users = [1] * 50 + [2] * (MIN_ROWS - 1)
     builder.add(batch(users, [0.0] * 50 + [1.0] * 9, users), np.full(59, 1000.0))
@@ -191,7 +191,7 @@ def test_down_sampled_rows_have_the_profile_of_all(tmp_path: Path):
     assert sampled.score.shares == pytest.approx(whole.score.shares, abs=0.02)
 
 
-def test_what_a_path_says_is_a_column(tmp_path: Path):
+def test_a_partition_key_is_a_column(tmp_path: Path):
     """Drift of files below `key=value` directories is that of the same rows with these columns in the file."""
     golden = Bundle.open(Path(__file__).parents[2] / "golden" / "bundle")
     raw = golden.golden.drop("probability")
@@ -214,7 +214,7 @@ def test_what_a_path_says_is_a_column(tmp_path: Path):
         drift_of(scorer, [tmp_path / "hive"])
 
 
-def test_edges_are_no_exact_values():
+def test_edges_are_rounded():
     values = np.random.default_rng(0).normal(size=1000) * 1234.56789
     for edge in float_bins(values).edges:
         assert edge == float(f"{edge:.4g}")
@@ -270,7 +270,7 @@ def test_planted_drift_is_found_and_a_resample_is_none(run: Path, project: Path,
     same = rows_of(json.loads(result.out))
     assert all(one["verdict"] == "stable" for name, one in same.items() if name != "(score)")
 
-    # One feature takes one value of its own half of the time, another is missing in 30 %, a number is shifted.
+    # One feature has a new value in half of the rows, another is missing in 30 %, a number is shifted.
     index = pl.int_range(pl.len())
     moved = resample.with_columns(
         f00=pl.when(index % 2 == 0).then(pl.lit("never seen")).otherwise(pl.col("f00").cast(pl.String)),

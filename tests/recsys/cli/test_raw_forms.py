@@ -1,4 +1,4 @@
-"""From raw files as people have them to scores: other labels, separators, formats and layouts, by the commands."""
+"""From raw files as users have them to scores: other labels, separators, formats and layouts, by the commands."""
 
 import gzip
 import json
@@ -51,13 +51,13 @@ def test_csv_of_pandas_scores_as_its_parquet(muxrec, log, tmp_path, trained_on):
         result = muxrec("score", tmp_path / "run" / "bundle", "--input", file, "--out", out, "--json")
         assert (result.code, json.loads(result.out)["warnings"]) == (0, []), result.err
         scores[file.suffix] = pl.read_parquet(f"{out}/*.parquet")["score"].to_numpy()
-    # A standardised price is a float32 of its own rounding; ids and flags are the same rows.
+    # A standardised price is rounded to float32 differently; ids and flags are the same rows.
     np.testing.assert_allclose(scores[".csv"], scores[".parquet"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_unseen_values_are_warned_of(muxrec, log, tmp_path):
-    """Without a value type a text counts letter by letter: then 128.0 is unseen, and score and parity say so."""
+def test_unseen_values_give_a_warning(muxrec, log, tmp_path):
+    """Without a value type every letter of a text counts: then 128.0 is unseen, and score and parity say so."""
     csv = write_csv(log, tmp_path / "log.csv")
     log.to_parquet(tmp_path / "log.parquet")
     registry = tmp_path / "registry.yaml"
@@ -89,7 +89,7 @@ def test_unseen_values_are_warned_of(muxrec, log, tmp_path):
     ],
 )
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_a_rule_means_the_same_of_every_form(muxrec, tmp_path, setting, values, rate, suffix):
+def test_a_rule_means_the_same_in_every_form(muxrec, tmp_path, setting, values, rate, suffix):
     frame = pd.DataFrame({"outcome": np.tile(values, 100), "user": np.arange(400) % 7})
     frame.to_parquet(tmp_path / "log.parquet") if suffix == "parquet" else frame.to_csv(
         tmp_path / "log.csv", index=False

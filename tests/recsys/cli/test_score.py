@@ -1,4 +1,4 @@
-"""`muxrec score` as a command: rejected rows, registered models, MLflow, and engines past one machine."""
+"""`muxrec score` as a command: rejected rows, registered models, MLflow, and engines for several machines."""
 
 import importlib.util
 import json
@@ -54,7 +54,7 @@ def test_limit_workers_and_the_report(muxrec: Muxrec, logs: Path, tmp_path: Path
     raw = pl.read_parquet(sorted(logs.rglob("*.parquet")), hive_partitioning=False).head(50)
     expected = {name: raw[name].null_count() / 50 for name in report["missing_rates"]}
     assert report["missing_rates"] == pytest.approx(expected)
-    # A second run does nothing, and says so to people in a table.
+    # A second run does nothing, and says so in its table.
     again = muxrec("score", GOLDEN, "--keep", "row,day", "--input", logs, "--out", tmp_path / "out", "--limit", 50)
     assert again.code == 0
     assert "parts made earlier" in again.out
@@ -98,7 +98,7 @@ def test_a_registered_model_scores_like_its_bundle(
 
 
 def logged_golden(key: str) -> str:
-    """Log the golden bundle as a model of a run of its own; the run's id."""
+    """Log the golden bundle as a model of a new run; returns the id of the run."""
     tracker = Tracker.start(experiment="golden", name="golden", tags={}, key=key)
     log_model(tracker, Bundle.open(GOLDEN))
     tracker.finish()
@@ -124,8 +124,8 @@ def test_a_tracked_job_is_one_run(muxrec: Muxrec, logs: Path, tmp_path: Path) ->
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["_manifest.json"]
 
 
-def test_the_report_sets_the_rates_of_training_beside(muxrec: Muxrec, run: Path, project: Path, tmp_path: Path) -> None:
-    """A run of this version keeps both; the rates of its own validation rows are those that it noted."""
+def test_the_report_has_the_rates_of_training_too(muxrec: Muxrec, run: Path, project: Path, tmp_path: Path) -> None:
+    """A run of this version keeps both; the rates of its validation rows are the recorded ones."""
     result = muxrec("score", run / "bundle", "--input", project / "valid.parquet", "--out", tmp_path / "out", "--json")
     report = json.loads(result.out)
     tokens = {name: report["unseen_rates"][name] for name in ("f00", "f01", "f02", "f03", "l00")}
@@ -134,18 +134,18 @@ def test_the_report_sets_the_rates_of_training_beside(muxrec: Muxrec, run: Path,
     assert report["training_missing_rates"] == profile["missing_rates"]
 
 
-def test_a_store_that_is_away_costs_no_score(
+def test_a_store_out_of_reach_costs_no_score(
     muxrec: Muxrec, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://user:secret@host")
     result = muxrec(*score("--input", logs, "--out", tmp_path / "out", "--track"))
     assert result.code == 2
-    assert "the scores are whole; check MLFLOW_TRACKING_URI, and start again to log them alone" in result.err
+    assert "the scores are complete; check MLFLOW_TRACKING_URI, and start again, which only logs them" in result.err
     assert "secret" not in result.err
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
 
-# --- past one machine -------------------------------------------------------------------------------------------------
+# --- several machines -------------------------------------------------------------------------------------------------
 
 RAY = """
 import glob, sys
@@ -180,7 +180,7 @@ pl.from_pandas(scored.to_pandas()).write_parquet(frame)
     importlib.util.find_spec("ray") is None, reason="no Ray; to have it: make -B env EXTRAS=train,server,ray,dev"
 )
 def test_ray_writes_the_same_bytes(muxrec: Muxrec, logs: Path, tmp_path: Path) -> None:
-    """A local cluster of two workers: the job, and the Scorer in a Ray Data pipeline of one's own."""
+    """A local cluster of two workers: the job, and the Scorer in a Ray Data pipeline of the user's."""
     out, frame = tmp_path / "ray", tmp_path / "frame.parquet"
     command = [sys.executable, "-c", RAY, str(logs), str(GOLDEN), str(out), str(frame)]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
@@ -225,7 +225,7 @@ rows.select("row", score(*columns).alias("score")).write.parquet(out)
 def test_spark_gives_the_same_scores(logs: Path, tmp_path: Path) -> None:
     uri = f"runs:/{logged_golden('spark')}/bundle"
     command = [sys.executable, "-c", SPARK, uri, str(logs), str(tmp_path / "out")]
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # else its workers are the first python3 of the path
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable}  # else its workers are the first python3 on the path
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     raw = pl.read_parquet(sorted(logs.rglob("*.parquet")), hive_partitioning=False)

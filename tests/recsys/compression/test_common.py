@@ -1,4 +1,4 @@
-"""What every entry of COMPRESSORS has to keep: the budget, the bytes of the file, the logits, the record.
+"""Guarantees of every entry of COMPRESSORS: the budget, the bytes of the file, the logits, the record.
 
 One small planted problem with two views, a numeric feature and a list feature, pruned by each method.
 """
@@ -42,7 +42,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A finished run, beside its dataset and the raw test rows."""
+    """A finished run, with its dataset and the raw test rows."""
     directory = tmp_path_factory.mktemp("base")
     rows = planted_frame(4000, seed=3, num_features=4, num_distinct=60, num_numeric=1, num_lists=1)
     registry = FeatureRegistry.of(

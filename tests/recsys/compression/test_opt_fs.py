@@ -1,4 +1,4 @@
-"""OptFS beside its definition: the gates, their temperature, their gradients, and what is kept of a planted table."""
+"""OptFS against its definition: the gates, their temperature, their gradients, and what is kept of a planted table."""
 
 import math
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from recsys.compression.opt_fs import GatedTable, OptFS, RowGate
 from recsys.embedding.mask import Reads
 from recsys.embedding.optimizers import build_table
 from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
-from tests.recsys.compression.evidence import evidence_of
+from tests.recsys.compression.pruning_context import context_of
 from tests.recsys.conftest import jagged
 
 CONFIG = OptFS.Config(epochs=3, gamma=100.0, penalty=0.5, start=0.25, learning_rate=0.1)
@@ -144,9 +144,9 @@ def test_the_last_gates_decide_unless_told():
 def test_what_is_kept_are_the_most_open_rows():
     gate = RowGate(50, CONFIG)
     gate.openness.data.copy_(torch.randn(50, generator=torch.Generator().manual_seed(2)))
-    evidence = evidence_of([[(row, 1) for row in range(40)]], 50, 2_000)
-    evidence.ranker.embedding.gate = gate
-    mask = COMPRESSORS["opt_fs"](CONFIG, evidence.budget).build_mask(evidence)
+    context = context_of([[(row, 1) for row in range(40)]], 50, 2_000)
+    context.ranker.embedding.gate = gate
+    mask = COMPRESSORS["opt_fs"](CONFIG, context.budget).build_mask(context)
     kept = torch.nonzero(mask.row_widths).flatten().tolist()
     ranked = sorted(range(40), key=lambda row: -float(gate.openness.detach()[row]))  # rows from 40 on are never read
     assert 0 < len(kept) < 40

@@ -11,10 +11,10 @@ from features.layout import TableLayout
 from features.registry import FeatureRegistry
 from recsys.batch import Batch, evaluating
 from recsys.compression.base import Budget, PruningContext, SlotLookups
-from recsys.compression.fitness import Fitness, held_to, recalibrated
-from recsys.compression.gate import OptEmbedGate
+from recsys.compression.fitness import Fitness, masked_by, recalibrated
 from recsys.compression.importance import least_error_mask
 from recsys.compression.optembed import OptEmbed, row_margins
+from recsys.compression.supernet import OptEmbedSupernet
 from recsys.dataset import jagged
 from recsys.embedding.mask import Mask
 from recsys.embedding.optimizers import TableOptimizer
@@ -44,21 +44,21 @@ def test_o7_j1_without_masks_the_supernet_is_the_plain_model_bit_for_bit():
     supernet, optimizer = ranker()
     OptEmbed(OptEmbed.Config(alpha=0.0, supernet=True), Budget(1000, "fp32")).install_supernet(supernet, optimizer)
     gate = supernet.embedding.gate
-    assert isinstance(gate, OptEmbedGate)
+    assert isinstance(gate, OptEmbedSupernet)
     gate.thresholds.data.fill_(-torch.inf)
     with evaluating(plain), evaluating(supernet):
         assert torch.equal(plain(batch()), supernet(batch()))
     full = Mask.full(plain.embedding.layout)
     with evaluating(plain):
         before = plain(batch())
-        with held_to(plain, full):
+        with masked_by(plain, full):
             assert torch.equal(plain(batch()), before)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.8, 1.2, 9.0])
 def test_j3_a_row_goes_where_all_its_readers_mask_it(threshold):
     layout = TableLayout.of(REGISTRY, num_rows=30, width=4, probes=1, views={"main": ("a", "b")})
-    gate = OptEmbedGate(layout, alpha=0.0, norm="l1", scale=2.0).eval()
+    gate = OptEmbedSupernet(layout, alpha=0.0, norm="l1", scale=2.0).eval()
     gate.thresholds.data.copy_(torch.tensor([threshold, 0.5]))
     table = torch.rand(30, 4, generator=torch.Generator().manual_seed(1)) * 1.5
     reads = [SlotLookups(torch.arange(0, 20), torch.ones(20)), SlotLookups(torch.arange(10, 25), torch.ones(15))]
@@ -71,7 +71,7 @@ def test_j3_a_row_goes_where_all_its_readers_mask_it(threshold):
 
 def test_j2_removable_rows_grow_with_every_threshold():
     layout = TableLayout.of(REGISTRY, num_rows=30, width=4, probes=1, views={"main": ("a", "b")})
-    gate = OptEmbedGate(layout, alpha=0.0, norm="l1", scale=1.0)
+    gate = OptEmbedSupernet(layout, alpha=0.0, norm="l1", scale=1.0)
     table = torch.rand(30, 4, generator=torch.Generator().manual_seed(1))
     reads = [SlotLookups(torch.arange(0, 20), torch.ones(20)), SlotLookups(torch.arange(10, 30), torch.ones(20))]
     before = torch.ones(30, dtype=torch.bool)
@@ -85,7 +85,7 @@ def test_j2_removable_rows_grow_with_every_threshold():
 
 def test_j5_where_no_row_is_shared_each_reader_decides_alone():
     layout = TableLayout.of(REGISTRY, num_rows=20, width=4, probes=1, views={"main": ("a", "b")})
-    gate = OptEmbedGate(layout, alpha=0.0, norm="l1", scale=1.0)
+    gate = OptEmbedSupernet(layout, alpha=0.0, norm="l1", scale=1.0)
     gate.thresholds.data.copy_(torch.tensor([2.0, 1.0]))
     table = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
     reads = [SlotLookups(torch.arange(0, 10), torch.ones(10)), SlotLookups(torch.arange(10, 20), torch.ones(10))]
@@ -131,10 +131,10 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
     before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
     gather_fn = one.embedding.gather_fn
     budget = Budget(10**6, "fp32")
-    evidence = PruningContext(one, [], Repeated(), Repeated(), lambda mask: 0, budget, 1, tmp_path)
+    context = PruningContext(one, [], Repeated(), Repeated(), lambda mask: 0, budget, 1, tmp_path)
     full = Mask.full(one.embedding.layout)
     none = Mask(full.row_widths * 0, full.slot_widths)
-    fitness = {num_steps: Fitness(evidence, num_steps) for num_steps in (0, 3)}
+    fitness = {num_steps: Fitness(context, num_steps) for num_steps in (0, 3)}
     assert fitness[3](full) == fitness[3](full) != fitness[0](full)
     assert fitness[3](none) == fitness[0](none) == 0.5  # nothing to tell examples apart by
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
@@ -145,10 +145,8 @@ def test_a_candidate_is_trained_before_it_is_judged_and_leaves_no_trace(tmp_path
 def test_a_candidate_is_judged_by_the_better_of_before_and_after(tmp_path, monkeypatch):
     """The steps are taken in between: the second score is that of other weights, which are gone afterwards."""
     one, _ = ranker()
-    evidence = PruningContext(
-        one.eval(), [], Repeated(), Repeated(), lambda mask: 0, Budget(10**6, "fp32"), 1, tmp_path
-    )
-    fitness, full = Fitness(evidence, 3), Mask.full(one.embedding.layout)
+    context = PruningContext(one.eval(), [], Repeated(), Repeated(), lambda mask: 0, Budget(10**6, "fp32"), 1, tmp_path)
+    fitness, full = Fitness(context, 3), Mask.full(one.embedding.layout)
     for scores in ([0.8, 0.7], [0.6, 0.7]):
         script, tables = iter(scores), list[Tensor]()
 
@@ -169,14 +167,14 @@ def test_the_mask_of_least_error_prefers_what_is_read_often():
     counts = torch.tensor([100, 1, 2, 0])
     reads = [SlotLookups(torch.arange(3), counts[:3]), SlotLookups(torch.arange(3), torch.zeros(3, dtype=torch.int64))]
 
-    def evidence(num_bytes: int) -> PruningContext:
+    def context(num_bytes: int) -> PruningContext:
         def size(mask: Mask) -> int:
             return 4 * mask.num_cells + mask.num_rows_kept
 
         return PruningContext(one, reads, None, None, size, Budget(num_bytes, "fp32"), 1, None)  # pyright: ignore[reportArgumentType]
 
     slot_widths = torch.tensor([4, 4])
-    kept = {size: least_error_mask(table, slot_widths, 2, evidence(size)).row_widths.tolist() for size in (17, 26, 60)}
+    kept = {size: least_error_mask(table, slot_widths, 2, context(size)).row_widths.tolist() for size in (17, 26, 60)}
     assert kept[17] == [4, 0, 0, 0]  # 200 in the error, for 17 bytes
     assert kept[26] == [4, 0, 2, 0]  # and 18 for 9 bytes more
     assert kept[60] == [4, 4, 2, 0]  # what row 2 holds beyond is zero, and row 3 is never read

@@ -1,4 +1,4 @@
-"""Which rows and columns a budget admits, against exhaustive search and plain loops."""
+"""The rows and columns that a budget admits, against exhaustive search and plain loops."""
 
 from itertools import product
 
@@ -7,9 +7,9 @@ import torch
 
 from features.errors import InputError
 from recsys.compression.base import Budget, SlotLookups
-from recsys.compression.rows import keep_best_cells, keep_best_rows, read_counts, row_caps
+from recsys.compression.rows import keep_best_cells, keep_best_rows, lookup_counts, row_caps
 from recsys.embedding.mask import Mask
-from tests.recsys.compression.evidence import evidence_of
+from tests.recsys.compression.pruning_context import context_of
 
 
 class Given:
@@ -17,9 +17,9 @@ class Given:
 
     def __init__(self, num_bytes: int, reads: list[SlotLookups] | None = None) -> None:
         every = SlotLookups(torch.arange(8), torch.ones(8, dtype=torch.int64))
-        self.reads = reads or [every]
+        self.lookups = reads or [every]
         self.budget = Budget(num_bytes, "fp32")
-        self.layout = type("Layout", (), {"num_rows": 8, "width": 4, "slots": self.reads})()
+        self.layout = type("Layout", (), {"num_rows": 8, "width": 4, "slots": self.lookups})()
         self.table = torch.zeros(8, 4)
 
     def num_bytes(self, mask: Mask) -> int:
@@ -32,9 +32,9 @@ def slot(rows: list[int], counts: list[int]) -> SlotLookups:
 
 def test_reads_of_a_row_add_up_over_values_and_slots():
     given = Given(0, [slot([1, 1, 3], [5, 2, 1]), slot([3, 0], [10, 4])])
-    assert read_counts(given).tolist() == [4, 7, 0, 11, 0, 0, 0, 0]  # pyright: ignore[reportArgumentType]
+    assert lookup_counts(given).tolist() == [4, 7, 0, 11, 0, 0, 0, 0]  # pyright: ignore[reportArgumentType]
     widths = torch.tensor([2, 0])
-    assert read_counts(given, widths).tolist() == [0, 7, 0, 1, 0, 0, 0, 0]  # pyright: ignore[reportArgumentType]
+    assert lookup_counts(given, widths).tolist() == [0, 7, 0, 1, 0, 0, 0, 0]  # pyright: ignore[reportArgumentType]
     assert row_caps(given, widths).tolist() == [0, 2, 0, 2, 0, 0, 0, 0]  # pyright: ignore[reportArgumentType]
     assert row_caps(given, torch.tensor([2, 3])).tolist() == [3, 2, 0, 3, 0, 0, 0, 0]  # pyright: ignore[reportArgumentType]
 
@@ -90,9 +90,9 @@ def test_rotated_rows_are_kept_whole_or_not_at_all():
     widths, rows = torch.tensor([0, 4, 8, 16]), torch.arange(60)
     gains = torch.arange(60, dtype=torch.float64)[:, None] * torch.tensor([0.0, 9.0, 10.0, 11.0]).double()
     slots = [[(row, 1) for row in range(60)]]
-    full = evidence_of(slots, 60, 10**6, "opq4")
+    full = context_of(slots, 60, 10**6, "opq4")
     whole = full.num_bytes(Mask.full(full.layout))
-    given = evidence_of(slots, 60, whole - 20 * 8, "opq4")
+    given = context_of(slots, 60, whole - 20 * 8, "opq4")
     mask = keep_best_cells(gains, widths, rows, torch.tensor([16]), given)
     kept = mask.row_widths.nonzero().flatten().tolist()
     assert set(mask.row_widths.tolist()) == {0, 16}

@@ -1,4 +1,4 @@
-"""Collisions counted by hand on tiny tables, and beside what uniform hashing leads one to expect."""
+"""Collisions counted by hand on tiny tables, and compared with the number expected of uniform hashing."""
 
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def test_one_table_a_feature_collides_inside_more():
 
 
 def test_a_hashed_table_collides_in_ranges_of_its_own():
-    """2,000 rows over a (3,000 values), b (1,000) and a gate of b: each as in a table of its own."""
+    """2,000 rows over a (3,000 values), b (1,000) and a gate of b: each as in its own table."""
     layout = layout_of(
         dict.fromkeys("ab", "categorical"),
         2_000,

@@ -1,4 +1,4 @@
-"""The two curves beside plain loops over thresholds and bins."""
+"""The two curves against plain loops over thresholds and bins."""
 
 import math
 

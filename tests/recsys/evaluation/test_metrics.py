@@ -1,4 +1,4 @@
-"""Every metric beside a brute-force oracle, hand-computed cases, and the laws that hold for all of them."""
+"""Every metric against a brute-force oracle, hand-computed cases, and the laws that hold for all of them."""
 
 import math
 import time
@@ -316,7 +316,7 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("weights", "message"),
         [
-            ([1, 1], r"weights must have shape \[4\]; found \[2\]; one weight a row"),
+            ([1, 1], r"weights must have shape \[4\]; found \[2\]; give one weight per row"),
             ([1, 1, -0.5, 1], "weights must be finite numbers from 0; found -0.5 in row 2"),
             ([1, math.nan, 1, 1], "found nan in row 1"),
             ([1, 1, 1, math.inf], "found inf in row 3"),
@@ -382,7 +382,7 @@ class TestEvaluate:
         assert evaluate(Predictions.of([0, 1, 1, 0], [0.25, 0.5, 0.75, 0.5], ["x", "z", "y", "y"]))["gauc"] == 1.0
 
     def test_refuses_groups_of_another_length(self):
-        with pytest.raises(InputError, match="one group a row"):
+        with pytest.raises(InputError, match="one group per row"):
             evaluate(Predictions.of([0, 1], [0.25, 0.5], [1]))
 
     def test_refuses_one_class(self):

@@ -13,10 +13,9 @@ from recsys.config import Experiment
 from recsys.evaluation.metrics import METRICS, Metric, evaluate, monitored
 from recsys.evaluation.predictions import Predictions
 from recsys.evaluation.segments import Segment, segment_columns
-from recsys.sweep.report import Outcome, in_order
+from recsys.sweep.report import TrialResult, in_order
 from recsys.tracking.compare_page import LOCAL_UI, comparison_page
-from recsys.tracking.compare_runs import as_plain, compare_runs
-from recsys.tracking.tracker import TrackedRun
+from recsys.tracking.compare_runs import TrackedRun, as_plain, compare_runs
 from recsys.trainer import TrainerConfig
 
 
@@ -72,7 +71,9 @@ def test_training_and_sweeps_can_monitor_it(made_up):
     config = TrainerConfig.model_validate({"monitor": made_up})
     assert monitored({made_up: 0.75}, config.monitor) == 0.75
     experiment = Experiment(name="films", model={"name": "mlp"}, trainer=config)
-    trials = [Outcome(number, "complete", score, 1, {}, Path(), {}, None) for number, score in enumerate((0.2, 0.8))]
+    trials = [
+        TrialResult(number, "complete", score, 1, {}, Path(), {}, None) for number, score in enumerate((0.2, 0.8))
+    ]
     assert [one.number for one in in_order(trials, experiment)] == [1, 0]
 
 

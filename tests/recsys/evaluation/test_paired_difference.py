@@ -18,7 +18,7 @@ from recsys.evaluation.predictions import Predictions, checked
 
 
 def rows(seed: int, num_rows: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, and two models that see the same truth through noise of their own."""
+    """Labels, and two models that see the same truth through separate noise."""
     random = np.random.default_rng(seed)
     truth = random.normal(size=num_rows)
     labels = (random.random(num_rows) < 1 / (1 + np.exp(-truth))).astype(np.float64)
@@ -130,7 +130,7 @@ def test_auc_influence_against_all_pairs():
     value = np.mean(list(wins.values()))
     expected = np.zeros(5)
     for (i, j), win in wins.items():
-        expected[i] += (win - value) / 6  # three positives, two negatives: a positive stands in two of six pairs
+        expected[i] += (win - value) / 6  # three positives, two negatives: a positive is in two of six pairs
         expected[j] += (win - value) / 6
     found = auc_influence(checked(Predictions.of(labels, scores)))
     assert found.value == pytest.approx(value)

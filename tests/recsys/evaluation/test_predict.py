@@ -1,4 +1,4 @@
-"""Predictions: the columns of a split beside each other, in the order of its rows."""
+"""Predictions: the columns of a split, in the order of its rows."""
 
 from pathlib import Path
 
@@ -38,4 +38,4 @@ def test_every_column_keeps_the_order_of_the_rows(tmp_path: Path, batch_size: in
     assert weights.tolist() == [1.0, 0.5, 0.0, 2.0, 3.0]
     assert groups is not None
     assert groups[[0, 2, 3]].view(np.uint64).tolist() == [hash_text("a"), hash_text("b"), hash_text("a")]
-    assert len(set(groups.tolist())) == 4  # each row without a user is a group of its own
+    assert len(set(groups.tolist())) == 4  # each row without a user is its own group

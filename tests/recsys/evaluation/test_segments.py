@@ -1,4 +1,4 @@
-"""Segments beside a plain loop over examples, and figures where some of them are not defined."""
+"""Segments against a plain loop over examples, and figures where some of them are not defined."""
 
 from collections import Counter
 from pathlib import Path

@@ -84,7 +84,7 @@ def test_gates_lie_between_0_and_2_and_listen_to_their_context_alone():  # A4
     heard[model.inputs.columns("fs1")] = True
     assert torch.equal(embedded.grad.any(0), heard)
     assert dense.grad.any(0).tolist() == [False, True, False]  # price, age, hour
-    # Numbers of the input and numbers of the gate have vectors of their own, and both are the embedding's.
+    # Numbers of the input and numbers of the gate have separate vectors, and both are the embedding's.
     assert [tuple(p.shape) for p in model.embedding_parameters()] == [(3, 3), (1, 3)]
 
 

@@ -17,7 +17,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 def test_logistic_regression_by_hand():
     inputs = ModelInputs(views={"main": {"user": 2, "item": 1}}, dense_features=("price", "age"), dense_width=5)
     model = LogisticRegression(LogisticRegression.Config(), inputs)
-    assert count(model) == 1 + 2  # a weight a number, whatever the width at which networks embed one
+    assert count(model) == 1 + 2  # one weight per number, for any width at which networks embed it
     assert model.numeric is not None
     with torch.no_grad():
         model.bias.fill_(0.5)

@@ -46,7 +46,7 @@ def test_one_logit_a_row(name: str, settings: dict, layout: str):
 @every_case
 def test_eval_is_deterministic_and_a_batch_is_its_rows(name: str, settings: dict, layout: str):  # A8
     model = build(name, settings, layout)
-    model(*batch_for(model, 50, seed=1))  # so that batch norm has statistics of its own
+    model(*batch_for(model, 50, seed=1))  # so that batch norm has statistics
     model.eval()
     embedded, dense = batch_for(model, 9)
     logits = model(embedded, dense)

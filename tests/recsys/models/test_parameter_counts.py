@@ -1,6 +1,6 @@
 """A1: the networks have exactly as many parameters as the published runs, from the sizes of the fields alone.
 
-Every total stands in a log of reczoo/BARS.
+Every total is from a log of reczoo/BARS.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a run says of itself: importance, figures, the model card, and what serving it costs."""
+"""The report of a run: importance, figures, the model card, and what serving it costs."""
 
 import csv
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,6 +39,7 @@ from recsys.report.write import EvaluatedSplit, write_report
 from recsys.runs.process import ResourceMeter
 from recsys.runs.run_directory import RunDirectory
 from recsys.runs.serving_cost import serving_cost
+from serving.scorer import Scorer
 from tests.planted import write_dataset
 
 # Importance
@@ -220,7 +222,7 @@ def test_the_card_of_a_pruned_run_says_what_is_kept(judged):
 
 
 def test_what_a_mask_keeps_by_feature():
-    """Three values of `a` read rows 0, 1 and 1 by hand; row 1 is removed, and of two columns `a` hands on one."""
+    """Three values of `a` read rows 0, 1 and 1 by hand; row 1 is removed, and `a` uses one of two columns."""
     registry = FeatureRegistry.of(features={"a": "categorical"})
     layout = TableLayout.of(registry, num_rows=2, width=2, probes=1, views={"main": ("a",)})
     tokens = np.arange(1, 60, dtype=np.uint64)
@@ -248,15 +250,15 @@ def test_every_figure_and_table_is_written(judged, tmp_path):
         }
 
 
-def drawn(draw: Callable[[Sequence[Axes]], None], num_axes: int = 1, left: float = figures.PLAIN) -> list[Axes]:
+def drawn(draw: Callable[..., None], *contents: Any, **options: Any) -> list[Axes]:
     """Axes as `save` draws them, with the places of all they show."""
     kept: list[Axes] = []
 
-    def keep(axes: Sequence[Axes]) -> None:
-        draw(axes)
-        kept.extend(axes)
+    def keep(axes: Axes | Sequence[Axes], *contents: Any) -> None:
+        draw(axes, *contents)
+        kept.extend([axes] if isinstance(axes, Axes) else axes)
 
-    figures.save(Path(os.devnull), keep, num_axes, left=left)
+    figures.save(Path(os.devnull), keep, *contents, **options)
     return kept
 
 
@@ -272,7 +274,7 @@ def test_curves_have_whole_epochs_names_on_their_axes_and_the_best_epoch(no_file
         {"epoch": epoch, "train_loss": 0.7 / epoch, "valid_logloss": 0.6 / epoch, "valid_auc": 1 - 0.5 / epoch}
         for epoch in range(1, num_epochs + 1)
     ]
-    for one in drawn(lambda axes: figures.curves(axes, history, best), 2):
+    for one in drawn(figures.curves, history, best, num_axes=2):
         low, high = one.get_xlim()
         shown = [tick for tick in one.get_xticks() if low <= tick <= high]
         assert shown
@@ -295,7 +297,7 @@ def test_collisions_show_the_expected_shares_and_no_legend_covers_a_bar(no_file,
         for k in range(num_features)
     ]
     report = COLLISIONS.model_copy(update={"features": features})
-    (axes,) = drawn(lambda axes: figures.collisions(axes[0], report), left=figures.NAMES)
+    (axes,) = drawn(figures.collisions, report, left=figures.NAMES)
     intra, inter = (one.get_segments() for one in axes.collections if isinstance(one, LineCollection))
     assert [{x for x, _ in stroke} for stroke in intra] == [{0.1}] * num_features
     assert [{x for x, _ in stroke} for stroke in inter] == [{0.3}] * num_features
@@ -311,10 +313,10 @@ def test_collisions_show_the_expected_shares_and_no_legend_covers_a_bar(no_file,
 
 
 def test_the_last_bar_of_shared_rows_says_what_it_holds(no_file):
-    (few,) = drawn(lambda axes: figures.row_usage(axes[0], np.array([0, 1, 3]), COLLISIONS))
+    (few,) = drawn(figures.row_usage, np.array([0, 1, 3]), COLLISIONS)
     assert few.get_xlabel() == "entries that share a row"
     assert "201 of 500 rows read (203 expected)" in few.get_title()
-    (many,) = drawn(lambda axes: figures.row_usage(axes[0], np.array([0, 1, 300]), COLLISIONS))
+    (many,) = drawn(figures.row_usage, np.array([0, 1, 300]), COLLISIONS)
     assert "last bar: 40 or more" in many.get_xlabel()
 
 
@@ -336,7 +338,7 @@ def test_a_run_has_its_card_its_costs_and_its_importance(run):
 
 
 def test_the_cost_of_a_bundle_needs_the_bundle_alone(run):
-    assert set(serving_cost(run / "bundle")) == {"bundle_bytes", "table_bytes", "score_ms", "score_100_ms"}
+    assert set(serving_cost(Scorer(run / "bundle"))) == {"bundle_bytes", "table_bytes", "score_ms", "score_100_ms"}
 
 
 def test_the_meter_counts_the_work_since_it_was_asked_last():

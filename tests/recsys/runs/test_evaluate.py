@@ -1,4 +1,4 @@
-"""What `train`, `evaluate` and `export` say beyond the metrics of a split: segments, and the prior correction."""
+"""Output of `train`, `evaluate` and `export` beyond the metrics of a split: segments, and the prior correction."""
 
 import json
 from pathlib import Path

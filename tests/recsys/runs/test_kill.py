@@ -3,7 +3,7 @@
     KILLS=20 pytest tests/recsys/runs/test_kill.py
 
 kills real commands that many times at random moments; three times is the default. The aimed kills, one a place where
-bytes change hands, are always the same.
+bytes are moved, are always the same.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ for line in sys.stdin:
 
 
 class Place(NamedTuple):
-    """Where a process is killed."""
+    """A place where a process is killed."""
 
     target: str
     moment: str = "after"
@@ -137,7 +137,7 @@ class Bench(NamedTuple):
         return f"sqlite:///{self.folder / 'store.db'}"
 
     def command(self, name: str, *more: str) -> list[str]:
-        """Arguments of `muxrec` that train a run in a directory of that name; what stands in `more` comes last."""
+        """Arguments of `muxrec` that train a run in a directory of that name; `more` comes last."""
         settings = [f"{key}={value}" for key, value in SETTINGS.items()]
         return ["train", "mlp", "--data", str(self.data), "--out", str(self.folder / name), *settings, *more]
 
@@ -203,7 +203,7 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 
 def tracked(bench: Bench, name: str) -> dict[str, Any]:
-    """What MLflow holds of a run, which must be one run, at its end, with one model and no point twice."""
+    """The records of a run in MLflow: it must be one run, finished, with one model and no point twice."""
     client = MlflowClient(bench.store)
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
@@ -223,7 +223,7 @@ def tracked(bench: Bench, name: str) -> dict[str, Any]:
     assert points["train/loss"] == [(record["global_step"], record["train_loss"]) for record in log]
     return {
         "points": points,
-        # What a killed process used of the machine, and had not handed on, nobody measures again.
+        # Resources that a killed process used but had not reported are not measured again.
         "metrics": {key for key in run.data.metrics if not key.startswith("system/")},
         "params": run.data.params,
         "inputs": sorted((one.dataset.digest, one.tags[0].value) for one in run.inputs.dataset_inputs),
@@ -239,7 +239,7 @@ def assert_same(bench: Bench, name: str, other: str) -> None:
 
 
 def real_command(bench: Bench, name: str, delay: float | None = None, *, is_aimed: bool = False) -> int:
-    """Exit code of `muxrec train` in a process of its own.
+    """Exit code of `muxrec train` in a separate process.
 
     It is killed after `delay` seconds, or when it begins to write its next checkpoint then.
     """
@@ -259,7 +259,7 @@ def real_command(bench: Bench, name: str, delay: float | None = None, *, is_aime
 
 @pytest.fixture(scope="module")
 def duration(bench: Bench) -> float:
-    """Seconds that the run "whole" took, which nobody disturbed."""
+    """Seconds that the run "whole" took, without interruptions."""
     began = time.perf_counter()
     assert real_command(bench, "whole") == DONE
     return time.perf_counter() - began

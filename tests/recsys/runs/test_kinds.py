@@ -24,7 +24,7 @@ VOCABULARY = "vocabulary.safetensors"
 
 
 class Cut(BaseException):
-    """What stands for a killed process: nothing catches it."""
+    """Simulates a killed process: no code catches it."""
 
 
 def settings_of(kind: str) -> tuple[str, ...]:

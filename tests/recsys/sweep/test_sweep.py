@@ -344,7 +344,7 @@ def environment(store: Path) -> dict[str, str]:
 def test_a_sweep_that_is_killed_goes_on_where_it_was(dataset, tmp_path):
     """SIGKILL while its second trial trains: the training process ends too, and the next call trains to the end.
 
-    The trials, their figures and MLflow's runs are then those of a sweep that nobody disturbed; no run is left over.
+    The trials, their figures and MLflow's runs are then those of an uninterrupted sweep; no run is left over.
     """
     options: dict[str, Any] = {"cwd": tmp_path, "env": environment(tmp_path), "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(dataset, tmp_path / "killed"), stdout=subprocess.DEVNULL, **options)

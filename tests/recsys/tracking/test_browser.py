@@ -1,4 +1,4 @@
-"""What people see: MLflow's pages and the page of `muxrec compare`, opened in chromium.
+"""Pages in a browser: MLflow's pages and the page of `muxrec compare`, opened in chromium.
 
     SCREENSHOTS=work/pictures pytest -m browser
 
@@ -31,10 +31,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from recsys.runs.run_directory import RunDirectory
 from recsys.tracking.compare_page import VIEW, comparison_page
-from recsys.tracking.compare_runs import compare_runs
+from recsys.tracking.compare_runs import compare_runs, tracked_runs
 from recsys.tracking.logged_model import log_model
 from recsys.tracking.model_registry import ModelRegistry
-from recsys.tracking.tracked_runs import tracked_runs
 from recsys.tracking.tracker import Tracker
 from serving.bundle import Bundle
 
@@ -124,7 +123,7 @@ def logged(name: str, seed: int, width: int, auc: float) -> Tracker:
 
 def register(tracker: Tracker, directory: RunDirectory) -> None:
     """The files of a trained run as those of a tracked one, and its bundle as a version of a registered model."""
-    tracker.log_files(directory.report, "report")
+    tracker.log_file(directory.report)
     log_model(tracker, Bundle.open(directory.bundle))
     (model,) = tracker.client.search_logged_models([tracker.experiment_id])
     registry = ModelRegistry.open()
@@ -133,7 +132,7 @@ def register(tracker: Tracker, directory: RunDirectory) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
@@ -153,7 +152,7 @@ def wait_for(address: str) -> None:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[WebDriver]:
-    """Chromium without a window, with a profile of its own."""
+    """Chromium without a window, with a new profile."""
     options = Options()
     options.binary_location = CHROMIUM or ""
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")

@@ -15,6 +15,7 @@ from recsys.report.text import result_table
 from recsys.tracking.compare_page import LOCAL_UI, comparison_page
 from recsys.tracking.compare_runs import (
     RunComparison,
+    TrackedRun,
     as_plain,
     compare_runs,
     compared_columns,
@@ -23,7 +24,6 @@ from recsys.tracking.compare_runs import (
     settings_of,
 )
 from recsys.tracking.store import ui_address
-from recsys.tracking.tracked_runs import TrackedRun
 from recsys.tracking.tracker import Tracker
 
 DATA = "d1"

@@ -58,7 +58,7 @@ def exported_again(out: Path, **settings: Any) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The golden bundle, whose csv files have a format of their own."""
+    """The golden bundle, whose csv files have a special format."""
     settings = {"separator": ";", "null_values": ["N/A"]}
     return exported_again(tmp_path_factory.mktemp("bundle") / "bundle", csv=settings)
 

@@ -51,12 +51,12 @@ def test_a_path_stays(tmp_path: Path):
 
 def test_without_mlflow_it_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="models:/ads@champion: its registry is asked through mlflow; found no mlflow"):
+    with pytest.raises(InputError, match="models:/ads@champion: reading its registry needs mlflow; found no mlflow"):
         resolve_bundle("models:/ads@champion")
 
 
 def register(name: str, alias: str | None = None) -> str:
-    """Log the golden bundle in a run of its own and register it; the number of the version."""
+    """Log the golden bundle in a new run and register it; the number of the version."""
     tracker = Tracker.start(experiment="uris", name=name, tags={}, key=f"{name}-{alias}")
     log_model(tracker, Bundle.open(GOLDEN))
     tracker.finish()
@@ -96,7 +96,7 @@ def test_a_version_is_fetched_once_and_mended(tmp_path: Path, monkeypatch: pytes
     again = registry.fetch("fetched", number, cache=cache / "models")
     assert again == Path(path)
     assert Bundle.open(again).model_id == Bundle.open(GOLDEN).model_id
-    # Nobody reads what the caller has open.
+    # Other processes cannot read what the caller has open.
     (again / "dense.onnx").write_bytes(b"damaged")
     os.utime(again, (0, 0))
     assert registry.fetch("fetched", None, alias="champion", cache=cache / "models", current=again) == again

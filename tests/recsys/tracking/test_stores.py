@@ -1,4 +1,4 @@
-"""Which MLflow store a command uses, and what it says where the run is not there any more."""
+"""The MLflow store that a command uses, and its message if the run is no longer there."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from features.errors import InputError
 from recsys.runs.run_directory import RunDirectory
 from recsys.sweep.sweep import Sweep
 from recsys.sweep.worker import train_trial
+from recsys.tracking.compare_runs import tracked_runs
 from recsys.tracking.store import connect, page_of, place_of, shown_uri
-from recsys.tracking.tracked_runs import tracked_runs
 from recsys.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The default store of a working directory of its own."""
+    """The default store of a new working directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -32,7 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def logged(run: Path, store: str, tmp_path: Path) -> Path:
-    """A finished run that stands in that store."""
+    """A finished run that is in that store."""
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     tracker = Tracker.start(experiment="films", name="films", tags={"stage": "train"}, key="films")
@@ -50,7 +50,7 @@ def unfinished(run: Path) -> Path:
 
 
 def one_line(result: Any) -> str:
-    """What a command that could not be done had to say."""
+    """The message of a command that was refused."""
     assert result.code == 2, result
     assert result.err.count("\n") == 1, result.err
     assert result.err.startswith("muxrec: ")
@@ -191,7 +191,7 @@ def test_the_number_of_an_experiment_counts_and_that_of_a_run_is_refused(logged,
 
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123")
     assert "found MLFLOW_RUN_ID=0123; unset MLFLOW_RUN_ID" in one_line(muxrec("promote", logged))
-    with pytest.raises(InputError, match="of its own; found MLFLOW_RUN_ID=0123"):
+    with pytest.raises(InputError, match="its own MLflow run; found MLFLOW_RUN_ID=0123"):
         Tracker.start(experiment="other", name="a", tags={}, key="b")
     monkeypatch.setenv("MLFLOW_RUN_ID", run_info["mlflow_run_id"])
     assert Tracker.of(RunDirectory(logged).record).run_id == run_info["mlflow_run_id"]

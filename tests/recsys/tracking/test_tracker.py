@@ -1,4 +1,4 @@
-"""A tracked run in a SQLite store of its own: cut off, resumed, finished; and the model that MLflow loads from it."""
+"""A tracked run in a separate SQLite store: cut off, resumed, finished; and the model that MLflow loads from it."""
 
 import json
 import subprocess
@@ -20,7 +20,8 @@ from features.registry import FeatureRegistry
 from recsys.config import Experiment, flatten
 from recsys.runs.train import train_run
 from recsys.tracking import tracker
-from recsys.tracking.tracked_runs import tracked_runs
+from recsys.tracking.compare_runs import tracked_runs
+from recsys.tracking.scoring_run import log_run
 from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer
 from serving.scorer import Scorer
@@ -206,7 +207,7 @@ print(model.metadata.signature.outputs.input_names())
 
 @pytest.mark.slow
 def test_mlflow_loads_the_model_and_scores_alike(tracked: Tracked, store: Path):
-    """In another process, with the code that was logged beside the model and without torch."""
+    """In another process, with the code that was logged with the model and without torch."""
     (logged,) = tracked.client.search_logged_models([tracked.run.info.experiment_id])
     assert logged.source_run_id == tracked.run.info.run_id
     raw = pl.read_parquet(store / "test.parquet").drop("label", "true_probability")
@@ -288,3 +289,11 @@ def test_a_store_that_does_not_answer_is_one_line_without_its_address(monkeypatc
     with pytest.raises(InputError, match=r"cannot list experiments.*MLFLOW_TRACKING_URI") as raised:
         tracked_runs()
     assert "secret" not in str(raised.value)
+
+
+def test_a_scoring_run_that_cannot_be_logged_to_its_end_has_failed(tmp_path):
+    report = {"path": str(tmp_path), "model_id": "m", "rows_in": 3}  # without a manifest
+    with pytest.raises(FileNotFoundError):
+        log_run({"report": report, "params": {"workers": 1}})
+    _, _, (run,) = tracked_runs("scoring")
+    assert (run.status, run.params, run.metrics) == ("FAILED", {"workers": "1"}, {"score/rows_in": 3.0})

@@ -58,7 +58,7 @@ def test_files_of_others_are_never_touched(run: Run, tmp_path: Path, overwrite: 
 
 
 def test_an_input_inside_the_output_is_refused(run: Run, inputs: Path) -> None:
-    with pytest.raises(InputError, match=r"expected an output that is no input; found .*/in', which names it"):
+    with pytest.raises(InputError, match=r"expected an output that is not an input too; found .*/in', which names it"):
         run(out=inputs, overwrite=True)
     assert visible(inputs) == ["a.parquet", "b.parquet", "c d!.parquet"]
 
@@ -121,7 +121,7 @@ def test_an_input_that_changes_meanwhile_makes_no_part(
 
     run(inputs=[inputs / "a.parquet"])
     monkeypatch.setattr(serving.batch.parts, "score_rows", appending)
-    with pytest.raises(InputError, match=r"b\.parquet: expected a file at rest; found one that changed"):
+    with pytest.raises(InputError, match=r"b\.parquet: expected an unchanged file; found one that changed"):
         run()
     assert [*content(tmp_path / "out")] == [names[0]]
 

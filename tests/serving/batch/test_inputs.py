@@ -1,4 +1,4 @@
-"""Which files a job reads, what their paths say, and what readers of the output see."""
+"""The files that a job reads, the columns in their paths, and the output as readers see it."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def test_the_output_mirrors_partitions_and_any_reader_takes_it(run: Run, hive: P
     expected = {(1, 50), (2, 15)}
     frames = {
         "polars": pl.read_parquet(f"{out}/**/part-*.parquet", hive_partitioning=True).to_pandas(),
-        # Without `place`, since Arrow cannot hand pandas a dictionary with null.
+        # Without `place`, since Arrow cannot give pandas a dictionary with null.
         "pandas": pd.read_parquet(out, columns=["day", "score"]),
         "arrow": pyarrow.dataset.dataset(out, partitioning="hive").to_table().to_pandas(),
         "parquet": pyarrow.parquet.read_table(out, columns=["day", "score"]).to_pandas(),
@@ -187,7 +187,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_files_without_rows_are_parts_without_rows(run: Run, tmp_path: Path) -> None:
-    """Zero bytes and a header alone have no rows; the good files beside them are scored."""
+    """Zero bytes and a header alone have no rows; the good files next to them are scored."""
     folder = tmp_path / "log"
     folder.mkdir()
     raw_frame(20).write_parquet(folder / "good.parquet")

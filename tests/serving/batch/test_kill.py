@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("KILLS", "4"))
 KILLED, DONE = -signal.SIGKILL, 0
 
-# A job in a process of its own, slow enough to be hit. With `workers`, the pace is set in theirs by the files' sizes.
+# A job in a separate process, slow enough to be hit. With `workers`, the pace is set in theirs by the files' sizes.
 JOB = """
 import sys, time
 import serving.batch.job, serving.batch.parts
@@ -64,7 +64,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(bundle: Bundle, logs: Path) -> Iterator[Start]:
-    """Start a job on the logs; whatever is left of it is killed at the end."""
+    """Start a job on the logs; what is left of it is killed at the end."""
     processes: list[subprocess.Popen[str]] = []
 
     def begin(out: Path, *, workers: int = 1, pause: float = 0.01) -> "subprocess.Popen[str]":
@@ -139,7 +139,7 @@ def processes_of(text: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def whole(bundle: Bundle, logs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The output of a job that nobody disturbed."""
+    """The output of an uninterrupted job."""
     out = tmp_path_factory.mktemp("whole") / "out"
     arguments = [str(bundle.path), str(logs), str(out), "1", "0"]
     subprocess.run([sys.executable, "-c", JOB, *arguments], check=True)
@@ -172,7 +172,7 @@ def test_a_killed_job_is_taken_up_again(
 
 
 def test_killed_at_random(start: Start, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Each job takes kills until one comes too late for it; a watcher reads whatever is visible all the time."""
+    """Each job takes kills until one comes too late for it; a watcher reads all visible files all the time."""
     dice = random.Random(KILLS)
     kills = job = looks = 0
     while kills < KILLS:
@@ -215,7 +215,7 @@ def test_a_worker_that_dies_is_told(start: Start, tmp_path: Path, monkeypatch: p
     os.kill(worker, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "expected a scoring process to finish it; found SIGKILL; the memory may not suffice" in err
+    assert "expected a scoring process to finish it; found SIGKILL; memory may have run out" in err
 
 
 # --- two jobs at once -------------------------------------------------------------------------------------------------
@@ -226,9 +226,7 @@ def test_a_second_job_on_the_directory_is_refused(
 ) -> None:
     monkeypatch.setattr(serving.batch.output, "LOCK_TIMEOUT_SECONDS", 0.2)
     with locked(tmp_path / "out"):
-        with pytest.raises(
-            InputError, match=r"out: expected no other job at work on it; found one that holds its lock"
-        ):
+        with pytest.raises(InputError, match=r"out: expected no other job in it; found one that holds its lock"):
             run(inputs=[logs])
         assert visible(tmp_path / "out") == []
 
@@ -239,7 +237,7 @@ def test_the_lock_is_free_when_its_holder_has_ended(tmp_path: Path) -> None:
         code = "import sys, pathlib\nfrom serving.batch import output\noutput.LOCK_TIMEOUT_SECONDS = 0.2\n"
         code += "with output.locked(pathlib.Path(sys.argv[1])): pass"
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
-        assert "expected no other job at work on it" in done.stderr
+        assert "expected no other job in it" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
     with locked(tmp_path / "out"):
         pass

@@ -78,7 +78,7 @@ def test_every_other_row_is_scored(run: Run, bundle: Bundle, inputs: Path, tmp_p
     for reason, feature in zip(rejected["_reason"], BAD_ROWS.values(), strict=True):
         assert reason.startswith(f"column {feature!r}: expected")
     assert "found the number 33.5" in rejected["_reason"][3]
-    # Whole rows as they were read, so that they can be mended and scored.
+    # Whole rows as they were read, so that they can be repaired and scored.
     assert rejected.drop("_row", "_reason").equals(raw[[*BAD_ROWS]].select(rejected.columns[2:]))
     assert set(rejected.columns[2:]) == set(raw.columns)
     manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())

@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
     @property
     def kept(self) -> np.ndarray:
-        """Whether each cell [M, w] is to be kept."""
+        """True if each cell [M, w] is to be kept."""
         num_rows, width = self.table.shape
         widths = np.full(num_rows, width) if self.row_widths is None else self.row_widths
         return np.arange(width) < widths[:, None]

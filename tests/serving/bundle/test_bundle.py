@@ -19,7 +19,7 @@ Fresh = Callable[..., Bundle]
 
 
 def edit_manifest(path: Path, **changes: Any) -> None:
-    """Change a manifest as a careless hand would."""
+    """Change a manifest as a careless edit would."""
     document = json.loads((path / "manifest.json").read_text()) | changes
     (path / "manifest.json").write_text(json.dumps(document, indent=1))
 
@@ -63,7 +63,7 @@ def test_other_software_reads_the_table(fresh: Fresh) -> None:
 
 @pytest.mark.parametrize("scale_dtype", [np.float32, np.float16])
 def test_an_int8_table_of_format_version_1_is_read(fresh: Fresh, scale_dtype: Any) -> None:
-    """Integers and a scale a row, as they were written before there were codebooks, and by other software."""
+    """Integers and a scale per row, as they were written before there were codebooks, and by other software."""
     path = fresh().path
     scale = (np.abs(table()).max(axis=1) / 127).astype(scale_dtype)
     rows = np.rint(table() / scale.astype(np.float32)[:, None]).clip(-127, 127).astype(np.int8)
@@ -189,7 +189,7 @@ def test_a_graph_of_another_shape(fresh: Fresh, graph: bytes, message: str) -> N
 
 
 def test_a_graph_cannot_read_other_files(fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime would take weights from any file below or beside the working directory."""
+    """onnxruntime would take weights from any file below or next to the working directory."""
     model = onnx.load_from_string(dense_graph())
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == "w")
     raw_data = weights.raw_data
@@ -261,8 +261,8 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(fresh: Fresh, tmp_path:
     golden = {"golden": first.golden}
     for changes, message in [
         ({"dense_onnx": dense_graph(num_dense=5)}, "expected float tensors"),
-        ({"profile": {"rate": float("nan")}}, "profile.json: expected what JSON can hold"),
-        ({"profile": {"rate": object()}}, "profile.json: expected what JSON can hold"),
+        ({"profile": {"rate": float("nan")}}, "profile.json: expected a value that JSON can hold"),
+        ({"profile": {"rate": object()}}, "profile.json: expected a value that JSON can hold"),
         ({"table": table()[1:]}, r"expected a table \[211, 5\]; found \[210, 5\]"),
         ({"table": np.full_like(table(), np.nan)}, "table rows must be finite numbers"),
         ({"trained_rows": np.zeros(7, np.uint8)}, "trained_rows: expected 211 flags or their bitmap"),

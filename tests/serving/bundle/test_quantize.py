@@ -9,7 +9,7 @@ def normal(num_rows: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def rounded(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values as a codebook of their own gives them back, and the codebook."""
+    """Values as their own codebook returns them, and the codebook."""
     codebook = learn_codebook(groups_of(values, size).reshape(-1, size))
     return decode(encode(values, codebook), codebook.astype(np.float32), values.shape[1]), codebook
 

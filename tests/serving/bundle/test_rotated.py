@@ -35,7 +35,7 @@ def test_equal_variances_are_shared_evenly() -> None:
 
 
 def test_rotation_finds_what_few_directions_hold() -> None:
-    """Sixteen columns that are mixtures of three: three bytes a row are nearly exact, which plain pairs are not."""
+    """Sixteen columns that are mixtures of three: three bytes per row are nearly exact, which plain pairs are not."""
     rows = rows_of(5_000, [1.0, 0.5, 0.3, *[1e-4] * 13])
     coder = RotatedCodebooks.learn(rows, 4)
     assert coder.sizes[:3] == [1, 1, 1]

@@ -177,7 +177,7 @@ def test_a_claim_of_wide_rotated_rows_takes_no_memory(tmp_path: Path) -> None:
 def test_a_table_with_other_bytes_is_refused_or_read(
     case: Case, places: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever stands in a file: an error of one line, or rows of the right shape for any number that may be asked."""
+    """Any file gives an error of one line, or rows of the right shape for every row number."""
     path = tmp_path_factory.mktemp("table") / "table"
     case.write(path)
     content = bytearray(path.read_bytes())

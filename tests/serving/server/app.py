@@ -19,7 +19,7 @@ FORMS = ("/score", f"/v2/models/{NAME}/infer", "/invocations")
 
 
 class Served:
-    """An application and what stands behind it."""
+    """An application and its parts."""
 
     def __init__(self, path: Path | Callable[[], Path], *, limits: Limits | None = None, **settings: Any) -> None:
         self.metrics = ServerMetrics()
@@ -37,13 +37,13 @@ class Served:
 
 
 class Client:
-    """Requests one after the other, each on an event loop of its own."""
+    """Requests one after the other, each on its own event loop."""
 
     def __init__(self, app: App, address: str) -> None:
         self._transport = httpx.ASGITransport(app, client=(address, 50000))
 
     def request(self, method: str, path: str, **settings: Any) -> httpx.Response:
-        """An answer; whatever the application raises is raised here."""
+        """An answer; an exception of the application is raised here."""
 
         async def send() -> httpx.Response:
             async with httpx.AsyncClient(transport=self._transport, base_url="http://server") as client:

@@ -95,7 +95,7 @@ class Server:
 
 
 class Load:
-    """Clients that post over connections that they keep, until they are told to stop; whatever is wrong is kept."""
+    """Clients that post over connections that they keep, until they are told to stop; every fault is kept."""
 
     def __init__(self, server: Server, expected: dict[str, list[float]], num_clients: int = 4) -> None:
         self.seen: Counter[str] = Counter()

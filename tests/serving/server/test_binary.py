@@ -1,4 +1,4 @@
-"""The Open Inference Protocol as NVIDIA's own client speaks it: raw tensors beside JSON, bit for bit; abuses."""
+"""The Open Inference Protocol as NVIDIA's own client speaks it: raw tensors and JSON, bit for bit; abuses."""
 
 import json
 import re
@@ -94,7 +94,7 @@ def test_lists(client: Client) -> None:
 
 
 def test_what_is_missing(client: Client) -> None:
-    """NaN in a float tensor, a tensor that is not sent, and null in JSON, beside tensors that are raw."""
+    """NaN in a float tensor, a tensor that is not sent, and null in JSON, next to raw tensors."""
     users = given("user", [7.0, np.nan], "FP64")
     assert infer(client, users) == rows(client, {"user": 7}, {"user": None})
     raw = struct.pack("<2d", 1.5, np.nan)
@@ -144,7 +144,7 @@ def test_the_client_with_its_defaults(serve: Any, versions: list[Bundle]) -> Non
             r"\[415\] expected a plain body; found 'deflate'": lambda: client.infer(
                 NAME, inputs, request_compression_algorithm="deflate"
             ),
-            r"\[400\] outputs: expected values as they are; found classification": lambda: client.infer(
+            r"\[400\] outputs: expected plain values; found classification": lambda: client.infer(
                 NAME, inputs, outputs=[triton.InferRequestedOutput("probability", class_count=2)]
             ),
             r"\[404\] expected model 'clicks'; found 'other'": lambda: client.get_model_metadata("other"),
@@ -293,7 +293,7 @@ def test_content_types_that_mean_what_is_meant_here(client: Client) -> None:
         ),
         (
             {"inputs": [ONE | {"parameters": {"shared_memory_region": "x"}}]},
-            "values as they are; found shared_memory_re",
+            "plain values; found shared_memory_re",
         ),
     ],
 )

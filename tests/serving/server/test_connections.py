@@ -1,4 +1,4 @@
-"""Connections of a server process that send nothing, too little or nonsense, and whoever else wants to be served."""
+"""Connections of a server process that send nothing, too little or nonsense, and other clients meanwhile."""
 
 import contextlib
 import http.client

@@ -1,4 +1,4 @@
-"""What one request may cost: bytes, rows, time and company; and that everything given out comes back."""
+"""Limits of a request: bytes, rows, time and concurrency; every slot that is taken is freed."""
 
 import asyncio
 import dataclasses
@@ -144,7 +144,7 @@ def test_no_more_of_a_body_is_kept_than_allowed() -> None:
 
 
 def traced(call: Callable[[], T]) -> tuple[T, int]:
-    """What a call returns, and the most bytes that it held."""
+    """The result of a call, and its peak of bytes."""
     tracemalloc.start()
     try:
         return call(), tracemalloc.get_traced_memory()[1]

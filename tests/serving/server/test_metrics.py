@@ -1,4 +1,4 @@
-"""What Prometheus and the log are told, counted by hand."""
+"""The figures for Prometheus and the log, counted by hand."""
 
 import json
 import logging
@@ -203,7 +203,7 @@ def test_values_unlike_training_are_one_line_of_warning(
     served = Served(make_bundle(tmp_path / "bundle", trained_rows=untrained).path, limits=Limits(num_workers=1)).start()
 
     def warned(*rows: dict[str, Any], times: int = 1, context: dict[str, Any] | None = None) -> list[Any]:
-        """What is found after so many requests."""
+        """The result after so many requests."""
         caplog.clear()
         body: dict[str, Any] = {"rows": rows} if context is None else {"context": context, "candidates": rows}
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""What each path answers: scores beside plain loops and beside MLflow's own parser, errors in one line."""
+"""The answers of each path: scores against plain loops and MLflow's own parser, errors in one line."""
 
 import html
 import json
@@ -296,7 +296,7 @@ WRONG: list[tuple[str, Any, str]] = [
     (
         INFER,
         {"inputs": [tensor("words__values", "BYTES", ["a"]), tensor("words__offsets", "INT64", [0, 2])]},
-        r"where each row's values begin, from 0 to 1; found \[0, 2\]",
+        r"start of each row's values, from 0 to 1; found \[0, 2\]",
     ),
     (
         "/invocations",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from features.layout import TableLayout
-from recsys.compression.gate import OptEmbedGate, Step, ThresholdSGD, WidthChoices, row_norms
+from recsys.compression.supernet import OptEmbedSupernet, Step, ThresholdSGD, WidthChoices, row_norms
 from recsys.embedding.mask import Reads
 
 
@@ -19,8 +19,8 @@ def layout(probes: int = 1, width: int = 4, num_rows: int = 20) -> TableLayout:
     return TableLayout(num_rows=num_rows, width=width, seed=1, views=views, keys={"a": "a", "b": "b"}, pooling={})
 
 
-def gate(one: TableLayout, alpha: float = 0.0, scale: float = 1.0, norm: str = "l1") -> OptEmbedGate:
-    return OptEmbedGate(one, alpha=alpha, norm=norm, scale=scale)  # pyright: ignore[reportArgumentType]
+def gate(one: TableLayout, alpha: float = 0.0, scale: float = 1.0, norm: str = "l1") -> OptEmbedSupernet:
+    return OptEmbedSupernet(one, alpha=alpha, norm=norm, scale=scale)  # pyright: ignore[reportArgumentType]
 
 
 def reads(num_examples: int, num_slots: int, num_rows: int = 20) -> Reads:
@@ -76,14 +76,14 @@ def test_o4_gradients_are_those_of_the_paper(scale):
     prefix = one.prefix(read)
     expected_values, expected_thresholds = torch.zeros(15, 4), torch.zeros(3)
     for n in range(15):
-        reader = [0, 1, 2][int(read.slots[n])]
+        pair = [0, 1, 2][int(read.slots[n])]
         e, kept, g = values.detach()[n], prefix[n].float(), upstream[n]
-        x = float(e.abs().sum() / scale - one.thresholds.detach()[reader])
+        x = float(e.abs().sum() / scale - one.thresholds.detach()[pair])
         is_kept = 1.0 if x > 0 else 0.0
         slope = 0.0 if abs(x) > 1 else 0.4 if abs(x) > 0.4 else 2 - 4 * abs(x)
         through = float((g * kept * e).sum())
         expected_values[n] = is_kept * kept * g + slope * torch.sign(e) / scale * through
-        expected_thresholds[reader] -= slope * through
+        expected_thresholds[pair] -= slope * through
     expected_thresholds -= alpha * torch.exp(-one.thresholds.detach())
     assert values.grad is not None
     assert one.thresholds.grad is not None

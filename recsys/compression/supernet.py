@@ -1,8 +1,9 @@
-"""The supernet's gate of OptEmbed: a learned threshold a feature, and a random prefix of its columns.
+"""The supernet of OptEmbed: a learned threshold per feature and view, and random prefixes of its columns.
 
-B examples, R readers (a reader is a feature in a view), n reads of a batch, w row width, D = probes * w columns of a
-reader. Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction", CIKM 2022,
-arXiv 2208.04482, section 2.
+B examples, P (view, feature) pairs, n lookups of a batch, w row width, D = probes * w columns of a pair.
+
+Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate Prediction", CIKM 2022, arXiv 2208.04482,
+section 2.
 """
 
 from typing import Any, Literal
@@ -39,42 +40,42 @@ class Step(torch.autograd.Function):
         return grad * torch.where(distance <= 1, slope, 0.0)
 
 
-def readers_of(layout: TableLayout) -> list[tuple[str, str]]:
-    """(view, feature) of each reader [R], in output order."""
+def view_feature_pairs(layout: TableLayout) -> list[tuple[str, str]]:
+    """The (view, feature) pairs [P], in output order."""
     return list(dict.fromkeys((slot.view, slot.feature) for slot in layout.slots))
 
 
-def reader_of_slots(layout: TableLayout) -> Tensor:
-    """The reader of each slot [S]."""
-    numbers = {reader: number for number, reader in enumerate(readers_of(layout))}
+def pair_of_slots(layout: TableLayout) -> Tensor:
+    """Number of the (view, feature) pair of each slot [S]."""
+    numbers = {pair: number for number, pair in enumerate(view_feature_pairs(layout))}
     return torch.tensor([numbers[slot.view, slot.feature] for slot in layout.slots])
 
 
 class WidthChoices:
-    """The widths that a reader may have, by number: multiples of some columns, and all D; a prefix over its probes.
+    """The widths that a pair may have, by number: multiples of `columns`, and all D; a prefix over its probes.
 
     >>> layout = TableLayout(num_rows=9, width=4, seed=0, views={"main": {"a": 2}}, keys={"a": "a"}, pooling={})
-    >>> steps = WidthChoices(layout, columns=3, may_drop=False)
-    >>> steps.num_choices.tolist(), [steps.slot_widths(torch.tensor([c])).tolist() for c in range(3)]
+    >>> widths = WidthChoices(layout, columns=3, may_drop=False)
+    >>> widths.num_choices.tolist(), [widths.slot_widths(torch.tensor([c])).tolist() for c in range(3)]
     ([3], [[3, 0], [4, 2], [4, 4]])
     """
 
     def __init__(self, layout: TableLayout, *, columns: int, may_drop: bool) -> None:
         self.columns, self.width = columns, layout.width
         self.first_number = 0 if may_drop else 1
-        self.reader = reader_of_slots(layout)
+        self.pair = pair_of_slots(layout)
         self.first_column = torch.tensor([slot.probe for slot in layout.slots], dtype=torch.int64) * layout.width
-        self.num_columns = torch.bincount(self.reader, minlength=len(readers_of(layout))) * layout.width
+        self.num_columns = torch.bincount(self.pair, minlength=len(view_feature_pairs(layout))) * layout.width
         self.num_choices = -(-self.num_columns // columns) + 1 - self.first_number
-        """[R]."""
+        """[P]."""
 
     def slot_widths(self, choices: Tensor) -> Tensor:
-        """Columns [..., S] that each slot keeps under the choices [..., R] of the readers."""
+        """Columns [..., S] that each slot keeps under the choices [..., P] of the pairs."""
         columns = torch.minimum((choices + self.first_number) * self.columns, self.num_columns)
-        return (columns[..., self.reader] - self.first_column).clamp(0, self.width)
+        return (columns[..., self.pair] - self.first_column).clamp(0, self.width)
 
     def draw(self, num_examples: int) -> Tensor:
-        """Columns [B, S] that each slot keeps of each example: a uniform choice for each example and reader."""
+        """Columns [B, S] that each slot keeps of each example: a uniform choice for each example and pair."""
         drawn = torch.rand(num_examples, len(self.num_choices)) * self.num_choices
         return self.slot_widths(drawn.long())
 
@@ -87,15 +88,15 @@ def row_norms(values: Tensor, norm: Norm) -> Tensor:
     return torch.where(squares > 0, squares.clamp(min=torch.finfo(values.dtype).tiny).sqrt(), 0.0)
 
 
-class OptEmbedGate(Gate):
+class OptEmbedSupernet(Gate):
     """values -> values * prefix * step(norm / scale - threshold); thresholds rise by the penalty alpha * sum exp(-t).
 
-    On a shared table a row has no feature of its own, so a threshold masks lookups: a row goes when all its readers
-    mask it. And the norms of a shared table grow with the number of its readers: `scale` brings them to one unit.
+    On a shared table a row belongs to no single feature, so a threshold masks lookups, and a row is removed when every
+    pair that looks it up masks it. Norms grow with the number of those pairs; `scale` brings them to one unit.
     """
 
     thresholds: Tensor
-    """[R]: what a reader's rows must exceed."""
+    """[P]: norm that the rows of a pair must exceed."""
 
     def __init__(
         self,
@@ -111,16 +112,16 @@ class OptEmbedGate(Gate):
         super().__init__()
         self.norm: Norm = norm
         self.alpha, self.scale, self.prefix_rate = alpha, scale, prefix_rate
-        self.steps = WidthChoices(layout, columns=columns_a_step, may_drop=may_drop)
-        self.register_buffer("thresholds", torch.zeros(len(readers_of(layout))).requires_grad_())
+        self.choices = WidthChoices(layout, columns=columns_a_step, may_drop=may_drop)
+        self.register_buffer("thresholds", torch.zeros(len(view_feature_pairs(layout))).requires_grad_())
 
     @property
     def slot_thresholds(self) -> Tensor:
         """The threshold that each slot [S] applies."""
-        return self.thresholds[self.steps.reader]
+        return self.thresholds[self.choices.pair]
 
     def forward(self, values: Tensor, reads: Reads) -> Tensor:
-        """Mask values [n, w]: rows by threshold and, in training, columns by a drawn prefix."""
+        """Mask values [n, w]: rows by threshold and, in training, columns by a random prefix."""
         norms = row_norms(values, self.norm) / self.scale
         is_kept = Step.apply(norms - self.slot_thresholds[reads.slots])
         if self.training and self.prefix_rate:
@@ -128,34 +129,34 @@ class OptEmbedGate(Gate):
         return values * is_kept[:, None]
 
     def prefix(self, reads: Reads) -> Tensor:
-        """Which columns [n, w] of the reads a draw keeps."""
+        """Flags [n, w] of the columns inside a random prefix."""
         num_examples = int(reads.examples.max()) + 1 if len(reads.examples) else 0
-        widths = self.steps.draw(num_examples)
+        widths = self.choices.draw(num_examples)
         if self.prefix_rate < 1:
             is_whole = torch.rand(num_examples, len(self.thresholds)) >= self.prefix_rate
-            widths[is_whole[:, self.steps.reader]] = self.steps.width
+            widths[is_whole[:, self.choices.pair]] = self.choices.width
         widths = widths[reads.examples, reads.slots]
-        return torch.arange(self.steps.width) < widths[:, None]
+        return torch.arange(self.choices.width) < widths[:, None]
 
     def penalty(self) -> Tensor:
-        """alpha * sum over readers of exp(-t)."""
+        """alpha * sum over pairs of exp(-t)."""
         return self.alpha * torch.exp(-self.thresholds).sum()
 
 
 class ThresholdSGD(TableOptimizerWrapper):
-    """A table optimiser that also moves the thresholds of a gate, by plain gradient descent at a rate of their own.
+    """A table optimiser that also moves the supernet's thresholds, by plain gradient descent at a separate rate.
 
-    Its state is the table's: thresholds are part of the model.
+    It saves the table's state only, as thresholds are part of the model.
     """
 
-    def __init__(self, table: TableOptimizer, gate: OptEmbedGate, learning_rate: float) -> None:
+    def __init__(self, table: TableOptimizer, supernet: OptEmbedSupernet, learning_rate: float) -> None:
         super().__init__(table)
-        self.gate, self.rate = gate, learning_rate
+        self.supernet, self.rate = supernet, learning_rate
 
     def step(self) -> None:
         """One step of both."""
         super().step()
-        thresholds = self.gate.thresholds
+        thresholds = self.supernet.thresholds
         if thresholds.grad is not None:
             with torch.no_grad():
                 thresholds.sub_(thresholds.grad, alpha=self.rate)

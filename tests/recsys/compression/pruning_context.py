@@ -1,4 +1,4 @@
-"""What `build_mask` may look at, made up: a table, and who reads which of its rows how often."""
+"""A made-up PruningContext: a table, and the lookups of its rows by slot."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +14,10 @@ from serving.bundle.table_plan import table_bytes
 WIDTH = 16
 
 
-def evidence_of(
+def context_of(
     slots: list[list[tuple[int, int]]], num_rows: int, num_bytes: int, dtype: Any = "fp32"
 ) -> PruningContext:
-    """Of a table whose slots read these (row, count) pairs."""
+    """For a table whose slots look up these (row, count) pairs."""
     views = {"main": {f"f{number}": 1 for number in range(len(slots))}}
     layout = TableLayout(
         num_rows=num_rows, width=WIDTH, seed=0, views=views, keys={name: name for name in views["main"]}, pooling={}
