@@ -225,7 +225,7 @@ def _check_rejected(out: Path, entries: Mapping[str, PartEntry], max_rejected: f
     found = (
         f"{num_rejected:,} of {num_rows:,} ({num_rejected / num_rows:.3%}), first {first.input}: {first.first_rejected}"
     )
-    remedy = "the others are scored: look at `_rejected`, then repair the input, or allow for them by `max_rejected`"
+    remedy = "the others are scored: look at `_rejected`, then repair the input, or allow them by `max_rejected`"
     raise InputError(f"{out}: expected at most {max_rejected:.3%} rejected rows", found=found, remedy=remedy)
 
 

@@ -32,7 +32,7 @@ def score_in_processes(job: Job, parts: Sequence[Part], num_workers: int, lock: 
             if error.signal_name is None:
                 raise RuntimeError(f"{part.file}: a scoring process {error}; its traceback is above") from None
             expected = f"{part.file}: expected a scoring process to finish it"
-            remedy = "the memory may not suffice: give fewer `workers`, and start again"
+            remedy = "memory may have run out: give fewer `workers`, and start again"
             raise InputError(expected, found=error.signal_name, remedy=remedy) from None
         finally:
             idle.put(worker)  # a dead one, too: the next part then fails, instead of waiting for a worker for ever
