@@ -106,6 +106,22 @@ class FeatureRegistry(BaseModel):
             raise InputError("the label cannot be the weight or the group too", found=repr(self.label), remedy=remedy)
         return self
 
+    def __str__(self) -> str:
+        """The label and one line per feature, with the settings that are not defaults.
+
+        >>> print(FeatureRegistry.of(label="click", features={"user": "categorical", "price": "numeric"}))
+        label: click
+        user: categorical
+        price: numeric
+        """
+        lines = [f"{role}: {column}" for role in ("label", "weight", "group") if (column := getattr(self, role))]
+        for feature in self.features:
+            settings = feature.model_dump(mode="json", exclude_defaults=True, exclude={"name", "type"})
+            lines.append(
+                ": ".join([feature.name, ", ".join([feature.type, *(f"{k}={v}" for k, v in settings.items())])])
+            )
+        return "\n".join(lines)
+
     @property
     def token_features(self) -> tuple[AnyFeature, ...]:
         """Features that read the table, in registry order."""
