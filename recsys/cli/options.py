@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from features.errors import InputError
-from recsys.runs.process import prepare_for_training, require_training
 
 if TYPE_CHECKING:
     from recsys.config import Experiment
@@ -67,6 +66,8 @@ class NamedRuns(NamedTuple):
 
 def begin_training() -> None:
     """Prepare a process that trains; on SIGTERM it ends as on Ctrl-C, so that no tracked run stays RUNNING."""
+    from recsys.runs.process import prepare_for_training, require_training
+
     require_training()
     prepare_for_training()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

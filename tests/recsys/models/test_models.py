@@ -143,7 +143,9 @@ def test_these_models_need_fields():
 def test_features_of_unequal_width_are_refused_where_a_model_needs_fields(name: str):
     cls = MODELS[name]
     config = cls.Config()
-    with pytest.raises(InputError, match=r"needs features of equal width; found 'item' of 4 columns .* of 3; .*probes"):
+    with pytest.raises(
+        InputError, match=r"needs features of equal width; found 'item' of 4 columns, next to others of 3; .*probes"
+    ):
         cls(config, lay_out(cls, config, LAYOUTS["both"]._replace(tokens={"user": 3, "item": 4})))
 
 
