@@ -8,6 +8,7 @@ input vector e, F fields (token and numeric features together) of D columns each
 needs equal widths.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from features.errors import InputError
 from recsys.models.base import DropoutRate, HiddenWidths, InputVector, Model, field_shape
-from recsys.models.layers import Dropout, ModelInputs, xavier_linear
+from recsys.models.layers import ModelInputs, hidden_layers, xavier_linear
 
 Interaction = Literal["concat", "sum"]
 
@@ -175,13 +176,5 @@ def final_block(
     >>> [type(layer).__name__ for layer in final_block(3, (4,), "sum", dropout=0.1, batch_norm=True)]
     ['FinalLayer', 'BatchNorm1d', 'ReLU', 'Dropout']
     """
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers.append(FinalLayer(in_width, width, interaction))
-        if batch_norm:
-            layers.append(nn.BatchNorm1d(width))
-        layers.append(nn.ReLU())
-        if dropout > 0:
-            layers.append(Dropout(dropout))
-        in_width = width
-    return nn.Sequential(*layers)
+    layer = partial(FinalLayer, interaction=interaction)
+    return hidden_layers(layer, in_width, hidden, dropout=dropout, batch_norm=batch_norm)

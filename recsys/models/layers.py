@@ -11,7 +11,7 @@ zero, as in the reference code (FuxiCTR v2.0.1).
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,26 @@ class NumericEmbedding(nn.Module):
         return (dense.unsqueeze(-1) * self.weight).flatten(1)  # [B, N, 1] * [N, D] -> [B, N * D]
 
 
+def hidden_layers(
+    linear: Callable[[int, int], nn.Module], in_width: int, hidden: Sequence[int], *, dropout: float, batch_norm: bool
+) -> nn.Sequential:
+    """The layers `linear(in_width, width)` -> BatchNorm1d -> ReLU -> Dropout for each hidden width.
+
+    >>> [type(layer).__name__ for layer in hidden_layers(nn.Linear, 3, (4,), dropout=0.1, batch_norm=True)]
+    ['Linear', 'BatchNorm1d', 'ReLU', 'Dropout']
+    """
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers.append(linear(in_width, width))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(nn.ReLU())
+        if dropout > 0:
+            layers.append(Dropout(dropout))
+        in_width = width
+    return nn.Sequential(*layers)
+
+
 class MLP(nn.Module):
     """Linear -> BatchNorm1d -> ReLU -> Dropout for each hidden width; no output layer: a stream of FinalMLP.
 
@@ -136,16 +156,7 @@ class MLP(nn.Module):
     def __init__(self, in_width: int, hidden: Sequence[int], *, dropout: float = 0.0, batch_norm: bool = False) -> None:
         super().__init__()
         self.out_width = hidden[-1] if hidden else in_width
-        layers: list[nn.Module] = []
-        for width in hidden:
-            layers.append(xavier_linear(in_width, width))
-            if batch_norm:
-                layers.append(nn.BatchNorm1d(width))
-            layers.append(nn.ReLU())
-            if dropout > 0:
-                layers.append(Dropout(dropout))
-            in_width = width
-        self.layers = nn.Sequential(*layers)
+        self.layers = hidden_layers(xavier_linear, in_width, hidden, dropout=dropout, batch_norm=batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_width] -> [B, out_width]."""

@@ -61,6 +61,15 @@ async def settled(served: Served) -> None:
     pytest.fail("places were lost")
 
 
+async def slots_free(served: Served) -> None:
+    """Wait until every slot is free: a request is counted after its answer, and holds its slot until then."""
+    for _ in range(200):
+        if served.app._workers._slots._value == SMALL.max_concurrent:
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("slots were lost")
+
+
 @pytest.mark.parametrize("name", sorted(field.name for field in dataclasses.fields(Limits)))
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError, match=f"expected a positive {name}; found 0"):
@@ -250,7 +259,7 @@ def test_slow_bodies_take_no_place_and_hold_what_they_have_sent(served: Served) 
             answer = await client.post("/score", content=b" " * 900, headers=JSON)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
             assert answer.json()["error"] == "expected fewer bytes of requests at a time; try again, or add a server"
-            await settled(served)  # the slot of the first request is free once its scores are counted
+            await slots_free(served)
             stop.set()
             assert [(await one).status_code for one in waiting] == [200] * 3
             assert (await client.post("/score", content=b" " * 900, headers=JSON)).status_code == 400
@@ -352,3 +361,20 @@ def test_many_requests_at_once_score_as_they_do_alone(bundle: Bundle) -> None:
 
     assert asyncio.run(run()) == alone
     assert len({json.dumps(one) for one in alone}) > 30
+
+
+def test_a_token_is_asked_for_everywhere_but_by_probes(bundle: Bundle) -> None:
+    client = Served(bundle.path, token="correct horse").start().client()
+    for path in ("/v2/health/live", "/v2/health/ready", "/ping", "/health"):
+        assert client.get(path).status_code == 200
+    for path in ("/v2", "/metrics", "/docs", "/openapi.json", f"/v2/models/{NAME}", "/nothing", "/version"):
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "correct horse"}):
+            answer = client.get(path, headers=header)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    good = {"Authorization": "Bearer correct horse"}
+    assert client.get("/v2", headers=good).status_code == 200
+    assert client.post("/score", json={"rows": [{}]}).status_code == 401
+    assert client.post("/score", json={"rows": [{}]}, headers=good).status_code == 200
+    assert client.post(f"/v2/repository/models/{NAME}/load").status_code == 401
+    elsewhere = Served(bundle.path, token="correct horse").start().client("10.0.0.9")
+    assert elsewhere.post(f"/v2/repository/models/{NAME}/load", headers=good).json()["outcome"] == "unchanged"
