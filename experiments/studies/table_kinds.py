@@ -1,27 +1,27 @@
-"""Studies of the kinds of table: the runs that answer each question.
+"""Cells and studies, and the studies of the kinds of table.
 
-A study is a function from its datasets to its cells. A cell is one row of a report: a named run of `muxrec train` with
-some settings changed, trained with several seeds. Tables are compared by bytes, in units of the collisionless table of
-the same model on the same data: one row per value seen in train, and two more, per feature of each view.
+A study is a question and the cells that answer it. A cell is one row of its page: a named run of `muxrec train` with
+some settings changed, and perhaps pruned, trained with several seeds. Sizes are in units of the collisionless table of
+the same model on the same data: one row of 16 floats per value seen in train, and two more, per feature of each view.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.runs import RUNS
-from features.dataset.info import DatasetInfo, read_dataset
-from features.errors import InputError
+from features.dataset.info import DatasetInfo
 from recsys.config import Experiment, with_overrides
 from recsys.dataset import Split
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
 from recsys.models import MODELS
-from recsys.ranker import model_config
 
 WIDTH = 16
-"""Floats per row of a collisionless or a hashed table; budgets are in bytes, for any number of floats per value."""
+"""Floats per row of the table that is the unit of size."""
+COLLISIONLESS, HASHED = f"collisionless 1x{WIDTH}", f"hashed 1x{WIDTH}"
+"""A table is its kind, the rows that one value reads, the floats of a row, and perhaps its optimizer."""
 
 SEEDS: dict[str, int] = {
     "frappe *": 3,
@@ -36,8 +36,18 @@ SEEDS: dict[str, int] = {
     "frappe final_mlp collisionless 1x16, adam@1": 3,  # the run that frappe_ladder has
     "* fp32": 1,
     "* bf16": 1,
+    # Compressed: a type of fewer bits holds more values, so the others are for methods without int4.
+    "* collisionless@1": 3,
+    "* int4@*": 3,
+    "* int8@*": 0,
+    "* ROBE int8@*": 3,
+    "* low-bit rows int8@*": 3,
+    "movielens * smaller table int8@0.1": 1,
+    "movielens * OptFS int8@*": 1,
+    "movielens * quotient-remainder int8@*": 1,
+    "movielens * hashed int8@*": 1,
 }
-"""Pattern over `DATA MODEL LABEL@BUDGET` to the number of runs of a cell; a later pattern wins."""
+"""Pattern over the names of cells to the number of runs of the plain command; a later pattern wins."""
 
 _FAST = {"trainer.batch_size": 4096, "trainer.learning_rate": 0.003, "trainer.patience": 1}
 """For small networks without dropout: DCN V2 on the collisionless table reached a validation AUC of .8950 in 9 epochs,
@@ -65,12 +75,8 @@ NETWORKS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 }
 """(data, model) to the named run that its cells start from, and the settings that they share."""
 
-TUNED: dict[str, dict[str, Any]] = {
-    # Row-wise Adagrad cannot recover from a rate that is too high: the sums that divide it only grow.
-    "*rowwise_adagrad*": {"embedding.learning_rate": 0.02, "embedding.l2": 1e-5},
-}
-"""Settings of single cells by a pattern like those of SEEDS. What a cell compares (its table's kind, shape and
-optimizer) is in the cell itself."""
+TUNED_ADAGRAD = {"embedding.learning_rate": 0.02, "embedding.l2": 1e-5}
+"""Row-wise Adagrad cannot recover from a rate that is too high: the sums that divide it only grow."""
 
 
 class StudyData(NamedTuple):
@@ -82,8 +88,16 @@ class StudyData(NamedTuple):
     """Token feature, in registry order, to the number of its distinct training values, the missing one not counted."""
 
 
+def read_data(directory: Path) -> StudyData:
+    """A dataset directory and the number of its training values; raises `InputError` if there is no dataset."""
+    train = Split(directory, "train")
+    vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
+    num_values = {feature.name: len(vocabulary[feature.name]) for feature in train.registry.token_features}
+    return StudyData(directory, train.info, num_values)
+
+
 class Cell(NamedTuple):
-    """One row of a report: a named run with settings changed, and compressed where `compression` says how."""
+    """One row of a page: a named run with settings changed, and compressed where `compression` says how."""
 
     data: str
     model: str
@@ -95,27 +109,34 @@ class Cell(NamedTuple):
     settings: dict[str, Any]
     """`key.sub` to value."""
     against: tuple[str, ...] = ()
-    """Labels of the cells that it is compared with, at its own budget where they have it."""
+    """Labels that it is compared with where the study has them, at its own budget if there is such a cell."""
     compression: dict[str, Any] | None = None
     """Fields of `recsys.config.Compression`, as given to `muxrec prune`."""
-    num_seeds: int = 1
-    """Runs of the plain command: seeds 1, 2 and so on."""
 
     @property
     def panel(self) -> str:
-        """Data and model: cells that agree in them share a panel of a figure."""
+        """Data and model: cells that agree in them are compared, and share a panel of a figure."""
         return f"{self.data} {self.model}"
 
     @property
-    def dtype(self) -> str:
+    def table_dtype(self) -> str:
         """Type of the stored rows."""
         return self.compression["table_dtype"] if self.compression else "fp32"
 
     @property
+    def variant(self) -> str:
+        """The label, with the type of the stored rows where it is compressed."""
+        return f"{self.label} {self.table_dtype}" if self.compression else self.label
+
+    @property
     def name(self) -> str:
-        """`DATA MODEL LABEL@BUDGET`, for patterns and lines about its progress."""
-        label = f"{self.label} {self.dtype}" if self.compression else self.label
-        return f"{self.panel} {label}" + (f"@{self.budget:g}" if self.budget is not None else "")
+        """`DATA MODEL VARIANT@BUDGET`, for patterns and lines about its progress."""
+        return f"{self.panel} {self.variant}" + (f"@{self.budget:g}" if self.budget is not None else "")
+
+    @property
+    def num_seeds(self) -> int:
+        """Runs of the plain command, with seeds 1, 2 and so on: the last pattern of SEEDS that matches."""
+        return next((number for pattern, number in reversed(SEEDS.items()) if fnmatchcase(self.name, pattern)), 1)
 
     def train_arguments(self, seed: int) -> list[str]:
         """The arguments of `muxrec train`, without the directories.
@@ -146,12 +167,9 @@ class Cell(NamedTuple):
 
 
 def _overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    return [f"{prefix}{key}={yaml_text(value)}" for key, value in settings.items()]
-
-
-def yaml_text(value: Any) -> str:
-    """A value as `key=value` takes it: JSON, which is YAML, but text without quotes."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """Settings as `key=value`: JSON, which is YAML, but text without quotes."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return [f"{prefix}{key}={text}" for key, text in texts.items()]
 
 
 class Study(NamedTuple):
@@ -162,157 +180,52 @@ class Study(NamedTuple):
     data: tuple[str, ...]
     """Datasets that `cells` takes."""
     cells: Callable[[Mapping[str, StudyData]], list[Cell]]
-    target: float | None = None
-    """Test AUC that a tenth of the bytes may cost, in a study of compression."""
 
 
-class Shape(NamedTuple):
-    """The part of a table that one value reads: `probes` rows of `width` floats."""
-
-    probes: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.probes}x{self.width}"
-
-
-SINGLE = Shape(1, WIDTH)
-COLLISIONLESS, HASHED = f"collisionless {SINGLE}", f"hashed {SINGLE}"
-
-
-def read_data(directory: Path) -> StudyData:
-    """A dataset directory and the number of its training values; raises `InputError` if there is no dataset."""
-    train = Split(directory, "train")
-    vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
-    num_values = {feature.name: len(vocabulary[feature.name]) for feature in train.registry.token_features}
-    return StudyData(directory, train.info, num_values)
-
-
-def directories_by_data(directories: Sequence[Path]) -> dict[str, Path]:
-    """Dataset directories by the studies' name for the data, with which the dataset's own name begins.
-
-    Raises `InputError` for a directory without a dataset or without a test split, for data of no study, and for the
-    same data twice.
-    """
-    known = sorted({name for name, _ in NETWORKS})
-    found: dict[str, Path] = {}
-    for directory in directories:
-        info, _ = read_dataset(directory)
-        data = next((name for name in known if info.name.startswith(name)), None)
-        if data is None or data in found:
-            remedy = f"give one of each: {', '.join(f'data.{name}' for name in known)} prepare them"
-            expected = "data of a study" if data is None else f"one dataset of {data}"
-            raise InputError(f"{directory}: expected {expected}", found=repr(info.name), remedy=remedy)
-        if "test" not in info.splits:
-            raise InputError(f"{directory}: expected a test split", found=", ".join(info.splits))
-        found[data] = directory
-    return found
-
-
-class Panel(NamedTuple):
-    """A model on a dataset, whose cells share a panel of a figure."""
-
-    data: str
-    model: str
-    num_rows: int
-    """Rows of the collisionless table: (values + missing + unseen) over the model's views and their features."""
-
-    @classmethod
-    def of(cls, data: Mapping[str, StudyData], name: str, model: str) -> "Panel":
-        """The panel of a model on the dataset `name`."""
-        run, shared = NETWORKS[name, model]
-        network = {key.removeprefix("model."): value for key, value in shared.items() if key.startswith("model.")}
-        start = RUNS[run]().model.model_dump(exclude={"name"})
-        return cls(name, model, collisionless_rows(data[name], model, {**start, **network}))
-
-    def cell(
-        self,
-        kind: str,
-        shape: Shape,
-        budget: float,
-        label: str | None = None,
-        against: tuple[str, ...] = (),
-        **embedding: Any,
-    ) -> Cell:
-        """A cell with a table of `budget` times the bytes of the collisionless one.
-
-        >>> Panel("frappe", "final_mlp", 1000).cell("unified", Shape(4, 4), 0.5).settings["embedding.num_rows"]
-        2000
-        """
-        run, shared = NETWORKS[self.data, self.model]
-        table = {"kind": kind, **shape._asdict(), **embedding}
-        if kind != "collisionless":
-            table["num_rows"] = max(1, round(self.num_rows * WIDTH / shape.width * budget))
-        settings = shared | {f"embedding.{key}": value for key, value in table.items()}
-        return tuned(Cell(self.data, self.model, label or f"{kind} {shape}", budget, run, settings, against))
-
-
-def collisionless_rows(data: StudyData, model: str, settings: Mapping[str, Any]) -> int:
-    """Rows of the collisionless table of a model with these `model.` settings."""
-    views = MODELS[model].views(model_config(model, dict(settings)), tuple(data.num_values))
+def collisionless_rows(data: StudyData, experiment: Experiment) -> int:
+    """Rows of the collisionless table of an experiment: values, missing and unseen of the features of each view."""
+    views = MODELS[experiment.model.name].views(experiment.model, tuple(data.num_values))
     return sum(data.num_values[name] + 2 for names in views.values() for name in names)
 
 
-def tuned(cell: Cell) -> Cell:
-    """The cell with the settings of TUNED and the number of runs of SEEDS."""
-    changes: dict[str, Any] = {}
-    for pattern, settings in TUNED.items():
-        if fnmatchcase(cell.name, pattern):
-            changes |= settings
-    return with_seeds(cell._replace(settings={**cell.settings, **changes}), SEEDS)
+def table_cell(data: Mapping[str, StudyData], panel: tuple[str, str], table: str, budget: float = 1.0) -> Cell:
+    """The cell of a panel of NETWORKS on a table of `budget` times the bytes of the collisionless one.
+
+    A hashed table is compared with the collisionless one, a unified one with both, and an optimizer with the default
+    one and the dense one.
+    """
+    run, shared = NETWORKS[panel]
+    start, _, optimizer = table.partition(", ")
+    kind, shape = start.split()
+    probes, width = map(int, shape.split("x"))
+    cell = Cell(*panel, table, budget, run, {**shared, "embedding.kind": kind})
+    cell.settings.update({"embedding.probes": probes, "embedding.width": width})
+    if kind != "collisionless":
+        rows = collisionless_rows(data[cell.data], with_overrides(RUNS[run](), _overrides(shared)))
+        cell.settings["embedding.num_rows"] = max(1, round(rows * WIDTH / width * budget))
+    if optimizer:
+        cell.settings.update({"embedding.optimizer": optimizer})
+        cell.settings.update(TUNED_ADAGRAD if optimizer == "rowwise_adagrad" else {})
+        return cell._replace(against=tuple(other for other in (start, f"{start}, dense_adam") if other != table))
+    return cell._replace(against={"hashed": (COLLISIONLESS,), "unified": (HASHED, COLLISIONLESS)}.get(kind, ()))
 
 
-def with_seeds(cell: Cell, seeds: Mapping[str, int]) -> Cell:
-    """The cell with the number of runs that the last matching pattern gives it."""
-    numbers = [number for pattern, number in seeds.items() if fnmatchcase(cell.name, pattern)]
-    return cell._replace(num_seeds=numbers[-1]) if numbers else cell
+_ALL, _ONE = (1.0, 0.5, 0.1), (1.0,)
 
 
-def _by_budget(panel: Panel, shapes: Mapping[Shape, Sequence[float]]) -> Iterator[Cell]:
-    """The collisionless table, hashed tables, and unified ones (shape to budgets)."""
-    yield panel.cell("collisionless", SINGLE, 1.0)
-    for budget in (1.0, 0.5, 0.1):
-        yield panel.cell("hashed", SINGLE, budget, against=(COLLISIONLESS,))
-    for shape, budgets in shapes.items():
-        for budget in budgets:
-            yield panel.cell("unified", shape, budget, against=(HASHED, COLLISIONLESS))
-
-
-def _frappe_ladder(data: Mapping[str, StudyData]) -> list[Cell]:
-    mlp, net = (Panel.of(data, "frappe", model) for model in ("final_mlp", "final_net"))
-    best = Shape(8, 4)
-    one = f"unified {best}"
-    return [
-        *_by_budget(mlp, {best: (1.0, 0.5, 0.1), Shape(4, 4): (1.0,), SINGLE: (1.0,)}),
-        mlp.cell("unified", best, 1.0, f"{one}, rowwise_adagrad", (one,), optimizer="rowwise_adagrad"),
-        net.cell("collisionless", SINGLE, 1.0),
-        net.cell("unified", best, 1.0, against=(COLLISIONLESS,)),
+def on_tables(tables: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> Callable[..., list[Cell]]:
+    """The cells of some tables, each with its sizes, by panel: for `Study.cells`."""
+    return lambda data: [
+        table_cell(data, panel, table, budget)
+        for panel, own in tables.items()
+        for table, budgets in own.items()
+        for budget in budgets
     ]
-
-
-def _movielens_unified(data: Mapping[str, StudyData]) -> list[Cell]:
-    # More probes at equal bytes are tried on the first model alone.
-    shapes = {"dcn_v2": (SINGLE, Shape(4, 4)), "final_mlp": (SINGLE,)}
-    return [
-        cell
-        for model, tried in shapes.items()
-        for cell in _by_budget(Panel.of(data, "movielens", model), dict.fromkeys(tried, (1.0, 0.5, 0.1)))
-    ]
-
-
-def _optimizers(data: Mapping[str, StudyData]) -> list[Cell]:
-    panel, cells = Panel.of(data, "frappe", "final_mlp"), []
-    for kind, shape in (("collisionless", SINGLE), ("unified", Shape(4, 4))):
-        dense = f"{kind} {shape}, dense_adam"
-        cells.append(panel.cell(kind, shape, 1.0, dense, optimizer="dense_adam"))
-        for optimizer in ("adam", "rowwise_adagrad"):
-            cells.append(panel.cell(kind, shape, 1.0, f"{kind} {shape}, {optimizer}", (dense,), optimizer=optimizer))
-    return cells
 
 
 def _precision(_: Mapping[str, StudyData]) -> list[Cell]:
     return [
-        tuned(Cell(name, "final_mlp", precision, None, run, {"trainer.precision": precision}, against))
+        Cell(name, "final_mlp", precision, None, run, {"trainer.precision": precision}, against)
         for name, run in (("frappe", "frappe"), ("movielens", "movielens_1m"))
         for precision, against in (("fp32", ()), ("bf16", ("fp32",)))
     ]
@@ -324,20 +237,41 @@ TABLE_KINDS: dict[str, Study] = {
         "What does each step from a collisionless table to a small unified one cost or gain, on the same data and "
         "with the same networks?",
         ("frappe",),
-        _frappe_ladder,
+        on_tables(
+            {
+                ("frappe", "final_mlp"): {
+                    **{COLLISIONLESS: _ONE, HASHED: _ALL, "unified 8x4": _ALL, "unified 4x4": _ONE},
+                    **{"unified 1x16": _ONE, "unified 8x4, rowwise_adagrad": _ONE},
+                },
+                ("frappe", "final_net"): {COLLISIONLESS: _ONE, "unified 8x4": _ONE},
+            }
+        ),
     ),
     "movielens_unified": Study(
         "MovieLens-1M: one shared table, one table per feature, no collisions",
         "At equal bytes, does one table for all features beat a hashed table for each, and how far is it from a table "
         "without collisions?",
         ("movielens",),
-        _movielens_unified,
+        on_tables(
+            {  # more rows per value at equal bytes are tried on the first model alone
+                ("movielens", "dcn_v2"): {COLLISIONLESS: _ONE, HASHED: _ALL, "unified 1x16": _ALL, "unified 4x4": _ALL},
+                ("movielens", "final_mlp"): {COLLISIONLESS: _ONE, HASHED: _ALL, "unified 1x16": _ALL},
+            }
+        ),
     ),
     "optimizers": Study(
         "Frappe: optimizers of the table",
         "Does the row-sparse Adam end where the dense one with dense L2 ends, and what does row-wise Adagrad give up?",
         ("frappe",),
-        _optimizers,
+        on_tables(
+            {
+                ("frappe", "final_mlp"): {
+                    f"{table}, {optimizer}": _ONE
+                    for table in (COLLISIONLESS, "unified 4x4")
+                    for optimizer in ("dense_adam", "adam", "rowwise_adagrad")
+                }
+            }
+        ),
     ),
     "precision": Study(
         "bf16 against fp32",

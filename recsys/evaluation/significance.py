@@ -16,12 +16,30 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     1.0
     >>> welch([1.0], [1.0, 2.0])
     """
+    result = _welch(first, second)
+    return None if result is None else float(result.pvalue)
+
+
+def welch_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of the first mean minus the second, by Welch's t-test; None where `welch` is.
+
+    >>> low, high = welch_interval([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-2.267, 2.267)
+    """
+    result = _welch(first, second)
+    if result is None:
+        return None
+    low, high = result.confidence_interval(0.95)
+    return float(low), float(high)
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> Any:
     if min(len(first), len(second)) < 2 or statistics.variance(first) + statistics.variance(second) == 0:
         return None
     from scipy.stats import ttest_ind  # takes longer to import than all of this to run
 
-    result: Any = ttest_ind(first, second, equal_var=False)
-    return float(result.pvalue)
+    return ttest_ind(first, second, equal_var=False)
 
 
 def spread(values: Sequence[float]) -> float | None:

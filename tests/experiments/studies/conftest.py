@@ -10,8 +10,7 @@ import pytest
 
 from experiments.runs import RUNS
 from experiments.studies import compression, table_kinds
-from experiments.studies.runner import Processes, RunStore
-from experiments.studies.table_kinds import Shape
+from experiments.studies.runner import Processes, RunStore, log_of
 from features.dataset.info import read_dataset
 from recsys.config import Experiment, validated, with_overrides
 from recsys.runs.run_directory import RunDirectory
@@ -31,6 +30,8 @@ class FakeProcesses(Processes):
         self.words.append(list(words))
         for part, error in self.errors.items():
             if part in " ".join(words):
+                log_of(out).parent.mkdir(parents=True, exist_ok=True)
+                log_of(out).write_text(f"something first\n{error}\n")
                 raise error
         experiment, digest = _trained(words) if words[0] == "train" else _pruned(words)
         out.mkdir(parents=True, exist_ok=True)
@@ -74,4 +75,4 @@ def small(monkeypatch) -> None:
     settings = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512}
     for data in ("movielens", "frappe"):
         monkeypatch.setitem(table_kinds.NETWORKS, (data, "mlp"), ("mlp", settings))
-        monkeypatch.setitem(compression.FRONTIERS, data, ("mlp", Shape(4, 4)))
+        monkeypatch.setitem(compression.FRONTIERS, data, ("mlp", "unified 4x4", 0.001))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from experiments.studies.page import Result, comparisons, csv_lines, draw, study_page, welch, write_study
+from experiments.studies.page import Result, comparisons, csv_lines, draw, study_page, write_study
 from experiments.studies.table_kinds import Cell, Study
-from recsys.config import flatten
+from recsys.evaluation.significance import welch, welch_interval
 
 SMALL = {"model.hidden": [8], "trainer.epochs": 1, "trainer.batch_size": 512, "embedding.width": 4}
 CELLS = [
@@ -25,19 +25,18 @@ def study_of(*cells: Cell) -> Study:
     return Study("A title", "A question?", ("frappe",), lambda data: list(cells))
 
 
-def record_of(cell: Cell, seed: int, auc: float) -> dict[str, Any]:
+def record_of(auc: float) -> dict[str, Any]:
     """Made-up figures of a run."""
     return {
-        "settings": flatten(cell.experiment(seed).model_dump(mode="json")),
         **{"test_auc": auc, "test_logloss": 0.5, "test_gauc": auc - 0.1, "test_ece": 0.01, "valid_auc": auc + 0.01},
-        **{"rows": 300, "width": 4, "probes": 4, "table_bytes": 4800, "network_parameters": 77},
-        **{"epochs": 3, "samples_per_s": 1234},
+        **{"rows": 300, "width": 4, "table_bytes": 4800, "network_parameters": 77, "epochs": 3},
+        **{"embedding_bytes": 5000, "bundle_bytes": 9000},
     }
 
 
 def result_of(cell: Cell, *aucs: float) -> Result:
     """A cell with one finished run for each AUC."""
-    return Result(cell, {seed: record_of(cell, seed, auc) for seed, auc in enumerate(aucs, 1)})
+    return Result(cell, {seed: record_of(auc) for seed, auc in enumerate(aucs, 1)})
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -59,9 +58,14 @@ def test_welch_on_numbers_done_by_hand():
     assert welch(second, first) == welch(first, second)
     assert welch([1.0, 1.0], [2.0, 2.0]) is None  # nothing varies
     assert welch([1.0], second) is None
+    assert welch_interval([1.0], second) is None
+    # An interval that just reaches 0 is where p is 5%.
+    low, high = welch_interval(second, first) or (0.0, 0.0)
+    assert (low + high) / 2 == pytest.approx(3)
+    assert welch([one - low for one in second], first) == pytest.approx(0.05)
 
 
-def test_a_cell_is_compared_at_its_own_budget_where_there_is_one():
+def test_a_cell_is_compared_at_its_own_budget_where_there_is_one(study_data):
     def cell(label: str, budget: float, *against: str) -> Cell:
         return CELLS[0]._replace(label=label, budget=budget, against=against)
 
@@ -73,11 +77,12 @@ def test_a_cell_is_compared_at_its_own_budget_where_there_is_one():
         result_of(cell("hashed", 0.5)._replace(model="other"), 0.1, 0.1),
         result_of(cell("unified", 0.1, "hashed")),  # no run yet
     ]
-    found = [(one.reference.cell.name, one.difference, one.p) for one in comparisons(cells)]
-    assert [name for name, _, _ in found] == ["frappe mlp hashed@0.5", "frappe mlp full@1"]
-    assert found[0][1] == pytest.approx(0.10)
-    assert found[1][1] == pytest.approx(0.82 - 0.91)
-    assert found[0][2] == welch([0.80, 0.84], [0.70, 0.74])
+    found = [other.cell.name for _, other in comparisons(cells)]
+    assert found == ["frappe mlp hashed@0.5", "frappe mlp full@1"]
+    page = study_page("tiny", study_of(), cells, {"frappe": study_data})
+    low, high = welch_interval([0.80, 0.84], [0.70, 0.74]) or (0.0, 0.0)
+    assert f"| unified | 0.5x | hashed | 0.5x | +0.1000 | {low:+.4f} to {high:+.4f} |" in page
+    assert "| unified | 0.5x | full | 1x | -0.0900 | " in page
 
 
 def test_the_page_holds_means_spreads_and_one_command_a_row(study_data):
@@ -89,22 +94,30 @@ def test_the_page_holds_means_spreads_and_one_command_a_row(study_data):
     assert cells["test AUC"] == f"0.7200 ± {spread:.4f}"
     assert cells["gAUC"] == f"0.6200 ± {spread:.4f}"
     assert cells["ECE"] == "0.0100 ± 0.0000"
-    assert (cells["size"], cells["table"], cells["network"], cells["runs"]) == ("0.5x", "5 kB", "77", "2")
+    assert (cells["size"], cells["embedding"], cells["bundle"], cells["runs"]) == ("0.5x", "5 kB", "9 kB", "2")
     assert "Not run yet: frappe mlp unified@0.5." in page
-    assert "3,000 (label rate" in page
-    assert page.count("muxrec train mlp") == 1
-    assert "seed=1 --data work/frappe --out work/run" in page
+    assert "train 3,000" in page
+    assert "python -m experiments.studies.runner --data work/frappe --study tiny" in page
     assert str(study_data.directory) not in page
 
 
-def test_the_page_tells_settings_that_all_runs_of_a_panel_share(study_data):
-    both = [result_of(CELLS[0], 0.71, 0.73), result_of(CELLS[1], 0.72)]
-    page = study_page("tiny", study_of(*CELLS), both, {"frappe": study_data})
-    (line,) = [line for line in page.splitlines() if line.startswith("**Settings")]
-    assert "`model.hidden=[8]`" in line
-    assert "`embedding.width=4`" in line
-    assert "num_rows" not in line  # 150 and 300
-    assert "seed" not in line
+def test_of_one_size_the_best_on_validation_comes_first_and_what_cannot_be_last(study_data):
+    how = {"method": "robe", "target_bytes": 10, "table_dtype": "int8"}
+    cells = [CELLS[0]._replace(label=name, against=("full",), compression=how) for name in ("none", "worse", "better")]
+    results = [
+        Result(cells[0], {1: {"unreachable": "too few"}}),
+        *(result_of(cells[1], 0.7), result_of(cells[2], 0.8)),
+        result_of(CELLS[0]._replace(label="full", budget=1.0), 0.6),
+    ]
+    page = study_page("tiny", study_of(), results, {"frappe": study_data}, "tiny.csv")
+    names = [line.split(" | ")[1] for line in page.splitlines() if line.startswith("| frappe mlp |")]
+    assert names == ["full", "better int8", "worse int8", "none int8", "better int8", "worse int8"]
+    assert "| none int8 | 0.5x |  |  | 1 | cannot |" in page
+    lines = csv_lines("tiny", results)
+    assert [line.get("unreachable") for line in lines] == ["too few", None, None, None]
+    assert lines[1]["command"].endswith(
+        "&& muxrec prune work/run --method robe --target-bytes 10 --table-dtype int8 --out work/pruned --no-track"
+    )
 
 
 def test_metrics_that_no_run_has_are_no_columns(study_data):
@@ -124,9 +137,9 @@ def test_lines_of_other_studies_stay_in_the_csv(study_data, tmp_path):
     one_by_one = (tmp_path / "results.csv").read_bytes()
     lines = read_csv(tmp_path / "results.csv")
     assert [(line["study"], line["seed"], line["test_auc"]) for line in lines] == [
-        ("a", "1", "0.750000"),
-        ("b", "1", "0.710000"),
-        ("b", "2", "0.730000"),
+        ("a", "1", "0.75"),
+        ("b", "1", "0.71"),
+        ("b", "2", "0.73"),
     ]
     assert shlex.split(lines[1]["command"])[:4] == ["muxrec", "train", "mlp", "model.hidden=[8]"]
     write_study(tmp_path, "b", first, results_of["b"], {"frappe": study_data})

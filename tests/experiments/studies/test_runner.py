@@ -5,8 +5,6 @@ import json
 import shlex
 import shutil
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +13,9 @@ import yaml
 from experiments.runs import RUNS
 from experiments.studies import runner, table_kinds
 from experiments.studies.runner import STUDIES, Processes, RunError, RunStore, key_of, plan, results_of, train_missing
-from experiments.studies.table_kinds import TABLE_KINDS, Cell, Panel, Shape, Study, StudyData, collisionless_rows, tuned
+from experiments.studies.table_kinds import TABLE_KINDS, Cell, Study, StudyData, collisionless_rows, table_cell
 from features.errors import InputError
+from recsys.config import with_overrides
 from recsys.dataset import Split
 from recsys.evaluation.collisions import distinct_tokens, vocabulary_of
 from recsys.ranker import build_ranker
@@ -55,7 +54,7 @@ def test_a_cell_leads_to_the_experiment_of_its_own_command(muxrec, dataset, tmp_
     assert runner.RunDirectory(tmp_path / "r").experiment() == cell.experiment(7)
 
 
-def test_a_second_call_trains_only_what_is_missing(study_data, processes):
+def test_a_second_call_trains_only_what_is_missing(study_data, processes, monkeypatch):
     data = {"frappe": study_data}
     runs = plan(CELLS, data, 2)
     assert [run.name for run in runs] == [
@@ -64,31 +63,34 @@ def test_a_second_call_trains_only_what_is_missing(study_data, processes):
         "frappe mlp hashed@0.5 seed 2",
         "frappe mlp unified@0.5 seed 2",
     ]
-    assert train_missing(runs, processes, 1) == []
+    assert train_missing(runs, processes) == []
     assert processes.trained == ["seed=1", "seed=1", "seed=2", "seed=2"]
     processes.store = RunStore(processes.store.folder.parent)  # as another call of the command has it
-    assert train_missing(plan(CELLS, data, 3), processes, 1) == []
+    assert train_missing(plan(CELLS, data, 3), processes) == []
     assert processes.trained[4:] == ["seed=3", "seed=3"]
     (hashed, _) = results_of(study_of(*CELLS), data, processes.store, seeds=3)
     assert sorted(hashed.records) == [1, 2, 3]
+    monkeypatch.setitem(table_kinds.SEEDS, "frappe mlp *", 1)
     (hashed, _) = results_of(study_of(*CELLS), data, processes.store)
     assert sorted(hashed.records) == [1]  # a study shows as many seeds as it declares
 
 
 def test_a_run_that_two_studies_share_is_done_once(study_data, processes):
     same = CELLS[0]._replace(label="another name")
-    train_missing(plan([*CELLS, same], {"frappe": study_data}), processes, 1)
+    train_missing(plan([*CELLS, same], {"frappe": study_data}, 1), processes)
     assert len(processes.trained) == 2
 
 
-def test_seeds_and_a_pattern_choose_the_runs(study_data):
-    """A cell of no page has no runs; it is planned if both options are given."""
-    cells = [CELLS[0]._replace(num_seeds=2), CELLS[1]._replace(num_seeds=0)]
+def test_seeds_and_a_pattern_choose_the_runs(study_data, monkeypatch):
+    monkeypatch.setattr(table_kinds, "SEEDS", {"frappe *": 3, "*hashed@0.5": 2})  # a later pattern wins
     data: dict[str, StudyData] = {"frappe": study_data}
-    assert [run.seed for run in plan(cells, data)] == [1, 2]
-    assert [run.cell.label for run in plan(cells, data, 1)] == ["hashed"]
-    assert plan(cells, data, pattern="* unified@*") == []
-    assert [run.cell.label for run in plan(cells, data, 1, "* unified@*")] == ["unified"]
+    assert [(run.cell.label, run.seed) for run in plan(CELLS, data)] == [
+        *(("hashed", 1), ("unified", 1), ("hashed", 2), ("unified", 2), ("unified", 3)),
+    ]
+    assert [run.cell.label for run in plan(CELLS, data, 1)] == ["hashed", "unified"]
+    assert [run.cell.label for run in plan(CELLS, data, 1, "* unified@*")] == ["unified"]
+    assert CELLS[0]._replace(data="other").num_seeds == 2
+    assert CELLS[1]._replace(data="other").num_seeds == 1
 
 
 def test_other_data_or_another_setting_is_another_run():
@@ -99,8 +101,8 @@ def test_other_data_or_another_setting_is_another_run():
 
 
 def test_a_run_counts_where_a_setting_came_later_and_not_where_a_default_changed(study_data, processes):
-    (run,) = plan(CELLS[:1], {"frappe": study_data})
-    processes.train(run)
+    (run,) = plan(CELLS[:1], {"frappe": study_data}, 1)
+    processes.do(run)
     path = processes.store.path(run)
     work = processes.store.folder.parent
     settings = yaml.safe_load((path / "experiment.yaml").read_text())
@@ -115,21 +117,21 @@ def test_a_run_counts_where_a_setting_came_later_and_not_where_a_default_changed
 
 
 def test_a_run_with_settings_that_no_longer_exist_is_kept_but_not_used(study_data, processes):
-    first, second = plan(CELLS, {"frappe": study_data})
-    processes.train(first)
+    first, second = plan(CELLS, {"frappe": study_data}, 1)
+    processes.do(first)
     path = processes.store.path(first)
     with (path / "experiment.yaml").open("a") as file:
         file.write("gone: 1\n")
     store = processes.store = RunStore(processes.store.folder.parent)
-    processes.train(second)
+    processes.do(second)
     assert path.is_dir()
     assert store.record(second) is not None
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(study_data, processes, capsys):
     processes.errors["embedding.num_rows=150 seed=1"] = RunError("killed")
-    runs = plan(CELLS, {"frappe": study_data}, 2)
-    assert train_missing(runs, processes, 2) == ["frappe mlp hashed@0.5 seed 1: killed"]
+    runs, processes.workers = plan(CELLS, {"frappe": study_data}, 2), 2
+    assert train_missing(runs, processes) == ["frappe mlp hashed@0.5 seed 1: killed"]
     assert [run.name for run in runs if processes.store.record(run) is None] == ["frappe mlp hashed@0.5 seed 1"]
     assert capsys.readouterr().err.count("FAILED") == 1
 
@@ -161,19 +163,19 @@ def test_the_command_trains_reports_and_resumes(monkeypatch, frappe, tmp_path, c
     assert (tmp_path / "o" / "tiny.png").stat().st_size > 1000
     before = (tmp_path / "o" / "tiny.md").read_bytes()
     monkeypatch.setattr(runner, "STUDIES", {"tiny": study_of(CELLS[1])})
-    monkeypatch.setattr(Processes, "train", lambda self, run: pytest.fail("trained again"))
+    monkeypatch.setattr(Processes, "do", lambda self, run: pytest.fail("trained again"))
     assert call()[0] == 0
     assert (tmp_path / "o" / "tiny.md").read_bytes() != before  # no cell is absent now
 
 
 def test_a_users_mistake_is_one_line(monkeypatch, tmp_path, capsys, dataset, frappe):
     for arguments, words in (
-        (["--study", "nonsense"], "unknown study"),
-        (["--study", "precision", "--data", frappe], "study precision needs data of movielens; give its directory"),
-        ([], "no study has its data"),
+        (["--study", "nonsense", "--data", frappe], "expected one of the studies frappe_ladder, "),
+        (["--study", "precision", "--data", frappe], "found precision on data of frappe; give --data work/frappe"),
+        ([], "found any on data of none"),
         (["--data", tmp_path / "nothing"], "expected a dataset"),
-        (["--data", dataset], "expected data of a study; found 'dataset'; give one of each: data.frappe, data.movie"),
-        (["--data", frappe, "--data", frappe], "expected one dataset of frappe; found 'frappe'"),
+        (["--data", dataset], "expected one dataset each of frappe, movielens, with a test split"),
+        (["--data", frappe, "--data", frappe], "expected one dataset each of frappe, movielens"),
     ):
         monkeypatch.setattr(sys, "argv", ["studies", "--work", str(tmp_path), *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
@@ -207,27 +209,6 @@ def test_a_run_directory_belongs_to_one_process(run, dataset, muxrec, tmp_path, 
     assert not half_written.exists()
 
 
-def test_the_processes_of_a_study_keep_its_lock(tmp_path, monkeypatch):
-    script = tmp_path / "muxrec"
-    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nwhile [ ! -e {tmp_path}/enough ]; do sleep 0.05; done\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(script))
-    with locked_directory(tmp_path / "work") as lock:
-        processes = Processes(RunStore(tmp_path / "work"), lock=lock)
-        thread = threading.Thread(target=processes.muxrec, args=(["train"], tmp_path / "run"))
-        thread.start()
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.02)
-    try:  # the study has ended, the process has not
-        with pytest.raises(InputError, match="no other process"), locked_directory(tmp_path / "work"):
-            pass
-    finally:
-        (tmp_path / "enough").touch()
-        thread.join()
-    with locked_directory(tmp_path / "work"):
-        pass
-
-
 # Cells
 
 
@@ -235,12 +216,13 @@ def test_the_processes_of_a_study_keep_its_lock(tmp_path, monkeypatch):
 def test_collisionless_rows_are_those_of_the_table_that_is_trained(dataset, study_data, settings):
     train = Split(dataset, "train")
     vocabulary = vocabulary_of(distinct_tokens(train.tokens()))
-    config = RUNS["final_mlp"]().model.model_copy(update={k: tuple(v) for k, v in settings.items()})
-    embedding = RUNS["final_mlp"]().embedding.model_copy(update={"kind": "collisionless", "probes": 1})
+    changes = [f"model.{key}={json.dumps(names)}" for key, names in settings.items()]
+    experiment = with_overrides(RUNS["final_mlp"](), changes)
+    embedding = experiment.embedding.model_copy(update={"kind": "collisionless", "probes": 1})
     ranker, _ = build_ranker(
-        train.registry, "final_mlp", config, embedding, seed=1, learning_rate=0.1, vocabulary=vocabulary
+        train.registry, "final_mlp", experiment.model, embedding, seed=1, learning_rate=0.1, vocabulary=vocabulary
     )
-    assert collisionless_rows(study_data, "final_mlp", settings) == ranker.embedding.table.shape[0]
+    assert collisionless_rows(study_data, experiment) == ranker.embedding.table.shape[0]
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
@@ -252,7 +234,8 @@ def test_the_cells_of_a_study_are_distinct_valid_and_name_each_other(name, study
     for cell in cells:
         cell.experiment(1)
         labels = {other.label for other in cells if (other.data, other.model) == (cell.data, cell.model)}
-        assert set(cell.against) <= labels - {cell.label}
+        assert cell.label not in cell.against
+        assert labels & set(cell.against) or not cell.against or "dense" in cell.label
 
 
 def test_the_plain_command_does_what_the_pages_show(study_data):
@@ -266,27 +249,12 @@ def test_the_plain_command_does_what_the_pages_show(study_data):
         assert planned == shown[name]
 
 
-def test_tables_of_one_budget_have_equal_bytes():
-    panel = Panel("frappe", "final_mlp", 1000)
-    collisionless = 1000 * 16
+def test_tables_of_one_budget_have_equal_bytes(study_data):
+    data = {"frappe": study_data._replace(num_values=dict.fromkeys(COLUMNS["frappe"], 98))}
+    collisionless = 12 * 100 * 16  # of the ten features, user and item are those of a gate as well
     for kind, probes, width in (("hashed", 1, 16), ("unified", 1, 16), ("unified", 4, 4), ("unified", 8, 4)):
         for budget in (1.0, 0.5, 0.1):
-            settings = panel.cell(kind, Shape(probes, width), budget).settings
+            settings = table_cell(data, ("frappe", "final_mlp"), f"{kind} {probes}x{width}", budget).settings
             floats = settings["embedding.num_rows"] * settings["embedding.width"]
             assert floats == collisionless * budget
             assert (settings["embedding.probes"], settings["embedding.width"]) == (probes, width)
-
-
-def test_a_later_pattern_of_tuned_settings_wins(monkeypatch):
-    monkeypatch.setattr(
-        table_kinds, "TUNED", {"frappe mlp *": {"embedding.l2": 0.1, "seed": 3}, "*hashed@0.5": {"embedding.l2": 0.2}}
-    )
-    assert tuned(CELLS[0]).settings["embedding.l2"] == 0.2
-    assert tuned(CELLS[1]).settings["embedding.l2"] == 0.1
-    assert tuned(CELLS[0]._replace(data="other", budget=1.0)) == CELLS[0]._replace(data="other", budget=1.0)
-
-
-def test_a_later_pattern_of_seeds_wins(monkeypatch):
-    monkeypatch.setattr(table_kinds, "SEEDS", {"frappe *": 3, "*hashed@0.5": 2})
-    numbers = [tuned(cell).num_seeds for cell in (*CELLS, CELLS[0]._replace(data="other", budget=1.0))]
-    assert numbers == [2, 3, 1]
