@@ -3,37 +3,32 @@
 Everything heavy, compiled kernels above all, is tried in separate processes, all at once: a crash there is a finding.
 """
 
-import importlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from features.errors import InputError
 from recsys.cli.options import Json, console
+from recsys.report.text import rich_table
 
 GOLDEN_TEXT, GOLDEN_TOKEN = "7", 0x06EED105B82285FA
-TIMEOUT_SECONDS = 60
-LOW_MEMORY_GB, LOW_DISK_GB = 4, 5
 REINSTALL = "rm -rf .venv && make env"
 REINSTALL_SCORING = "pip install --force-reinstall -c constraints.txt -e ."
-LOCAL_STORE = "unset MLFLOW_TRACKING_URI  (runs then go to ./mlflow.db)"
-LOGIN = "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..."
-_COLOURS = {"ok": "green", "missing": "red", "note": "yellow"}
-_MARK = "muxrec-doctor "
+ANOTHER_STORE = (
+    "export MLFLOW_TRACKING_URI=sqlite:///runs.db, or a server's address, with MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD where it asks for them"
+)
 
 
 class Diagnosis(NamedTuple):
@@ -46,84 +41,48 @@ class Diagnosis(NamedTuple):
     remedy: str | None = None
 
 
-class Findings(NamedTuple):
-    """The values that a probe found before it ended."""
-
-    values: dict[str, str]
-    failure: str | None
-
-
 def diagnose() -> list[Diagnosis]:
     """Look at everything; never raises. Takes some seconds, as torch and mlflow are really imported."""
     with ThreadPoolExecutor() as pool:
-        running = {name: pool.submit(run_probe, name) for name in PROBES}
-        findings = {name: future.result() for name, future in running.items()}
-    scoring, training, tracking = (findings[name] for name in ("scoring", "training", "tracking"))
+        probed = {line.name: line for line in pool.map(run_probe, PROBES)}
     lines = [
         Diagnosis("python", "ok", f"{platform.python_version()}, {sys.executable}"),
         _packages("scoring packages", "", REINSTALL_SCORING),
-        *(_from_probe(name, scoring, REINSTALL_SCORING) for name in ("token hash", "onnxruntime")),
+        *(probed[name] for name in ("token hash", "onnxruntime")),
     ]
     if any(_version(name) for name in ("torch", "torchrec", "mlflow")):
         extra = "train-gpu" if _version("fbgemm-gpu-cpu") is None else "train"
         lines.append(_packages("training packages", extra, REINSTALL))
-        lines += [_from_probe(name, training, REINSTALL) for name in ("torch", "table kernels", "torchrec")]
-        lines += [_from_probe("mlflow", tracking, "make env"), _tracking_store(tracking)]
+        lines += [probed[name] for name in ("table kernels", "tracking store")]
     else:
         lines.append(Diagnosis("training packages", "note", "none: this environment scores, not trains", "make env"))
     server = _packages("server packages", "server", "pip install -e '.[server]'")
     lines.append(server if server.status == "ok" else server._replace(status="note"))
-    return [*lines, _machine()]
+    return lines
 
 
-def diagnosis_table(lines: list[Diagnosis]) -> Table:
-    """The diagnosis for a terminal.
-
-    >>> diagnosis_table([Diagnosis("python", "ok", "3.11.7")]).row_count
-    1
-    """
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("check", "status", "found", "remedy"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("check", "status"))
-    for name, status, found, remedy in lines:
-        # As Text, not markup: a remedy may hold brackets.
-        table.add_row(Text(name), Text(status, style=_COLOURS[status]), Text(found), Text(remedy or ""))
-    return table
+# --- Probes: each runs in a separate process and returns what it finds, or raises.
 
 
-# --- Probes: each runs in a separate process and reports what it finds line by line, as what follows may crash.
-
-
-def _probe_scoring() -> Iterator[tuple[str, str]]:
+def _token_hash() -> str:
     from features.hashing import hash_text
 
     token = hash_text(GOLDEN_TEXT)
     if token != GOLDEN_TOKEN:
-        raise RuntimeError(
-            f"{token:#018x} for {GOLDEN_TEXT!r}, not {GOLDEN_TOKEN:#018x}: reads other rows than training"
-        )
-    yield "token hash", f"{token:#018x}"
+        raise RuntimeError(f"{token:#018x} for {GOLDEN_TEXT!r}, not {GOLDEN_TOKEN:#018x}: not the rows of training")
+    return f"{token:#018x}"
+
+
+def _onnxruntime() -> str:
     import onnxruntime
 
-    yield "onnxruntime", f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}"
+    return f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}"
 
 
-def _probe_training() -> Iterator[tuple[str, str]]:
-    import torch
-
-    cuda = getattr(torch.version, "cuda", None)
-    devices = f"CUDA {cuda} build, {torch.cuda.device_count()} devices" if cuda else "CPU build"
-    yield "torch", f"{torch.__version__}, {devices}, {torch.get_num_threads()} threads"
-    yield "table kernels", _fused_step()
-    import torchrec
-
-    yield "torchrec", torchrec.__version__
-
-
-def _fused_step() -> str:
+def _table_kernels() -> str:
     """One lookup and one fused update of a table of two rows."""
     import torch
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    import torchrec
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
         ComputeDevice,
@@ -131,78 +90,57 @@ def _fused_step() -> str:
     )
 
     table = SplitTableBatchedEmbeddingBagsCodegen(
-        [(2, 4, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        learning_rate=0.1,
-        eps=1e-8,
+        [(2, 4, EmbeddingLocation.HOST, ComputeDevice.CPU)], learning_rate=0.5
     )
     (weights,) = table.split_embedding_weights()
     weights.zero_()
     table(torch.tensor([1]), torch.tensor([0, 1])).sum().backward()
-    moved = [round(value, 3) for value in weights[:, 0].tolist()]
-    if moved != [0.0, -0.1]:
-        raise RuntimeError(f"a fused step moved rows 0 and 1 to {moved}, not to [0.0, -0.1]")
-    return "a fused step on the CPU"
+    if weights[:, 0].tolist() != [0.0, -0.5]:
+        raise RuntimeError(f"a fused step moved rows 0 and 1 to {weights[:, 0].tolist()}, not to [0.0, -0.5]")
+    device = f"CUDA, {torch.cuda.device_count()} devices" if torch.cuda.is_available() else "CPU"
+    versions = (
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; torchrec {torchrec.__version__}"
+    )
+    return f"a fused step on the CPU; {versions}"
 
 
-def _probe_tracking() -> Iterator[tuple[str, str]]:
+def _tracking_store() -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    yield "mlflow", importlib.import_module("mlflow").__version__
     from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
 
     uri = tracking_uri()
-    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    place = path if path.is_file() else path.parent
-    if uri.startswith("sqlite:///") and (path.is_dir() or not os.access(place, os.W_OK)):
+    if is_there(uri):
+        with store_errors(f"{shown_uri(uri)} does not answer"):
+            connect(uri).search_experiments(max_results=1)
+        return f"{shown_uri(uri)}, answers"
+    if not Path(uri.removeprefix("sqlite:///")).parent.is_dir():
         raise InputError(f"{shown_uri(uri)} cannot be written")
-    if not is_there(uri):
-        yield "tracking store", f"{shown_uri(uri)}, made by the first run"
-        return
-    with store_errors(f"{shown_uri(uri)} does not answer"):
-        connect(uri).search_experiments(max_results=1)
-    yield "tracking store", f"{shown_uri(uri)}, answers"
+    return f"{shown_uri(uri)}, made by the first run"
 
 
-PROBES: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
-    "scoring": _probe_scoring,
-    "training": _probe_training,
-    "tracking": _probe_tracking,
+PROBES: dict[str, tuple[Callable[[], str], str]] = {
+    "token hash": (_token_hash, REINSTALL_SCORING),
+    "onnxruntime": (_onnxruntime, REINSTALL_SCORING),
+    "table kernels": (_table_kernels, REINSTALL),
+    "tracking store": (_tracking_store, ANOTHER_STORE),
 }
+"""Name to the probe, and the remedy if it fails."""
 
 
-def run_probe(name: str, timeout: float = TIMEOUT_SECONDS) -> Findings:
-    """Run a probe in a separate process."""
+def run_probe(name: str, timeout: float = 60) -> Diagnosis:
+    """Run a probe in a separate process: the last line that it writes is what was found."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
     command = [sys.executable, "-m", "recsys.cli.doctor", name]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout, env=environment, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        return Findings({}, f"no answer within {timeout:g} s")
-    except OSError as error:
-        return Findings({}, f"{sys.executable}: {error}")
-    lines = done.stdout.decode(errors="replace").splitlines()
-    values = dict(json.loads(line.removeprefix(_MARK)) for line in lines if line.startswith(_MARK))
-    if done.returncode == 0:
-        return Findings(values, None)
-    if done.returncode < 0:
-        return Findings(values, f"died: {signal.strsignal(-done.returncode)}")
-    errors = done.stderr.decode(errors="replace").strip().splitlines()
-    return Findings(values, errors[-1].strip()[:200] if errors else f"exit code {done.returncode}")
-
-
-def _from_probe(name: str, findings: Findings, remedy: str) -> Diagnosis:
-    """The line of one thing that a probe tries; after one that failed, the others were not tried."""
-    if name in findings.values:
-        return Diagnosis(name, "ok", findings.values[name])
-    return Diagnosis(name, "missing", findings.failure or "nothing", remedy)
-
-
-def _tracking_store(tracking: Findings) -> Diagnosis:
-    failure = tracking.failure or ""
-    broken = re.search(r"sqlite:///(\S+):.* not a database", failure)
-    remedy = f"mv '{broken[1]}' '{broken[1]}.broken'" if broken else LOCAL_STORE
-    return _from_probe("tracking store", tracking, LOGIN if re.search(r"\b40[13]\b", failure) else remedy)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return Diagnosis(name, "missing", str(error), PROBES[name][1])
+    lines = (done.stderr if done.returncode else done.stdout).decode(errors="replace").strip().splitlines()
+    if done.returncode == 0 and lines:
+        return Diagnosis(name, "ok", lines[-1])
+    ended = f"died: {signal.strsignal(-done.returncode)}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return Diagnosis(name, "missing", lines[-1][:200] if lines and done.returncode > 0 else ended, PROBES[name][1])
 
 
 # --- Checks that need no separate process.
@@ -242,28 +180,6 @@ def _packages(name: str, extra: str, remedy: str) -> Diagnosis:
     return Diagnosis(name, "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))
 
 
-def _machine() -> Diagnosis:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    available = re.search(r"MemAvailable: +(\d+)", _read("/proc/meminfo"))
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    sizes = [int(available[1]) / 2**20] if available else []
-    sizes += [int(limit) / 2**30] if limit.isdigit() else []
-    memory = min(sizes, default=float("nan"))
-    disk = shutil.disk_usage(".").free / 1e9
-    bfloat16 = "bfloat16" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _read("/proc/cpuinfo")) else "no bfloat16"
-    remedy = "lower embedding.num_rows and trainer.batch_size" if memory < LOW_MEMORY_GB else None
-    remedy = "work in a folder on a larger disk" if disk < LOW_DISK_GB else remedy
-    found = f"{cores} cores, {bfloat16}, {memory:.1f} GB of memory and {disk:.0f} GB of disk free"
-    return Diagnosis("machine", "note" if remedy else "ok", found, remedy)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def doctor(as_json: Json = False) -> None:
     """Check the installation, and print a fix for each problem.
 
@@ -273,20 +189,15 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps([line._asdict() for line in lines]) + "\n")
     else:
-        console.print(diagnosis_table(lines))
+        headings = ["check", "status", "found", "remedy"]
+        rows = [(name, status, found, remedy or "") for name, status, found, remedy in lines]
+        console.print(rich_table("", headings, rows, left=headings, folding=headings[2:]))
     if any(line.status == "missing" for line in lines):
         raise typer.Exit(1)
 
 
-def main(probe: str) -> None:
-    """Run one probe here and write what it finds, line by line."""
+if __name__ == "__main__":
     try:
-        for key, value in PROBES[probe]():
-            sys.stdout.write(f"{_MARK}{json.dumps([key, value])}\n")
-            sys.stdout.flush()
+        sys.stdout.write(f"{PROBES[sys.argv[1]][0]()}\n")
     except InputError as error:
         sys.exit(error.expected + (f": {error.found}" if error.found else ""))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
