@@ -116,27 +116,19 @@ def _means(done: Sequence[Result]) -> str:
     return markdown_table(header, rows)
 
 
-def comparisons(done: Sequence[Result]) -> list[tuple[Result, Result]]:
-    """Each cell with those that it names: of the same data and model, at its own budget where there is one."""
-    found = []
-    reached = [result for result in done if result.values("test_auc")]
-    for result in reached:
-        for label in result.cell.against:
-            same = [one for one in reached if (one.cell.panel, one.cell.label) == (result.cell.panel, label)]
-            same.sort(key=lambda one: one.cell.budget != result.cell.budget)
-            found += [(result, other) for other in same[:1]]
-    return found
-
-
 def _differences(done: Sequence[Result]) -> str:
-    """A table of the differences; empty if no cell is compared with another."""
-    rows = []
-    for result, other in comparisons(done):
-        interval = welch_interval(result.values("test_auc"), other.values("test_auc"))
-        row = [result.cell.panel, result.cell.variant, _times(result.cell), other.cell.label, _times(other.cell)]
-        row.append(f"{result.mean('test_auc') - other.mean('test_auc'):+.4f}")
-        rows.append([*row, f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else ""])
+    """A table of each cell against those that it names, at its own size where there is one; may be empty."""
     header = ["data, model", "cell", "size", "against", "its size", "difference", "95% interval"]
+    rows = []
+    reached = [one for one in done if one.values("test_auc")]
+    for result, label in [(one, label) for one in reached for label in one.cell.against]:
+        same = [one for one in reached if (one.cell.panel, one.cell.label) == (result.cell.panel, label)]
+        same.sort(key=lambda one: one.cell.budget != result.cell.budget)
+        for other in same[:1]:
+            interval = welch_interval(result.values("test_auc"), other.values("test_auc"))
+            row = [result.cell.panel, result.cell.variant, _times(result.cell), other.cell.label, _times(other.cell)]
+            row.append(f"{result.mean('test_auc') - other.mean('test_auc'):+.4f}")
+            rows.append([*row, f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else ""])
     return markdown_table(header, rows) if rows else ""
 
 
