@@ -21,9 +21,10 @@ STYLE = """
 :root { color-scheme: light dark; --accent: light-dark(#2a6f97, #6aa7ee); }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; } p { max-width: 110ch; } a { color: var(--accent); }
 .table { overflow: auto; max-height: 94vh; } table { border-spacing: 0; font-size: .85rem; }
-th, td { border-bottom: 1px solid #8d99ae66; padding: .2rem .45rem; text-align: right; max-width: 18rem; }
+th, td { border-bottom: 1px solid #8d99ae66; padding: .2rem .45rem; text-align: right; white-space: nowrap; }
 #runs th { position: sticky; top: 0; background: Canvas; } th button { all: unset; cursor: pointer; }
-.text { text-align: left; overflow-wrap: anywhere; min-width: 4rem; } tr.baseline td { font-weight: 600; }
+.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 4rem; max-width: 18rem; }
+tr.baseline td { font-weight: 600; }
 svg { width: 100%; max-width: 920px; height: auto; } circle { fill: var(--accent); } .baseline circle { fill: #e07a3f; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; } svg line { stroke: currentColor; opacity: .3; }
 """
