@@ -33,7 +33,8 @@ th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
 th.text,td.text{text-align:left;overflow-wrap:anywhere}#all{width:100%}
 #about td{border:0;padding:.1rem .8rem .1rem 0;text-align:left}
 section{margin:2rem 0}h1{font-size:1.4rem}h2{font-size:1.05rem;margin:0 0 .3rem}
-.note{color:#555}a{color:#1f5fa8}.bars{width:24rem}.bars div{height:.5rem;margin:1px 0}
+.note{color:#555}a{color:#1f5fa8}td{white-space:nowrap}td.text{white-space:normal}
+.bars{width:24rem}.bars div{height:.5rem;margin:1px 0}
 .expected{background:#9aa5b1}.actual{background:#1f5fa8}
 @media (prefers-color-scheme:dark){body{background:#16181b;color:#e6e6e6}th,td{border-color:#333}.note{color:#aaa}
 a{color:#6aa7ee}.expected{background:#6b7683}.actual{background:#6aa7ee}}
@@ -122,7 +123,9 @@ def _bins(one: Drift) -> str:
         rows += f'<tr><td{_TEXT}>{html.escape(label)}</td><td class="bars">{bars}</td>{texts}</tr>'
     by_share = "values, by how common they were in training" if "rare or new" in one.labels else "value"
     name = "probability" if one.name == SCORE else by_share
-    return f"<table><tr><th{_TEXT}>{name}</th><th></th><th>{_expected_name(one)}</th><th>now</th></tr>{rows}</table>"
+    sides = zip(("expected", "actual"), (_expected_name(one), "now"), strict=True)
+    head = "".join(f'<th><span class="{kind}">&ensp;</span> {side}</th>' for kind, side in sides)
+    return f"<table><tr><th{_TEXT}>{name}</th><th></th>{head}</tr>{rows}</table>"
 
 
 def _moved(one: Drift) -> str:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -81,31 +81,25 @@ class ServerMetrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-
-        def histogram(name: str, text: str, label: str, bounds: tuple[float, ...]) -> Histogram:
-            return Histogram(f"muxrec_{name}", text, label.split(), registry=registry, buckets=bounds)
-
-        def counter(name: str, text: str, labels: str) -> Counter:
-            return Counter(f"muxrec_{name}", text, labels.split(), registry=registry)
-
-        model = "model version"
-        self._requests = counter("requests", "Answered requests.", f"{model} endpoint status")
-        text = "Requests that were answered with an error."
-        self._failures = counter("request_failures", text, f"{model} endpoint reason")
-        text = "From the first byte of a request to its answer, in seconds."
-        self._latency = histogram("request_seconds", text, f"{model} endpoint", SECONDS)
+        counter = partial(Counter, namespace="muxrec", registry=registry)
+        gauge = partial(Gauge, namespace="muxrec", registry=registry)
+        histogram = partial(Histogram, namespace="muxrec", registry=registry)
+        model = ModelVersion._fields
+        self._requests = counter("requests", "Answered requests.", [*model, "endpoint", "status"])
+        self._failures = counter("request_failures", "Answers that are errors.", [*model, "endpoint", "reason"])
+        text = "Seconds from the first byte of a request to its answer."
+        self._latency = histogram("request_seconds", text, [*model, "endpoint"], buckets=SECONDS)
         text = "Seconds of a scoring request by stage."
-        self._stages = histogram("stage_seconds", text, f"{model} stage", SECONDS)
-        self._rows = histogram("batch_rows", "Rows, or candidates, per request.", model, ROWS)
+        self._stages = histogram("stage_seconds", text, [*model, "stage"], buckets=SECONDS)
+        self._rows = histogram("batch_rows", "Rows, or candidates, per request.", model, buckets=ROWS)
         self._scores = ScoreHistogram()
         registry.register(self._scores)
-        self._coverage = [counter(f"feature_{name}", text, f"{model} feature") for name, text in _COVERAGE.items()]
-        self._loads = counter("model_loads", "Looks for a new version, by outcome.", "outcome")
-        self._in_flight = Gauge("muxrec_requests_in_flight", "Requests being answered.", registry=registry)
-        self._ready = Gauge("muxrec_ready", "1 where new requests are welcome.", registry=registry)
+        self._coverage = [counter(f"feature_{name}", text, [*model, "feature"]) for name, text in _COVERAGE.items()]
+        self._loads = counter("model_loads", "Looks for a new version, by outcome.", ["outcome"])
+        self._in_flight = gauge("requests_in_flight", "Requests being answered.")
+        self._ready = gauge("ready", "1 where new requests are welcome.")
         text = "Time at which a version was loaded, in seconds since 1970."
-        name = "muxrec_model_loaded_timestamp_seconds"
-        self._loaded = Gauge(name, text, [*ModelVersion._fields, "role"], registry=registry)
+        self._loaded = gauge("model_loaded_timestamp_seconds", text, [*model, "role"])
         self._counted: set[ModelVersion] = set()
         histograms = (self._latency, self._stages, self._rows, self._scores)
         self._by_version = (self._requests, self._failures, *histograms, *self._coverage)
