@@ -124,7 +124,7 @@ def _bins(one: Drift) -> str:
     by_share = "values, by how common they were in training" if "rare or new" in one.labels else "value"
     name = "probability" if one.name == SCORE else by_share
     sides = zip(("expected", "actual"), (_expected_name(one), "now"), strict=True)
-    head = "".join(f'<th><span class="{kind}">&ensp;</span> {side}</th>' for kind, side in sides)
+    head = "".join(f'<th><span class="{kind}">&ensp;</span>&nbsp;{side}</th>' for kind, side in sides)
     return f"<table><tr><th{_TEXT}>{name}</th><th></th>{head}</tr>{rows}</table>"
 
 
