@@ -81,22 +81,16 @@ class DriftReport:
     files: int
     rows: int
     training_rows: int | None
-    score: Drift | None
-    features: list[Drift]
-
-    @property
-    def all(self) -> list[Drift]:
-        """The score first, then the features, the worst first."""
-        return ([self.score] if self.score else []) + sorted(self.features, key=lambda one: -one.worst)
+    drift: list[Drift]
+    """The score first, if the profile has it, then the features, the worst first."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         rows = []
-        for one in self.all:
+        for one in self.drift:
             moved = [value._asdict() for value in one.moved]
             rows.append({**vars(one), "moved": moved, "worst": one.worst, "verdict": one.verdict})
-        about = {key: value for key, value in vars(self).items() if key not in ("score", "features")}
-        return {**about, "drift": rows}
+        return {**vars(self), "drift": rows}
 
 
 def psi(expected: Shares, actual: Shares) -> float:
@@ -157,8 +151,7 @@ def drift_of(
         files=len(parts),
         rows=counter.num_rows,
         training_rows=rows if isinstance(rows, int) else None,
-        score=counter.score(),
-        features=counter.features(),
+        drift=counter.score() + sorted(counter.features(), key=lambda one: -one.worst),
     )
 
 
@@ -168,7 +161,7 @@ class _Counter:
         self._counts = {name: np.zeros(len(one.bins.shares)) for name, one in profile.features.items()}
         self._coverage: dict[str, Coverage] = {}
         self._names = {feature.name: BucketNames(feature) for feature in scorer.registry.token_features}
-        self._scores = np.zeros(len(profile.score.shares)) if profile.score else None
+        self._scores = np.zeros(len(profile.score.shares) if profile.score else 0)
         self.num_rows = 0
         for feature in scorer.registry.features:
             if feature.name not in profile.features:
@@ -187,36 +180,32 @@ class _Counter:
             else:
                 self._counts[name] += one.bins.counts(batch.dense[:, columns.index(name)], coverage[name].missing)
         self._coverage = add_coverage(self._coverage, coverage)
-        if self._profile.score and self._scores is not None:
+        if self._profile.score:
             self._scores += self._profile.score.counts(self._scorer.score_encoded(encoded))
         self.num_rows += len(raw)
 
-    def score(self) -> Drift | None:
-        """Drift of the score; None if the profile has none."""
-        bins = self._profile.score
-        if bins is None or self._scores is None:
-            return None
-        moved = moved_floats(bins, bins.labels, self._scores)
-        return _drift(SCORE, bins, bins.labels, self._scores, None, (0.0, 0.0), moved)
+    def score(self) -> list[Drift]:
+        """Drift of the score; empty if the profile has none."""
+        bins, counts = self._profile.score, self._scores
+        if bins is None:
+            return []
+        return [_drift(SCORE, bins, bins.labels, counts, moved_floats(bins, bins.labels, counts))]
 
     def features(self) -> list[Drift]:
         """Drift of each feature, in registry order."""
         found: list[Drift] = []
         for feature in self._scorer.registry.features:
-            one, coverage = self._profile.features[feature.name], self._coverage[feature.name]
-            unseen = None
-            if one.unseen is not None and coverage.num_values:
-                unseen = (one.unseen, coverage.unseen_rate)
-            counts = self._counts[feature.name]
-            missing = (one.bins.shares[0], float(counts[0] / max(counts.sum(), 1.0)))
-            bins, labels = one.bins, one.bins.labels
+            profile, counts = self._profile.features[feature.name], self._counts[feature.name]
+            bins, labels = profile.bins, profile.bins.labels
             if isinstance(bins, TokenBins):
                 moved = moved_tokens(bins, self._names[feature.name], float(counts[0]))
             else:
                 if isinstance(feature, Numeric):  # its bins are of transformed values, and people know the raw ones
                     labels = bins.model_copy(update={"edges": raw_edges(feature, bins.edges)}).labels
                 moved = moved_floats(bins, labels, counts)
-            found.append(_drift(feature.name, bins, labels, counts, unseen, missing, moved))
+            unseen, coverage = profile.unseen, self._coverage[feature.name]
+            rates = None if unseen is None or not coverage.num_values else (unseen, coverage.unseen_rate)
+            found.append(_drift(feature.name, bins, labels, counts, moved, rates))
         return found
 
 
@@ -225,9 +214,8 @@ def _drift(
     bins: FloatBins | TokenBins,
     labels: list[str],
     counts: Shares,
-    unseen: tuple[float, float] | None,
-    missing: tuple[float, float],
     moved: list[Moved],
+    unseen: tuple[float, float] | None = None,
 ) -> Drift:
     expected, actual = np.array(bins.shares), counts / max(counts.sum(), 1.0)
     num_used = int(((expected > 0) | (actual > 0)).sum())
@@ -242,7 +230,7 @@ def _drift(
         labels=labels,
         expected=expected.tolist(),
         actual=actual.tolist(),
-        missing=missing,
+        missing=(bins.shares[0], float(actual[0])),
         unseen=unseen,
         moved=moved,
     )

@@ -1,4 +1,4 @@
-"""Shows drift: a table in the terminal, and one HTML page with charts that needs no network."""
+"""Shows drift: a table in the terminal, and one HTML page with bars that needs no network."""
 
 import html
 from datetime import UTC, datetime
@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from serving import svg
 from serving.drift import MAJOR, MODERATE, SCORE, Drift, DriftReport
 from serving.moved import Moved
 from serving.svg import shortened
@@ -21,8 +20,6 @@ MOVED = (
     "of values in order of their share, so it often knows between which two shares a value was, and no value by name: "
     "names are those of the rows compared."
 )
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 820, 270, 64, 30, 84
-"""Size and margins of a chart, in pixels."""
 _COLOURS = {"stable": "#2e7d32", "moderate": "#b26a00", "major": "#b3261e"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _TEXT = ' class="text"'
@@ -35,11 +32,12 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}
 th.text,td.text{text-align:left;overflow-wrap:anywhere}#all{width:100%}
 #about td{border:0;padding:.1rem .8rem .1rem 0;text-align:left}
-section{margin:2rem 0}h1{font-size:1.4rem}h2{font-size:1.05rem;margin:0 0 .3rem}svg{width:100%;height:auto}
-.note{color:#555}.expected{fill:#9aa5b1}.actual{fill:#1f5fa8}svg text{font:11px system-ui,sans-serif;fill:#333}
-.grid{stroke:#888;opacity:.3}a{color:#1f5fa8}
-@media(prefers-color-scheme:dark){body{background:#16181b;color:#e6e6e6}th,td{border-color:#333}.note{color:#aaa}
-svg text{fill:#ccc}.expected{fill:#6b7683}.actual,a{fill:#6aa7ee;color:#6aa7ee}}
+section{margin:2rem 0}h1{font-size:1.4rem}h2{font-size:1.05rem;margin:0 0 .3rem}
+.note{color:#555}a{color:#1f5fa8}td{white-space:nowrap}td.text{white-space:normal}
+.bars{width:24rem}.bars div{height:.5rem;margin:1px 0}
+.expected{background:#9aa5b1}.actual{background:#1f5fa8}
+@media (prefers-color-scheme:dark){body{background:#16181b;color:#e6e6e6}th,td{border-color:#333}.note{color:#aaa}
+a{color:#6aa7ee}.expected{background:#6b7683}.actual{background:#6aa7ee}}
 """
 
 
@@ -51,7 +49,7 @@ def drift_table(report: DriftReport) -> Table:
     table.add_column("\nverdict", no_wrap=True)
     for heading in ("\nPSI", "by\nchance", "% missing\ntrain, now", "% unseen\nvalid, now", "PSI of\nunseen"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for one in report.all:
+    for one in report.drift:
         table.add_row(one.name, one.verdict, *_figures(one))
     return table
 
@@ -71,8 +69,8 @@ def drift_page(report: DriftReport, written: datetime | None = None) -> str:
     headings = ("PSI", "by chance", "% missing: train, now", "% unseen: valid, now", "PSI of unseen")
     head = "".join(f"<th{_TEXT}>{name}</th>" for name in ("feature", "verdict"))
     head += "".join(f"<th>{name}</th>" for name in headings)
-    body = "".join(_row(one, number) for number, one in enumerate(report.all))
-    sections = "".join(_section(one, number) for number, one in enumerate(report.all))
+    body = "".join(_row(one, number) for number, one in enumerate(report.drift))
+    sections = "".join(_section(one, number) for number, one in enumerate(report.drift))
     title = f"Drift of {html.escape(report.model)} {html.escape(report.model_id)}"
     facts = _facts(report, written or datetime.now(UTC))
     about = "".join(f"<tr><td>{key}</td><td{_TEXT}>{html.escape(text)}</td></tr>" for key, text in facts.items())
@@ -109,7 +107,25 @@ def _verdict(one: Drift) -> str:
 
 def _section(one: Drift, number: int) -> str:
     heading = f"{html.escape(one.name)}: {_verdict(one)}, PSI {one.psi:.3f}"
-    return f'<section id="d{number}"><h2>{heading}</h2>{_picture(one)}{_moved(one)}</section>'
+    return f'<section id="d{number}"><h2>{heading}</h2>{_bins(one)}{_moved(one)}</section>'
+
+
+def _bins(one: Drift) -> str:
+    """A row per bin, with two bars: its share in training and now."""
+    bins = zip(one.labels, one.expected, one.actual, strict=True)
+    pairs = [(label, shares) for label, *shares in bins if label != "missing" or any(shares)]
+    widest = max(max(shares) for _, shares in pairs) or 1.0
+    rows = ""
+    for label, shares in pairs:
+        kinds = zip(("expected", "actual"), shares, strict=True)
+        bars = "".join(f'<div class="{kind}" style="width:{100 * share / widest:.1f}%"></div>' for kind, share in kinds)
+        texts = "".join(f"<td>{100 * share:.2f} %</td>" for share in shares)
+        rows += f'<tr><td{_TEXT}>{html.escape(label)}</td><td class="bars">{bars}</td>{texts}</tr>'
+    by_share = "values, by how common they were in training" if "rare or new" in one.labels else "value"
+    name = "probability" if one.name == SCORE else by_share
+    sides = zip(("expected", "actual"), (_expected_name(one), "now"), strict=True)
+    head = "".join(f'<th><span class="{kind}">&ensp;</span>&nbsp;{side}</th>' for kind, side in sides)
+    return f"<table><tr><th{_TEXT}>{name}</th><th></th>{head}</tr>{rows}</table>"
 
 
 def _moved(one: Drift) -> str:
@@ -130,32 +146,3 @@ def _share(value: Moved) -> str:
 
 def _expected_name(one: Drift) -> str:
     return "validation" if one.name == SCORE else "training"
-
-
-def _picture(one: Drift) -> str:
-    """Chart with two bars per bin: its share in training and now."""
-    of_training, bins = _expected_name(one), zip(one.labels, one.expected, one.actual, strict=True)
-    pairs = [(label, shares) for label, *shares in bins if label != "missing" or any(shares)]
-    right, base = WIDTH - 10, HEIGHT - BOTTOM
-    step, top = (right - LEFT) / len(pairs), 100 * max(max(shares) for _, shares in pairs) or 1.0
-    up = svg.Scale(0.0, 1.05 * top, base, TOP)
-    marks = [svg.Tick(value, f"{text} %") for value, text in svg.ticks(0.0, up.high)]
-    parts = [svg.y_axis(up, marks, LEFT, right), svg.y_title("share of the values", 12, (TOP + base) / 2)]
-    for number, (label, shares) in enumerate(pairs):
-        left = LEFT + step * (number + 0.12)
-        for kind, share, when in zip(("expected", "actual"), shares, (f"in {of_training}", "now"), strict=True):
-            y, width = up.at(100 * share), 0.38 * step
-            place = f'x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{base - y:.1f}"'
-            said = html.escape(f"{label}: {100 * share:.2f} % {when}")
-            parts.append(f'<rect class="{kind}" {place}><title>{said}</title></rect>')
-            left += width
-        x, y = f"{left - 0.3 * step:.1f}", base + 14
-        turned = f'x="{x}" y="{y}" text-anchor="end" transform="rotate(-25 {x} {y})"'
-        parts.append(f"<text {turned}>{html.escape(label)}</text>")
-    for x, kind, name in ((LEFT, "expected", of_training), (LEFT + 100, "actual", "now")):
-        square = f'<rect class="{kind}" x="{x}" y="6" width="12" height="12"/>'
-        parts.append(square + svg.text_at(x + 18, 16, name, "start"))
-    axis = "values, by how common they were in training" if "rare or new" in one.labels else "value"
-    parts.append(svg.text_at((LEFT + right) / 2, HEIGHT - 6, "probability" if one.name == SCORE else axis))
-    frame = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(one.name)}"'
-    return f"<svg {frame}>{''.join(parts)}</svg>"

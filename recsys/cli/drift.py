@@ -34,5 +34,5 @@ def drift(
         show(True, report.as_json() | {"page": None if out is None else str(out)})
     else:
         console.print(drift_table(report))
-    if fail_above is not None and any(one.worst > fail_above for one in report.all):
+    if fail_above is not None and any(one.worst > fail_above for one in report.drift):
         raise typer.Exit(1)

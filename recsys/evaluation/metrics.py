@@ -5,6 +5,7 @@ segments, the model card and MLflow read that entry.
 
 Shapes: ``N`` rows, ``G`` groups. Everything is numpy, float64, O(N log N). No metric depends on the order of the rows.
 Ranking metrics take any finite score; the others need probabilities in [0, 1]. A row of weight k counts as k rows.
+Every metric raises `InputError` for malformed predictions.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,14 +36,10 @@ def auc(predictions: Predictions) -> float:
     """Area under the ROC curve: the chance that a random positive outranks a random negative, ties counting one half.
 
     Exact without weights: pairs are counted in integers (Mann & Whitney 1947; Hanley & McNeil 1982). A pair weighs the
-    product of its rows' weights.
+    product of its rows' weights. Raises `InputError` for labels of one class.
 
-    Raises:
-        InputError: malformed input, or labels of one class.
-
-    Example:
-        >>> auc(Predictions.of([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8]))  # of four pairs three are won and one is tied
-        0.875
+    >>> auc(Predictions.of([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8]))  # of four pairs three are won and one is tied
+    0.875
     """
     examples = checked(predictions, is_probability=False)
     check_both_classes(examples, "auc")
@@ -53,38 +50,29 @@ def gauc(predictions: Predictions) -> float:
     """Mean AUC over groups, mostly users, weighted by their rows, or by the sum of those rows' weights.
 
     "GAUC" or user-weighted AUC of Zhou et al. 2018 (Deep Interest Network), in its experiments. Groups of one class are
-    left out.
+    left out; raises `UndefinedMetricError` if there are no others.
 
-    Raises:
-        InputError: malformed input.
-        UndefinedMetricError: no groups, or no group with both classes.
-
-    Example:
-        >>> groups = ["a", "a", "b", "b", "b"]
-        >>> gauc(Predictions.of([0, 1, 0, 1, 1], [0.1, 0.4, 0.6, 0.5, 0.2], groups))
-        0.4
+    >>> gauc(Predictions.of([0, 1, 0, 1, 1], [0.1, 0.4, 0.6, 0.5, 0.2], groups=["a", "a", "b", "b", "b"]))
+    0.4
     """
     if predictions.groups is None:
         raise UndefinedMetricError("gauc needs groups", found="none", remedy="name the registry's group column")
     examples = checked(predictions, is_probability=False, by_group=True)
-    is_mixed = _has_both_classes(examples)
+    assert examples.groups is not None
+    by_group = _auc_by_group(tied_runs(examples))
+    is_mixed = ~np.isnan(by_group)
     if not is_mixed.any():
         remedy = "use a coarser group or more rows"
         raise UndefinedMetricError("gauc needs a group with both classes", found="none", remedy=remedy)
-    by_group = _auc_by_group(tied_runs(examples))[is_mixed]
-    amounts = _sum_by_group(examples, examples.weights)[is_mixed]
-    return float(amounts @ by_group / amounts.sum())
+    amounts = np.bincount(examples.groups, weights=examples.weights)[is_mixed]
+    return float(amounts @ by_group[is_mixed] / amounts.sum())
 
 
 def log_loss(predictions: Predictions) -> float:
     """Mean negative log likelihood in nats, ``-mean(y ln p + (1 - y) ln(1 - p))``, p clipped by ``LOG_LOSS_CLIP``.
 
-    Raises:
-        InputError: malformed input.
-
-    Example:
-        >>> round(log_loss(Predictions.of([1, 0], [0.5, 0.5])), 4)
-        0.6931
+    >>> round(log_loss(Predictions.of([1, 0], [0.5, 0.5])), 4)
+    0.6931
     """
     return _log_loss(checked(predictions))
 
@@ -92,12 +80,10 @@ def log_loss(predictions: Predictions) -> float:
 def normalized_entropy(predictions: Predictions) -> float:
     """Log loss over that of the constant base rate (He et al. 2014, eq. 1): 1 is no better than that, 0 perfect.
 
-    Raises:
-        InputError: malformed input, or labels of one class.
+    Raises `InputError` for labels of one class.
 
-    Example:
-        >>> round(normalized_entropy(Predictions.of([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25])), 6)
-        1.0
+    >>> round(normalized_entropy(Predictions.of([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25])), 6)
+    1.0
     """
     examples = checked(predictions)
     check_both_classes(examples, "normalized_entropy")
@@ -110,12 +96,8 @@ def ece(predictions: Predictions) -> float:
 
     Guo et al. 2017, eq. 3, with bins of equal frequency: clicks are rare, and equal widths would put all in one bin.
 
-    Raises:
-        InputError: malformed input.
-
-    Example:
-        >>> round(ece(Predictions.of([0, 1, 1, 1], [0.5, 0.5, 0.8, 0.8])), 6)
-        0.1
+    >>> round(ece(Predictions.of([0, 1, 1, 1], [0.5, 0.5, 0.8, 0.8])), 6)
+    0.1
     """
     curve = reliability_curve(predictions)
     return float(curve.count @ np.abs(curve.mean_probability - curve.mean_label) / curve.count.sum())
@@ -124,12 +106,10 @@ def ece(predictions: Predictions) -> float:
 def calibration_ratio(predictions: Predictions) -> float:
     """Clicks expected over clicks seen, ``sum p / sum y``: above 1 the model predicts too many.
 
-    Raises:
-        InputError: malformed input, or no positive label.
+    Raises `InputError` without a positive label.
 
-    Example:
-        >>> calibration_ratio(Predictions.of([0, 1, 0, 1], [0.5, 0.75, 0.25, 1.0]))
-        1.25
+    >>> calibration_ratio(Predictions.of([0, 1, 0, 1], [0.5, 0.75, 0.25, 1.0]))
+    1.25
     """
     examples = checked(predictions)
     if not examples.is_positive.any():
@@ -141,12 +121,8 @@ def calibration_ratio(predictions: Predictions) -> float:
 def brier(predictions: Predictions) -> float:
     """Mean squared error of the probabilities, ``mean((p - y)^2)`` (Brier 1950, of one class).
 
-    Raises:
-        InputError: malformed input.
-
-    Example:
-        >>> brier(Predictions.of([0, 1], [0.5, 1.0]))
-        0.125
+    >>> brier(Predictions.of([0, 1], [0.5, 1.0]))
+    0.125
     """
     examples = checked(predictions)
     return _mean(np.square(examples.scores - examples.is_positive), examples)
@@ -193,15 +169,12 @@ CORRECTED = "calibration_ratio_corrected"
 def evaluate(predictions: Predictions) -> dict[str, float]:
     """Every entry of ``METRICS`` that is defined; gauc is not without groups, or if none of them has both classes.
 
-    Raises:
-        InputError: malformed input, or labels of one class.
+    Raises `InputError` for malformed predictions, and for labels of one class.
 
-    Example:
-        >>> metrics = evaluate(Predictions.of([0, 1, 1], [0.25, 0.5, 0.75]))
-        >>> metrics["auc"], metrics["brier"], "gauc" in metrics
-        (1.0, 0.125, False)
+    >>> metrics = evaluate(Predictions.of([0, 1, 1], [0.25, 0.5, 0.75]))
+    >>> metrics["auc"], metrics["brier"], "gauc" in metrics
+    (1.0, 0.125, False)
     """
-    checked(predictions, by_group=True)
     metrics: dict[str, float] = {}
     for name, metric in METRICS.items():
         try:
@@ -224,10 +197,7 @@ Monitor = Annotated[str, AfterValidator(_check_monitor)]
 
 
 def monitored(metrics: Mapping[str, float], monitor: str) -> float:
-    """The monitored metric's quality, the higher the better.
-
-    Raises:
-        InputError: the metric is undefined for the validation rows.
+    """The monitored metric's quality; raises `InputError` if it is undefined for the validation rows.
 
     >>> monitored({"auc": 0.75, "logloss": 0.5}, "logloss")
     -0.5
@@ -246,17 +216,6 @@ def _log_loss(examples: Examples) -> float:
 def _mean(values: NDArray[Any], examples: Examples) -> float:
     """Mean of values [N] by weight."""
     return float((values * examples.weights).sum() / examples.weights.sum())
-
-
-def _sum_by_group(examples: Examples, values: NDArray[Any]) -> Floats:
-    """Sums [G] of values [N]."""
-    assert examples.groups is not None
-    return np.bincount(examples.groups, weights=values).astype(np.float64)
-
-
-def _has_both_classes(examples: Examples) -> NDArray[np.bool_]:
-    """Flags [G] of the groups with both labels."""
-    return (_sum_by_group(examples, examples.is_positive) > 0) & (_sum_by_group(examples, ~examples.is_positive) > 0)
 
 
 def _auc_by_group(runs: Runs) -> Floats:

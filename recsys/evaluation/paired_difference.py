@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from features.errors import InputError
+from recsys.evaluation.curves import NUM_BINS
 from recsys.evaluation.metrics import LOG_LOSS_CLIP, METRICS
 from recsys.evaluation.predictions import Amounts, Examples, Floats, Predictions, check_both_classes, checked
 
 ONE_SIDED_95 = 1.6448536269514722
-NUM_BINS = 20
-"""Bins of the calibration error, as in `recsys.evaluation.metrics.ece`."""
 
 
 class Influence(NamedTuple):

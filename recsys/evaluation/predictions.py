@@ -89,20 +89,39 @@ def tied_runs(examples: Examples) -> Runs:
 def checked(predictions: Predictions, *, is_probability: bool = True, by_group: bool = False) -> Examples:
     """The rows [N] that count, with their groups if `by_group`; `is_probability` demands scores in [0, 1].
 
-    Raises:
-        InputError: wrong shape, label, score or weight.
+    Raises `InputError` for a wrong shape, label, score or weight.
     """
     labels, scores, groups, weights = predictions
-    is_positive, p = _checked_columns(labels, scores, is_probability)
-    num_rows = len(p)
-    codes = _codes(groups, num_rows) if by_group and groups is not None else None
-    if weights is None:
-        return Examples(is_positive, p, codes, np.ones(num_rows, np.int64))
-    amounts = _checked_weights(weights, num_rows)
-    if (counts := amounts > 0).all():
-        return Examples(is_positive, p, codes, amounts)
-    codes = None if codes is None else _codes(codes[counts], int(counts.sum()))
-    return Examples(is_positive[counts], p[counts], codes, amounts[counts])
+    y, p = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if y.ndim != 1 or y.shape != p.shape or not len(y):
+        found = f"{list(y.shape)} and {list(p.shape)}"
+        raise InputError("labels and probabilities must both have shape [N], N > 0", found=found, remedy="flatten them")
+    is_positive = y == 1
+    _check_each(is_positive | (y == 0), y, "labels must be 0 or 1", "map the label first")
+    is_inside = (p >= 0) & (p <= 1) if is_probability else np.isfinite(p)
+    expected = "probabilities must lie in [0, 1]" if is_probability else "scores must be finite"
+    _check_each(is_inside, p, expected, "check for a missing sigmoid or a diverged run")
+    for name, column in (("group", groups if by_group else None), ("weight", weights)):
+        if column is not None and np.shape(column) != p.shape:
+            expected, remedy = f"{name}s must have shape [{len(p)}]", f"give one {name} per row"
+            raise InputError(expected, found=f"{list(np.shape(column))}", remedy=remedy)
+    amounts = np.ones(len(p), np.int64) if weights is None else np.asarray(weights, dtype=np.float64)
+    is_amount = (amounts >= 0) & (amounts < np.inf)
+    _check_each(is_amount, amounts, "weights must be finite numbers from 0", "leave such rows out")
+    rows = slice(None) if amounts.all() else np.flatnonzero(amounts)
+    if not len(amounts[rows]):
+        raise InputError("a row must have a weight above 0", found="none", remedy="leave the weights out")
+    codes = None
+    if by_group and groups is not None:
+        codes = np.unique(np.asarray(groups)[rows], return_inverse=True)[1].astype(np.int64)
+    return Examples(is_positive[rows], p[rows], codes, amounts[rows])
+
+
+def _check_each(is_right: NDArray[np.bool_], values: NDArray[Any], expected: str, remedy: str) -> None:
+    """Raise `InputError` for the first of the values [N] that is not right."""
+    if not is_right.all():
+        row = int(np.argmin(is_right))
+        raise InputError(expected, found=f"{values[row]} in row {row}", remedy=remedy)
 
 
 def check_both_classes(examples: Examples, name: str) -> None:
@@ -111,49 +130,3 @@ def check_both_classes(examples: Examples, name: str) -> None:
     if is_positive.all() or not is_positive.any():
         found = f"only {int(is_positive[0])} in {len(is_positive)} rows"
         raise InputError(f"{name} needs labels of both classes", found=found, remedy="use more rows or another split")
-
-
-def _checked_columns(labels: ArrayLike, scores: ArrayLike, is_probability: bool) -> tuple[NDArray[np.bool_], Floats]:
-    """(is positive [N], scores [N] as float64)."""
-    y: NDArray[Any] = np.asarray(labels)
-    p = np.asarray(scores, dtype=np.float64)
-    if y.ndim != 1 or y.shape != p.shape or not len(y):
-        found = f"{list(y.shape)} and {list(p.shape)}"
-        raise InputError("labels and probabilities must both have shape [N], N > 0", found=found, remedy="flatten them")
-    is_positive = y == 1
-    if not (is_binary := is_positive | (y == 0)).all():
-        row = int(np.argmin(is_binary))
-        raise InputError("labels must be 0 or 1", found=f"{y[row]} in row {row}", remedy="map the label first")
-    low, high = (0.0, 1.0) if is_probability else (-np.finfo(np.float64).max, np.finfo(np.float64).max)
-    if not (is_inside := (p >= low) & (p <= high)).all():
-        row = int(np.argmin(is_inside))
-        expected = "probabilities must lie in [0, 1]" if is_probability else "scores must be finite"
-        raise InputError(
-            expected, found=f"{p[row]} in row {row}", remedy="check for a missing sigmoid or a diverged run"
-        )
-    return is_positive, p
-
-
-def _codes(groups: ArrayLike, num_rows: int) -> Integers:
-    """Groups [N] as numbers 0 ... G-1, every number in use."""
-    values = np.asarray(groups)
-    _check_length(values, num_rows, "group")
-    return np.unique(values, return_inverse=True)[1].astype(np.int64)
-
-
-def _checked_weights(weights: ArrayLike, num_rows: int) -> Floats:
-    amounts = np.asarray(weights, dtype=np.float64)
-    _check_length(amounts, num_rows, "weight")
-    if not (is_amount := (amounts >= 0) & (amounts < np.inf)).all():
-        row = int(np.argmin(is_amount))
-        found = f"{amounts[row]} in row {row}"
-        raise InputError("weights must be finite numbers from 0", found=found, remedy="leave such rows out")
-    if not amounts.any():
-        raise InputError("a row must have a weight above 0", found="none", remedy="leave the weights out")
-    return amounts
-
-
-def _check_length(values: NDArray[Any], num_rows: int, name: str) -> None:
-    if values.shape != (num_rows,):
-        found = f"{list(values.shape)}"
-        raise InputError(f"{name}s must have shape [{num_rows}]", found=found, remedy=f"give one {name} per row")

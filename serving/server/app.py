@@ -192,6 +192,7 @@ class App:
         try:
             request = format.read(body, scorer.registry, self._limits)
             record.num_rows = request.num_rows
+            self._limits.check_num_rows(request.num_rows)
             record.end_stage("parse")
             encoded = scorer.encode(*request.arguments, allow_missing=True)
             check_lists(encoded, self._limits)

@@ -3,6 +3,7 @@
 The bytes are untrusted: every size and count is checked against the bytes that are there before it is used.
 """
 
+import reprlib
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -28,15 +29,15 @@ class RawTensors:
         self._data, self._start = memoryview(data or b""), 0
         self._has_header = data is not None
 
-    def take(self, place: str, size: Any) -> memoryview:
-        """The next `binary_data_size` bytes; raises `InputError` if that is not a size, or there are fewer."""
+    def take(self, place: str, size: int) -> memoryview:
+        """The next `binary_data_size` bytes; raises `InputError` if there are fewer."""
         if not self._has_header:
             remedy = "say how many bytes of the body are JSON"
             raise InputError(f"{place}: expected the header {HEADER} with binary data", found="none", remedy=remedy)
         left = len(self._data) - self._start
-        if type(size) is not int or not 0 <= size <= left:
-            found = str(size)[:40] if type(size) is int and abs(size) < 10**_MAX_DIGITS else "another"
-            raise InputError(f"{place}: expected a binary_data_size of 0 to {left}, as the body has", found=found)
+        if size > left:
+            expected = f"{place}: expected a binary_data_size of 0 to {left}, as the body has"
+            raise InputError(expected, found=reprlib.repr(size), remedy="correct it")
         self._start += size
         return self._data[self._start - size : self._start]
 
@@ -62,7 +63,7 @@ def split_body(body: bytes, length: str | None) -> tuple[bytes, RawTensors]:
     return body[: int(length)], RawTensors(memoryview(body)[int(length) :])
 
 
-def values_of(place: str, datatype: str, count: int, raw: memoryview) -> Sequence[Any]:
+def values_of(place: str, datatype: str, count: int, raw: memoryview) -> list[Any]:
     """The `count` values of a tensor, as JSON would give them.
 
     >>> values_of("input 'x'", "FP16", 2, memoryview(bytes([0, 60, 0, 192])))

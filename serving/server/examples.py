@@ -1,25 +1,20 @@
-"""Example requests to a model, and its answers.
-
-Numbers are in the range of training, where the registry or the training profile has it. Texts are made up: a bundle
-contains only hashes.
-"""
+"""Example requests to a model, with made-up values, and its answers: a bundle has no texts, only their hashes."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from features.registry import FeatureRegistry
 from features.spec import Categorical, CategoricalList, FeatureSpec, Numeric
-from serving.bundle.profile import DISTRIBUTIONS
 from serving.scorer import Scorer
-from serving.server.bodies import OUTPUT
-from serving.server.protocol import metadata_of
+from serving.server.bodies import INVOCATIONS, INVOCATIONS_CSV, SCORE, RequestFormat
+from serving.server.limits import Limits
+from serving.server.metrics import ModelVersion
+from serving.server.protocol import metadata_of, tensors_of
 
-NUM_ROWS = 2
 Row = dict[str, Any]
 
 
@@ -32,95 +27,63 @@ class Example(NamedTuple):
     answer: Any
 
 
-def example_rows(registry: FeatureRegistry, profile: Mapping[str, Any]) -> list[Row]:
+def example_rows(registry: FeatureRegistry) -> list[Row]:
     """Two rows with a value of every feature.
 
-    >>> registry = FeatureRegistry.of(features={"user": "categorical", "price": "numeric"})
-    >>> example_rows(registry, {})
+    >>> example_rows(FeatureRegistry.of(features={"user": "categorical", "price": "numeric"}))
     [{'user': 'user 1', 'price': 1.0}, {'user': 'user 2', 'price': 2.0}]
     """
-    columns = {feature.name: _values(feature, profile) for feature in registry.features}
-    return [{name: values[row] for name, values in columns.items()} for row in range(NUM_ROWS)]
+    return [{feature.name: _value(feature, number) for feature in registry.features} for number in (1, 2)]
 
 
 def examples_of(name: str, scorer: Scorer) -> dict[str, list[Example]]:
     """Bodies by request format that can be sent unchanged to the model served under this name."""
-    registry, version, json_type = scorer.registry, scorer.bundle.model_id, "application/json"
-    rows = example_rows(registry, scorer.bundle.profile)
+    registry, version = scorer.registry, ModelVersion(name, scorer.bundle.model_id)
+    rows = example_rows(registry)
     names = [*rows[0]]
-    half = max(1, len(names) // 2)
-    context = {name: rows[0][name] for name in names[:half]}
-    candidates = [{name: row[name] for name in names[half:]} for row in rows]
-    of_rows, of_candidates = (scorer.score(*arguments).tolist() for arguments in ((rows,), (context, candidates)))
-    inputs = [_tensor(one, rows) for one in metadata_of(registry)["inputs"]]
-    output = {"name": OUTPUT, "datatype": "FP64", "shape": [NUM_ROWS], "data": of_rows}
-    infer = {"model_name": name, "model_version": version, "id": "1", "outputs": [output]}
-
-    def scored(scores: list[float]) -> Row:
-        return {"model": name, "version": version, "scores": scores}
-
+    shared = names[: max(1, len(names) // 2)]
+    context = {key: rows[0][key] for key in shared}
+    candidates = [{key: row[key] for key in names if key not in shared} for row in rows]
     split = {"columns": names, "data": [[*row.values()] for row in rows]}
-    examples = {
+    inputs = [_tensor(one, rows) for one in metadata_of(registry)["inputs"]]
+    csv = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]  # it has no lists
+    separator = registry.csv.separator if registry.csv else ","
+
+    def example(title: str, format: RequestFormat, body: Any) -> Example:
+        text, media_type = (body, "text/csv") if isinstance(body, str) else (json.dumps(body), "application/json")
+        request = format.read(text.encode(), registry, Limits())
+        answer = format.reply(version, request, scorer.score(*request.arguments, allow_missing=True))
+        return Example(title, media_type, body, json.loads(bytes(answer.body)))
+
+    return {
         "Score": [
-            Example("rows", json_type, {"rows": rows}, scored(of_rows)),
-            Example("candidates", json_type, {"context": context, "candidates": candidates}, scored(of_candidates)),
+            example("rows", SCORE, {"rows": rows}),
+            example("candidates", SCORE, {"context": context, "candidates": candidates}),
         ],
         "Invocations": [
-            Example("dataframe_split", json_type, {"dataframe_split": split}, _predictions(of_rows)),
-            Example("dataframe_records", json_type, {"dataframe_records": rows}, _predictions(of_rows)),
+            example("dataframe_split", INVOCATIONS, {"dataframe_split": split}),
+            example("dataframe_records", INVOCATIONS, {"dataframe_records": rows}),
+            *([example("csv", INVOCATIONS_CSV, pl.DataFrame(csv).write_csv(separator=separator))] if csv[0] else []),
         ],
-        "Infer": [Example("tensors", json_type, {"id": "1", "inputs": inputs}, infer)],
+        "Infer": [example("tensors", tensors_of(None), {"id": "1", "inputs": inputs})],
     }
-    flat = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in rows]
-    if flat[0]:  # a csv has no lists
-        scores = scorer.score(flat, allow_missing=True).tolist()
-        text = pl.DataFrame(flat).write_csv(separator=registry.csv.separator if registry.csv else ",")
-        examples["Invocations"].append(Example("csv", "text/csv", text, _predictions(scores)))
-    return examples
 
 
-def _values(feature: FeatureSpec, profile: Mapping[str, Any]) -> Sequence[Any]:
+def _value(feature: FeatureSpec, number: int) -> Any:
+    """The value of a feature in row 1 or 2; of a number near the mean of training, where the registry has it."""
     if isinstance(feature, Numeric):
-        return _numbers(feature, profile)
+        fitted = feature.fitted
+        return float(f"{fitted.mean + (number - 1) * fitted.std:.3g}") if fitted else float(number)
     if not isinstance(feature, Categorical | CategoricalList):
-        return list(islice(cycle(feature.samples()), NUM_ROWS))
-    texts: Sequence[Any] = [f"{feature.name} {k + 1}" for k in range(NUM_ROWS)]
-    values = {"integer": [17, 42], "boolean": [True, False]}.get(feature.value_type or "", texts)
+        return feature.samples()[-number]
+    texts = [f"{feature.name} 1", f"{feature.name} 2"]
+    values: Sequence[Any] = {"integer": [17, 42], "boolean": [True, False]}.get(feature.value_type or "", texts)
     if not isinstance(feature, CategoricalList):
-        return values
-    if feature.separator is None:
-        return [values, values[::-1]]
-    texts = [json.dumps(value) if isinstance(value, bool) else str(value) for value in values]
-    return [feature.separator.join(texts), texts[1]]
-
-
-def _numbers(feature: Numeric, profile: Mapping[str, Any]) -> list[float]:
-    """Two numbers in the range of training, or 1 and 2 where the bundle does not have that."""
-    fitted = feature.fitted
-    if fitted is not None:
-        found = _quartiles(fitted.boundaries) if fitted.boundaries else [fitted.mean, fitted.mean + fitted.std]
-    else:
-        try:
-            found = _quartiles(profile[DISTRIBUTIONS]["features"][feature.name]["floats"]["edges"])
-            if feature.transform == "log1p":
-                found = [math.copysign(math.expm1(min(abs(number), 80.0)), number) for number in found]
-        except (KeyError, IndexError, TypeError, ValueError):
-            found = [1.0, 2.0]
-    return [float(f"{number:.3g}") for number in found]
-
-
-def _quartiles(edges: Sequence[float]) -> list[float]:
-    return [float(edges[len(edges) // 4]), float(edges[3 * len(edges) // 4])]
+        return values[number - 1]
+    return values[::-1] if feature.separator is None else feature.separator.join(map(str, values[:number]))
 
 
 def _tensor(metadata: Mapping[str, Any], rows: Sequence[Row]) -> Row:
-    flat, shape = [row[metadata["name"]] for row in rows], [len(rows)]
-    if isinstance(flat[0], list):
-        flat, shape = [one for values in flat for one in values], [len(rows), len(flat[0])]
-    if metadata["datatype"] == "BYTES":
-        flat = [json.dumps(one) if isinstance(one, bool) else str(one) for one in flat]
-    return {**metadata, "shape": shape, "data": flat}
-
-
-def _predictions(scores: Sequence[float]) -> Row:
-    return {"predictions": [{OUTPUT: score} for score in scores]}
+    values = np.array([row[metadata["name"]] for row in rows])
+    values = values.astype(str) if metadata["datatype"] == "BYTES" else values
+    return {**metadata, "shape": list(values.shape), "data": values.ravel().tolist()}

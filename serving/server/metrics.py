@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client import generate_latest as text_of
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +20,13 @@ LOW_SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 SCORES = (*LOW_SCORES, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 SCORING = frozenset({"score", "infer", "invocations"})
 """Endpoints whose latency is recorded; the others would only hide theirs."""
+_COVERAGE = {
+    "examples": "Rows scored, by feature: the denominator of the missing rate.",
+    "missing": "Rows without a value of the feature.",
+    "values": "Values looked up: the denominator of the unseen rate.",
+    "unseen": "Values that certainly occurred in no training row.",
+}
+"""Counters by feature, in the order of `Coverage`."""
 
 disable_created_metrics()  # a time of creation per series would double the page
 
@@ -33,47 +41,37 @@ class ModelVersion(NamedTuple):
 NO_MODEL = ModelVersion("", "")
 
 
-class Histogram(Collector):
-    """A histogram whose observations come as arrays: a request has up to thousands of scores.
+class ScoreHistogram(Collector):
+    """The histogram of scores, which come as arrays of up to thousands; prometheus-client's own takes one per call.
 
-    prometheus-client's own takes one value per call, and writes the bound 1 as "1.0".
-
-    >>> histogram = Histogram("rows", "Rows per request.", ["model"], (1, 2))
-    >>> histogram.observe(("clicks",), np.array([0.5, 1.0, 1.5, 9.0]))
-    >>> [sample.value for sample in next(histogram.collect()).samples]  # up to 1, up to 2, all, their number, their sum
-    [2, 3, 4, 4, 12.0]
+    >>> histogram = ScoreHistogram()
+    >>> histogram.observe(ModelVersion("clicks", "1"), np.array([0.0005, 0.001, 0.0015, 0.5]))
+    >>> [sample.value for sample in next(histogram.collect()).samples][:3]  # up to .001, .002 and .005
+    [2, 3, 3]
     """
 
-    def __init__(self, name: str, documentation: str, labels: list[str], bounds: tuple[float, ...]) -> None:
-        self._name, self._documentation, self._labels = name, documentation, labels
-        self._bounds = np.asarray(bounds, dtype=np.float64)
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._series: dict[tuple[str, ...], tuple[npt.NDArray[np.int64], float]] = {}
-        """Labels to counts by bucket, and the sum."""
+        self._series: dict[ModelVersion, tuple[npt.NDArray[np.int64], float]] = {}
+        """Counts by bucket, and the sum."""
 
-    def observe(self, labels: tuple[str, ...], values: npt.NDArray[np.float64]) -> None:
+    def observe(self, version: ModelVersion, values: npt.NDArray[np.float64]) -> None:
         """Count values [N]; an upper bound belongs to its bucket."""
-        buckets = np.searchsorted(self._bounds, values, side="left")
-        added = np.bincount(buckets, minlength=len(self._bounds) + 1), float(values.sum())
+        added = np.bincount(np.searchsorted(SCORES, values, side="left"), minlength=len(SCORES) + 1)
         with self._lock:
-            counts, total = self._series.get(labels, (0, 0.0))
-            self._series[labels] = counts + added[0], total + added[1]
+            counts, total = self._series.get(version, (0, 0.0))
+            self._series[version] = counts + added, total + float(values.sum())
 
-    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
-        """End the series that have these labels among theirs."""
-        wanted = {self._labels.index(name): value for name, value in labels.items()}
-        with self._lock:
-            for key in [key for key in self._series if all(key[k] == value for k, value in wanted.items())]:
-                del self._series[key]
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """End the series of a version."""
+        self._series.pop(ModelVersion(**labels), None)
 
     def collect(self) -> Iterator[Metric]:
         """The family of metrics, for prometheus-client."""
-        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
-        names = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
-        with self._lock:
-            series = list(self._series.items())
-        for labels, (counts, total) in series:
-            family.add_metric([*labels], list(zip(names, np.cumsum(counts).tolist(), strict=True)), total)
+        family = HistogramMetricFamily("muxrec_score", "Probabilities in answers.", labels=ModelVersion._fields)
+        names = [*map(str, SCORES), "+Inf"]
+        for version, (counts, total) in list(self._series.items()):
+            family.add_metric(version, list(zip(names, np.cumsum(counts).tolist(), strict=True)), total)
         yield family
 
 
@@ -83,41 +81,30 @@ class ServerMetrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        model = ["model", "version"]
-        endpoint, feature = [*model, "endpoint"], [*model, "feature"]
-        self._requests = Counter("muxrec_requests", "Answered requests.", [*endpoint, "status"], registry=registry)
-        text = "Requests that were answered with an error."
-        self._failures = Counter("muxrec_request_failures", text, [*endpoint, "reason"], registry=registry)
-        text = "From the first byte of a request to its answer, in seconds."
-        self._latency = Histogram("muxrec_request_seconds", text, endpoint, SECONDS)
+        counter = partial(Counter, namespace="muxrec", registry=registry)
+        gauge = partial(Gauge, namespace="muxrec", registry=registry)
+        histogram = partial(Histogram, namespace="muxrec", registry=registry)
+        model = ModelVersion._fields
+        self._requests = counter("requests", "Answered requests.", [*model, "endpoint", "status"])
+        self._failures = counter("request_failures", "Answers that are errors.", [*model, "endpoint", "reason"])
+        text = "Seconds from the first byte of a request to its answer."
+        self._latency = histogram("request_seconds", text, [*model, "endpoint"], buckets=SECONDS)
         text = "Seconds of a scoring request by stage."
-        self._stages = Histogram("muxrec_stage_seconds", text, [*model, "stage"], SECONDS)
-        self._rows = Histogram("muxrec_batch_rows", "Rows, or candidates, per request.", model, ROWS)
-        self._scores = Histogram("muxrec_score", "Probabilities in answers.", model, SCORES)
-        coverage = {  # in the order of `Coverage`
-            "examples": "Rows scored, by feature: the denominator of the missing rate.",
-            "missing": "Rows without a value of the feature.",
-            "values": "Values looked up: the denominator of the unseen rate.",
-            "unseen": "Values that certainly occurred in no training row.",
-        }
-        self._coverage = [
-            Counter(f"muxrec_feature_{name}", text, feature, registry=registry) for name, text in coverage.items()
-        ]
-        text = "Looks for a new version, by outcome."
-        self._loads = Counter("muxrec_model_loads", text, ["outcome"], registry=registry)
-        self._in_flight = Gauge("muxrec_requests_in_flight", "Requests being answered.", registry=registry)
-        self._ready = Gauge("muxrec_ready", "1 where new requests are welcome.", registry=registry)
+        self._stages = histogram("stage_seconds", text, [*model, "stage"], buckets=SECONDS)
+        self._rows = histogram("batch_rows", "Rows, or candidates, per request.", model, buckets=ROWS)
+        self._scores = ScoreHistogram()
+        registry.register(self._scores)
+        self._coverage = [counter(f"feature_{name}", text, [*model, "feature"]) for name, text in _COVERAGE.items()]
+        self._loads = counter("model_loads", "Looks for a new version, by outcome.", ["outcome"])
+        self._in_flight = gauge("requests_in_flight", "Requests being answered.")
+        self._ready = gauge("ready", "1 where new requests are welcome.")
         text = "Time at which a version was loaded, in seconds since 1970."
-        name = "muxrec_model_loaded_timestamp_seconds"
-        self._loaded = Gauge(name, text, [*model, "role"], registry=registry)
-        self._versions: dict[ModelVersion, float] = {}
+        self._loaded = gauge("model_loaded_timestamp_seconds", text, [*model, "role"])
         self._counted: set[ModelVersion] = set()
-        # Looking labels up takes 40 us per request.
-        self._by_feature: dict[tuple[ModelVersion, str], list[Counter]] = {}
         histograms = (self._latency, self._stages, self._rows, self._scores)
-        for histogram in histograms:
-            registry.register(histogram)
         self._by_version = (self._requests, self._failures, *histograms, *self._coverage)
+        # Looking labels up takes 40 us per request.
+        self._counters = cache(lambda version, feature: [one.labels(*version, feature) for one in self._coverage])
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -136,7 +123,7 @@ class ServerMetrics:
         if reason:
             self._failures.labels(*version, endpoint, reason).inc()
         if endpoint in SCORING:
-            self._latency.observe((*version, endpoint), np.array([seconds]))
+            self._latency.labels(*version, endpoint).observe(seconds)
 
     def add_scored(
         self,
@@ -146,18 +133,13 @@ class ServerMetrics:
         stages: Mapping[str, float],
     ) -> None:
         """Count the scores of a request; `stages`: seconds by stage."""
-        self._rows.observe(version, np.array([float(len(probabilities))]))
+        self._rows.labels(*version).observe(len(probabilities))
         self._scores.observe(version, probabilities)
         for stage, seconds in stages.items():
-            self._stages.observe((*version, stage), np.array([seconds]))
+            self._stages.labels(*version, stage).observe(seconds)
         for feature, counts in coverage.items():
-            counters = self._by_feature.get((version, feature))
-            if counters is None:
-                counters = [counter.labels(*version, feature) for counter in self._coverage]
-                self._by_feature[version, feature] = counters
-            for counter, count in zip(counters, counts, strict=True):
-                if count:
-                    counter.inc(count)
+            for counter, count in zip(self._counters(version, feature), counts, strict=True):
+                counter.inc(count)
 
     def add_load(self, outcome: str) -> None:
         """Count a look for a new version: `loaded`, `unchanged` or `refused`."""
@@ -166,14 +148,11 @@ class ServerMetrics:
     def set_served(self, versions: Mapping[ModelVersion, float], *, is_ready: bool) -> None:
         """Versions that are loaded, the current one first, with the time of loading; the others' series end."""
         self._ready.set(is_ready)
-        if tuple(self._versions) == tuple(versions):
-            return
         for version in self._counted - versions.keys() - {NO_MODEL}:
             self._counted.remove(version)
             for metric in self._by_version:
                 metric.remove_by_labels(version._asdict())
-        self._by_feature.clear()
-        self._versions = dict(versions)
+            self._counters.cache_clear()
         self._loaded.clear()
         for position, (version, loaded_at) in enumerate(versions.items()):
             self._loaded.labels(*version, "previous" if position else "current").set(loaded_at)

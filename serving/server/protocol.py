@@ -5,14 +5,25 @@ JSON, raw bytes (`binary.py`). An extension of the protocol: `null` in `data` is
 that is not sent.
 """
 
-import difflib
 import math
+import reprlib
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, FailFast, Field, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    FailFast,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -27,48 +38,55 @@ from serving.server.bodies import (
     Probabilities,
     RequestFormat,
     json_response,
-    kind_of,
-    read_json_object,
+    mistake,
+    read_request,
     rows_of_columns,
-    validated,
 )
 from serving.server.limits import Limits
 from serving.server.metrics import ModelVersion
 
 # Lists of unequal lengths as two tensors, all values and the offset of each row's first: a convention of Merlin.
 VALUES, OFFSETS = "__values", "__offsets"
-MAX_DIMENSION = 2**31
-CONTENT_TYPES = ("np", "pd", "str")
-"""MLServer's content types that mean here what they mean there: values as they are."""
-_OTHER_MEANINGS = ("classification", "shared_memory_region")
-"""Parameters of Triton that ask for something else than the values."""
-
-_Integers = Literal["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
-Datatype = Literal["BYTES", "BOOL", _Integers, "FP16", "BF16", "FP32", "FP64"]
+Datatype = Literal[
+    "BYTES", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
+    "FP16", "BF16", "FP32", "FP64",
+]  # fmt: skip
 DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
 
+_JSON_VALUES: dict[str, Any] = {"BYTES": StrictStr, "BOOL": StrictBool}
+_JSON_VALUES |= dict.fromkeys(("FP16", "BF16", "FP32", "FP64"), StrictInt | StrictFloat)
+for _bits in (8, 16, 32, 64):
+    _JSON_VALUES[f"INT{_bits}"] = Annotated[StrictInt, Field(ge=-(2 ** (_bits - 1)), lt=2 ** (_bits - 1))]
+    _JSON_VALUES[f"UINT{_bits}"] = Annotated[StrictInt, Field(ge=0, lt=2**_bits)]
+_DATA = {name: TypeAdapter[Any](Annotated[list[one | None], FailFast()]) for name, one in _JSON_VALUES.items()}  # pyright: ignore
+_Size = Annotated[StrictInt, Field(ge=0)]
 
-_RANGES = {f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)}
-_RANGES |= {f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)}
-_TYPES: dict[str, frozenset[type]] = {
-    "BYTES": frozenset({str}),
-    "BOOL": frozenset({bool}),
-    **dict.fromkeys(_RANGES, frozenset({int})),
-    **dict.fromkeys(("FP16", "BF16", "FP32", "FP64"), frozenset({int, float})),
-}
 
-Parameters = dict[str, Any] | None
-_Size = Annotated[int, Field(strict=True, ge=0, lt=MAX_DIMENSION)]
+class Parameters(BaseModel):
+    """The parameters that matter here; others, such as a priority, change no value and are ignored."""
+
+    content_type: Literal["np", "pd", "str"] | None = None
+    """MLServer's content types that mean what they mean there: values as they are."""
+    classification: None = None
+    """Triton's request for something else than the values is refused."""
+    shared_memory_region: None = None
+    """The same."""
+    binary_data_size: _Size | None = None
+    """Of an input: the bytes that it has after the JSON."""
+    binary_data: StrictBool | None = None
+    """Of an output: True for raw bytes."""
+    binary_data_output: StrictBool = False
+    """Of a request: `binary_data` of outputs that do not say."""
 
 
 class Tensor(BaseModel):
     """An input; `data` may be nested as its shape says."""
 
     name: StrictStr
-    shape: Annotated[list[_Size], Field(min_length=1, max_length=2)]
+    shape: Annotated[list[Annotated[_Size, Field(lt=2**31)]], Field(min_length=1, max_length=2)]
     datatype: Datatype
     data: Any = Field(None, json_schema_extra={"type": "array"})
-    parameters: Parameters = None
+    parameters: Parameters | None = None
 
     @property
     def place(self) -> str:
@@ -76,16 +94,16 @@ class Tensor(BaseModel):
         return f"input {self.name[:80]!r}"
 
     @property
-    def is_raw(self) -> bool:
-        """True if its values follow the JSON as raw bytes."""
-        return "binary_data_size" in (self.parameters or {})
+    def num_bytes(self) -> int | None:
+        """Size of the values as raw bytes after the JSON; None where they are in `data`."""
+        return self.parameters.binary_data_size if self.parameters else None
 
 
 class Output(BaseModel):
     """An output that a client asks for."""
 
     name: Literal["probability"]
-    parameters: Parameters = None
+    parameters: Parameters | None = None
 
 
 def _listed(outputs: Any) -> list[Any]:
@@ -100,7 +118,14 @@ class InferRequest(BaseModel):
     id: StrictStr | None = None
     inputs: Annotated[list[Tensor], FailFast(), Field(min_length=1)]
     outputs: Annotated[list[Output], FailFast(), BeforeValidator(_listed)] = []
-    parameters: Parameters = None
+    parameters: Parameters | None = None
+
+    @property
+    def is_binary(self) -> bool:
+        """True if the answer's values are wanted as raw bytes; the last output decides."""
+        wanted = [one.parameters.binary_data for one in self.outputs if one.parameters]
+        by_default = bool(self.parameters and self.parameters.binary_data_output)
+        return next((one for one in reversed(wanted) if one is not None), by_default)
 
 
 def read_tensors(body: bytes, registry: FeatureRegistry, limits: Limits, length: str | None = None) -> ParsedRequest:
@@ -114,20 +139,12 @@ def read_tensors(body: bytes, registry: FeatureRegistry, limits: Limits, length:
     ([{'user': 'x'}, {'user': None}],)
     """
     text, raw = split_body(body, length)
-    request = validated(InferRequest, read_json_object(text), limits)
-    is_binary = _is_binary_wanted(request)
-    content_type = (request.parameters or {}).get("content_type")
+    request = read_request(text, InferRequest)
     for tensor in request.inputs:
-        tensor.data = _values(tensor, raw, content_type)
+        tensor.data = _values(tensor, raw)
     raw.check_end()
-    columns = _columns(request.inputs, registry, limits)
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{length} in {name!r}" for name, length in list(lengths.items())[:4])
-        raise InputError("inputs: expected the same number of rows", found=found, remedy="send one value per row")
-    num_rows = next(iter(lengths.values()))
-    limits.check_num_rows(num_rows)
-    return ParsedRequest((rows_of_columns(columns, registry),), num_rows, request.id, is_binary)
+    rows = rows_of_columns(_columns(request.inputs, registry, limits), limits)
+    return ParsedRequest((rows,), request.id, request.is_binary)
 
 
 def reply_tensors(version: ModelVersion, request: ParsedRequest, probabilities: Probabilities) -> Response:
@@ -157,125 +174,70 @@ def metadata_of(registry: FeatureRegistry) -> dict[str, list[dict[str, Any]]]:
     return {"inputs": inputs, "outputs": [{"name": OUTPUT, "datatype": "FP64", "shape": [-1]}]}
 
 
-def _is_binary_wanted(request: InferRequest) -> bool:
-    wanted = _flag("request", request.parameters, "binary_data_output", default=False)
-    for output in request.outputs:
-        _check_meaning("outputs", "FP64", output.parameters, None)
-        wanted = _flag("outputs", output.parameters, "binary_data", default=wanted)
-    return wanted
-
-
-def _flag(place: str, parameters: Parameters, name: str, *, default: bool) -> bool:
-    value = (parameters or {}).get(name, default)
-    if not isinstance(value, bool):
-        raise InputError(f"{place}: expected {name} true or false", found=kind_of(value))
-    return value
-
-
-def _check_meaning(place: str, datatype: str, parameters: Parameters, default: Any) -> None:
-    """Raise `InputError` where parameters give the data another meaning than they have here.
-
-    Other parameters, such as a priority, change no value and are ignored.
-    """
-    parameters = parameters or {}
-    for name in _OTHER_MEANINGS:
-        if name in parameters:
-            raise InputError(f"{place}: expected plain values", found=name, remedy="leave that parameter out")
-    content_type = parameters.get("content_type", default)
-    if content_type is None or (content_type in CONTENT_TYPES and (content_type != "str" or datatype == "BYTES")):
-        return
-    expected = f"{place}: expected content_type np or pd" + (" or str" if datatype == "BYTES" else "")
-    found = repr(content_type[:40]) if isinstance(content_type, str) else kind_of(content_type)
-    remedy = "send texts, numbers and booleans as they are, without a content_type"
-    raise InputError(expected, found=found, remedy=remedy)
-
-
-def _values(tensor: Tensor, raw: RawTensors, content_type: Any) -> Sequence[Any]:
+def _values(tensor: Tensor, raw: RawTensors) -> list[Any]:
     """A tensor's values in row-major order; raises `InputError` unless shape, data type and data agree."""
     place, datatype, count = tensor.place, tensor.datatype, math.prod(tensor.shape)
-    _check_meaning(place, datatype, tensor.parameters, content_type)
-    if tensor.is_raw == ("data" in tensor.model_fields_set):
-        found = "both" if tensor.is_raw else "none"
+    if (tensor.num_bytes is not None) == ("data" in tensor.model_fields_set):
+        found = "none" if tensor.num_bytes is None else "both"
         remedy = "send `data` as JSON, or binary_data_size and raw bytes"
         raise InputError(f"{place}: expected data", found=found, remedy=remedy)
-    if tensor.parameters is not None and tensor.is_raw:
-        return values_of(place, datatype, count, raw.take(place, tensor.parameters["binary_data_size"]))
-    data = _flat(tensor.data, len(tensor.shape))
+    if datatype != "BYTES" and tensor.parameters and tensor.parameters.content_type == "str":
+        raise InputError(f"{place}: expected content_type np or pd", found="'str'", remedy="leave it out")
+    if tensor.num_bytes is not None:
+        return values_of(place, datatype, count, raw.take(place, tensor.num_bytes))
+    data = tensor.data if isinstance(tensor.data, list) else [tensor.data]
+    if len(tensor.shape) == 2 and data and all(isinstance(part, list) for part in data):
+        data = [value for part in data for value in part]
     if len(data) != count:
-        found = f"{len(data)} for shape {tensor.shape}"[:80]
+        found = f"{len(data)} for shape {tensor.shape}"
         raise InputError(f"{place}: expected {count} values", found=found, remedy="correct the shape or the data")
-    _check_data(place, datatype, data)
-    return data
-
-
-def _flat(data: Any, num_dimensions: int) -> list[Any]:
-    """Data in row-major order; it may be flat already, or nested as its shape says."""
-    if not isinstance(data, list):
-        return [data]
-    if num_dimensions == 2 and data and all(type(part) is list for part in data):
-        return [value for part in data for value in part]
-    return data
-
-
-def _check_data(place: str, datatype: str, data: Sequence[Any]) -> None:
-    allowed = _TYPES[datatype] | {type(None)}
-    wrong = {type(value) for value in data} - allowed
-    if wrong:
-        found = kind_of(next(value for value in data if type(value) in wrong))
-        raise InputError(f"{place}: expected values of {datatype}", found=found, remedy="correct datatype or data")
-    if datatype in _RANGES:
-        low, high = _RANGES[datatype]
-        outside = next((value for value in data if value is not None and not low <= value <= high), None)
-        if outside is not None:
-            found = str(outside)[:40] if abs(outside) < 10**40 else "a longer number"
-            raise InputError(f"{place}: expected {low} to {high}", found=found, remedy="choose a wider datatype")
+    try:
+        return _DATA[datatype].validate_python(data)
+    except ValidationError as error:
+        raise mistake(error, f"{place} of {datatype}, data") from None
 
 
 def _columns(tensors: Sequence[Tensor], registry: FeatureRegistry, limits: Limits) -> dict[str, list[Any]]:
-    by_name: dict[str, Tensor] = {}
-    for tensor in tensors:
-        if tensor.name in by_name:
-            raise InputError("inputs: expected each tensor once", found=f"{tensor.name[:80]!r} twice")
-        by_name[tensor.name] = tensor
+    """Values [B] by feature."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if len(by_name) < len(tensors):
+        raise InputError(
+            "inputs: expected each tensor once",
+            found=reprlib.repr([tensor.name for tensor in tensors]),
+            remedy="send it once",
+        )
     columns: dict[str, list[Any]] = {}
     for feature in registry.features:
-        if feature.name in by_name:
-            values = by_name.pop(feature.name)
-            column = _column(values, feature, limits)
+        if values := by_name.pop(feature.name, None):
+            columns[feature.name] = _column(values, feature, limits)
         elif feature.is_list and {feature.name + VALUES, feature.name + OFFSETS} <= set(by_name):
             values = by_name.pop(feature.name + VALUES)
-            column = _ragged(values, by_name.pop(feature.name + OFFSETS))
-        else:
-            continue
-        if values.is_raw and not isinstance(feature, Numeric):  # rounding may have made one category of two
-            check_integers(values.place, values.datatype, values.data)
-        columns[feature.name] = column
+            columns[feature.name] = _ragged(values, by_name.pop(feature.name + OFFSETS))
+        if values and values.num_bytes is not None and not isinstance(feature, Numeric):
+            check_integers(values.place, values.datatype, values.data)  # rounding may have made one category of two
     if by_name:
-        name = next(iter(by_name))
-        names = [feature.name for feature in registry.features]
-        close = difflib.get_close_matches(name[:80], names, n=1)
-        remedy = f"did you mean {close[0]!r}?" if close else f"inputs are {', '.join(names[:12])}"
-        raise InputError("inputs: expected tensors named after features", found=repr(name[:80]), remedy=remedy)
+        remedy = f"inputs are {', '.join(feature.name for feature in registry.features[:12])}"
+        found = reprlib.repr(next(iter(by_name)))
+        raise InputError("inputs: expected tensors named after features", found=found, remedy=remedy)
     return columns
 
 
 def _column(tensor: Tensor, feature: AnyFeature, limits: Limits) -> list[Any]:
-    data, shape = list(tensor.data), tensor.shape
+    data, shape = tensor.data, tensor.shape
     limits.check_num_rows(shape[0])  # before allocating anything: a shape [2^31, 0] needs no data
     has_separator = isinstance(feature, CategoricalList) and feature.separator is not None
-    if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1 and (not feature.is_list or has_separator)):
-        return data  # of a list feature without a separator, texts: column_of says what is wrong with them
-    if len(shape) == 2 and feature.is_list:
+    if len(shape) == 1 or (shape[1] == 1 and (not feature.is_list or has_separator)):
+        return data  # of a list feature without a separator, texts: the encoder says what is wrong with them
+    if feature.is_list:
         return [data[row * shape[1] : (row + 1) * shape[1]] for row in range(shape[0])]
-    expected = "[rows, values]" if feature.is_list else "[rows]"
-    raise InputError(f"{tensor.place}: expected shape {expected}", found=str(list(shape))[:80], remedy="reshape it")
+    raise InputError(f"{tensor.place}: expected shape [rows]", found=str(shape), remedy="reshape it")
 
 
 def _ragged(values: Tensor, offsets: Tensor) -> list[list[Any]]:
-    starts = list(offsets.data)
-    is_sound = len(offsets.shape) == 1 and offsets.datatype in _RANGES and None not in starts and len(starts) >= 1
-    if not is_sound or starts[0] != 0 or starts[-1] != len(values.data) or starts != sorted(starts):
-        expected = f"{offsets.place}: expected the start of each row's values, from 0 to {len(values.data)}"
-        raise InputError(expected, found=str(starts[:8])[:80], remedy="send one more offset than rows, ascending")
-    data = list(values.data)
+    """Lists [B] of the values between two offsets."""
+    starts, data = offsets.data, values.data
+    is_sound = bool(starts) and all(type(start) is int for start in starts) and starts == sorted(starts)
+    if not is_sound or (starts[0], starts[-1]) != (0, len(data)):
+        expected = f"{offsets.place}: expected the start of each row's values, from 0 to {len(data)}"
+        raise InputError(expected, found=reprlib.repr(starts), remedy="send one more offset than rows, ascending")
     return [data[start:stop] for start, stop in pairwise(starts)]

@@ -13,7 +13,7 @@ from serving.bundle import Bundle
 from serving.server import coverage_window
 from serving.server.limits import Limits, Workers
 from serving.server.logs import JsonFormatter
-from serving.server.metrics import Histogram, ModelVersion, ServerMetrics
+from serving.server.metrics import SCORES, ModelVersion, ScoreHistogram, ServerMetrics
 from tests.serving.conftest import dense_graph, make_bundle
 from tests.serving.server.app import FORMS, JSON, NAME, Served
 
@@ -39,13 +39,13 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 
 def test_a_histogram_counts_as_a_loop_does() -> None:
-    bounds, values = (0.1, 0.5, 1.0), np.random.default_rng(3).choice([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 2.0], 200)
-    histogram = Histogram("name", "text", ["model"], bounds)
-    histogram.observe(("a",), values[:50])
-    histogram.observe(("a",), values[50:])
-    buckets = [one.value for one in next(histogram.collect()).samples if one.name == "name_bucket"]
-    (total,) = [one.value for one in next(histogram.collect()).samples if one.name == "name_sum"]
-    expected = [sum(one <= bound for one in values) for bound in (*bounds, float("inf"))]
+    values = np.random.default_rng(3).choice([0.0, 0.1, 0.3, 0.5, 0.7, 1.0, 2.0], 200)
+    histogram = ScoreHistogram()
+    histogram.observe(ModelVersion("a", "1"), values[:50])
+    histogram.observe(ModelVersion("a", "1"), values[50:])
+    buckets = [one.value for one in next(histogram.collect()).samples if one.name == "muxrec_score_bucket"]
+    (total,) = [one.value for one in next(histogram.collect()).samples if one.name == "muxrec_score_sum"]
+    expected = [sum(one <= bound for one in values) for bound in (*SCORES, float("inf"))]
     assert buckets == expected
     assert total == pytest.approx(sum(values))
 
@@ -77,8 +77,10 @@ def test_requests_failures_batches_and_scores(bundle: Bundle) -> None:
     assert value(found, "muxrec_request_failures_total", reason="invalid", **mine) == 1
     assert value(found, "muxrec_request_failures_total", reason="too_large", **mine) == 1
     assert value(found, "muxrec_request_seconds_count", endpoint="score", **mine) == 5
-    rows = {bound: value(found, "muxrec_batch_rows_bucket", le=bound, **mine) for bound in ("1", "2", "5", "10")}
-    assert rows == {"1": 2, "2": 2, "5": 3, "10": 4}
+    rows = {
+        bound: value(found, "muxrec_batch_rows_bucket", le=bound, **mine) for bound in ("1.0", "2.0", "5.0", "10.0")
+    }
+    assert rows == {"1.0": 2, "2.0": 2, "5.0": 3, "10.0": 4}
     assert value(found, "muxrec_batch_rows_sum", **mine) == 15
     assert value(found, "muxrec_score_count", **mine) == 15
     below = value(found, "muxrec_score_bucket", le="0.15", **mine)
