@@ -40,6 +40,13 @@ class EncodedBatch:
     num_missing: Mapping[str, int] = field(default_factory=dict)
     """Missing values per float column encoded here, which holds 0 there; a token feature has missing tokens."""
 
+    def bag(self, name: str, first: int, last: int) -> tuple[Tokens, Int64s | None]:
+        """Tokens of a feature in examples `first` to `last`, and their number per example if it is a list."""
+        if name not in self.lengths:
+            return self.tokens[name][first:last], None
+        begin, lengths = int(self.lengths[name][:first].sum()), self.lengths[name][first:last]
+        return self.tokens[name][begin : begin + int(lengths.sum())], lengths
+
     @staticmethod
     def from_frame(encoded: pl.DataFrame, registry: FeatureRegistry) -> "EncodedBatch":
         """Arrays of an encoded frame, as `encode_frame` returns it or a dataset part holds it."""

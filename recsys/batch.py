@@ -4,13 +4,16 @@ B examples, F token features, N float columns. Tokens are 64-bit patterns; torch
 are int64 with the same bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from features.encode import EncodedBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,16 @@ class Batch:
     def num_examples(self) -> int:
         """B."""
         return len(self.labels)
+
+    def encoded(self, lists: Collection[str]) -> EncodedBatch:
+        """The tokens and floats in numpy, given which features are lists."""
+        parts = self.sparse_features.to_dict()
+        return EncodedBatch(
+            num_examples=self.num_examples,
+            tokens={name: part.values().cpu().numpy().view(np.uint64) for name, part in parts.items()},
+            lengths={name: parts[name].lengths().cpu().numpy() for name in lists},
+            dense=self.dense_features.cpu().numpy(),
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""

@@ -117,6 +117,8 @@ class Experiment(BaseModel):
     trainer: TrainerConfig = TrainerConfig()
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     """Share of the negatives that the data kept; the bundle corrects its probabilities to the original share."""
+    target_statistics: bool = Field(default=False, exclude_if=lambda value: not value)
+    """True to give the network, for each token feature, how often its value was positive; not written if False."""
     compression: Compression | None = Field(default=None, exclude_if=lambda value: value is None)
     """Compression of a run that `muxrec prune` made from another; not written for other runs."""
 
@@ -176,7 +178,7 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
     >>> with_overrides(experiment, ["embedding.num_rows=100", "model.hidden=[8, 4]"]).embedding.num_rows
     100
     """
-    document = experiment.model_dump(mode="json")
+    document = changeable(experiment)
     known = list(flatten(document))
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -193,6 +195,11 @@ def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experime
         except yaml.YAMLError:
             raise InputError(f"{key}: expected a YAML value", found=repr(text)) from None
     return validated(document, "experiment")
+
+
+def changeable(experiment: Experiment) -> dict[str, Any]:
+    """Every setting that may be changed, as plain values."""
+    return {**experiment.model_dump(mode="json"), "target_statistics": experiment.target_statistics}
 
 
 def variant(parent: Experiment, name: str, **sections: Mapping[str, Any]) -> Experiment:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from features.arrays import Float32s
 from features.dataset.info import DatasetInfo, read_dataset
 from features.encode import EncodedBatch
 from features.errors import InputError
@@ -92,14 +93,16 @@ class Split:
 
     def tokens(self) -> Iterator[EncodedBatch]:
         """The split's tokens and floats in file order, one batch per window; for reports."""
-        for batch, _ in self.labelled_tokens():
+        for batch, _, _ in self.labelled_tokens():
             yield batch
 
-    def labelled_tokens(self) -> Iterator[tuple[EncodedBatch, npt.NDArray[np.float32]]]:
-        """`tokens`, each batch with its labels [B]."""
+    def labelled_tokens(self) -> Iterator[tuple[EncodedBatch, Float32s, Float32s]]:
+        """`tokens`, each batch with its labels [B] and example weights [B], ones if the registry names no weight."""
         for window in self._windows(0, 0, shuffle=False):
             frame = self._read(window)
-            yield EncodedBatch.from_frame(frame, self.registry), frame["label"].to_numpy().astype(np.float32)
+            labels = frame["label"].to_numpy().astype(np.float32)
+            weights = frame["weight"].to_numpy() if "weight" in frame.columns else np.ones_like(labels)
+            yield EncodedBatch.from_frame(frame, self.registry), labels, weights
 
     def _windows(self, seed: int, epoch: int, shuffle: bool) -> list[list[_RowGroup]]:
         row_groups = self._row_groups

@@ -79,13 +79,17 @@ def export_bundle(
         layout=embedding.layout,
         table=embedding.table.detach().cpu().numpy(),
         dense_onnx=dense_graph(
-            ranker.network, embedding.layout.embedded_width, len(registry.dense_features), _kept_columns(embedding)
+            ranker.network,
+            embedding.layout.embedded_width,
+            len(ranker.network.inputs.dense_features),
+            _kept_columns(embedding),
         ),
         golden=golden.with_columns(pl.Series("probability", exact)),
         profile={**profile_of(info, distributions, correction), "float32_rounding": rounding},
         table_dtype=table_dtype,
         trained_rows=trained_rows,
         vocabulary=embedding.vocabulary,
+        target_statistics=None if ranker.statistics is None else ranker.statistics.totals,
         prior_correction=correction,
         metrics=metrics,
         run_id=run_id,
@@ -150,7 +154,7 @@ def probabilities(
     """
     batch = batch_of(encode(raw, registry), registry)
     with evaluating(ranker):
-        embedded, dense = ranker.embedding(batch.sparse_features), batch.dense_features
+        embedded, dense = ranker.embedding(batch.sparse_features), ranker.dense(batch)
         if exact:
             logits = copy.deepcopy(ranker.network).double()(embedded.double(), dense.double())
         else:

@@ -3,6 +3,7 @@
 B examples, W embedding columns, N float columns.
 """
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,24 +21,37 @@ from recsys.embedding.table import EmbeddingConfig, UnifiedEmbedding
 from recsys.models import MODELS
 from recsys.models.base import Model
 from recsys.models.layers import ModelInputs
+from recsys.target_statistics import FittedStatistics, column_names
 
 
 class Ranker(nn.Module):
-    """logit = network(embedding(tokens), floats): the model that is trained, evaluated and exported."""
+    """logit = network(embedding(tokens), floats): the model that is trained, evaluated and exported.
 
-    def __init__(self, embedding: UnifiedEmbedding, network: Model) -> None:
+    With `statistics` the floats of an example are followed by the target statistics of its tokens.
+    """
+
+    def __init__(self, embedding: UnifiedEmbedding, network: Model, statistics: FittedStatistics | None = None) -> None:
         super().__init__()
         self.embedding = embedding
         self.network = network
+        self.statistics = statistics
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B] of a batch."""
-        return self.network(self.embedding(batch.sparse_features), batch.dense_features)
+        return self.network(self.embedding(batch.sparse_features), self.dense(batch))
+
+    def dense(self, batch: Batch) -> Tensor:
+        """Float columns [B, N] of the network; a row's target statistics are without its own fold in training mode."""
+        if self.statistics is None:
+            return batch.dense_features
+        encoded = batch.encoded(self.embedding.layout.pooling)
+        added = torch.from_numpy(self.statistics.columns(encoded, is_training=self.training))
+        return torch.cat([batch.dense_features, added.to(batch.dense_features.device)], dim=1)
 
     def loss(self, batch: Batch) -> Tensor:
         """The network's training loss on a batch plus the penalty of the embedding's gate, a scalar."""
         embedded = self.embedding(batch.sparse_features)
-        loss = self.network.loss(embedded, batch.dense_features, batch.labels, batch.weights)
+        loss = self.network.loss(embedded, self.dense(batch), batch.labels, batch.weights)
         penalty = None if self.embedding.gate is None else self.embedding.gate.penalty()
         return loss if penalty is None else loss + penalty
 
@@ -102,17 +116,23 @@ def build_ranker(
     seed: int,
     learning_rate: float,
     vocabulary: Vocabulary | None = None,
+    statistics: FittedStatistics | None = None,
 ) -> tuple[Ranker, TableOptimizer]:
     """An untrained ranker and its table's optimiser; the same seed gives the same weights, bit for bit.
 
-    `vocabulary` is that of the training data, which every `embedding.kind` but `unified` needs.
+    `vocabulary` is that of the training data, which every `embedding.kind` but `unified` needs; `statistics` are the
+    target statistics of that data, if the network is to see them.
     """
     torch.manual_seed(seed)
     layout = layout_of(registry, name, config, embedding, vocabulary)
+    added = registry.token_features if statistics is not None else ()
     inputs = ModelInputs(
         views=layout.view_widths,
-        dense_features=tuple(feature.name for feature in registry.dense_features),
+        dense_features=(
+            *(feature.name for feature in registry.dense_features),
+            *chain.from_iterable(column_names(feature.name) for feature in added),
+        ),
         dense_width=embedding.width * embedding.probes,
     )
     table, optimizer = build_table(layout, embedding, learning_rate, vocabulary)
-    return Ranker(table, MODELS[name](config, inputs)), optimizer
+    return Ranker(table, MODELS[name](config, inputs), statistics), optimizer

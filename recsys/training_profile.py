@@ -41,7 +41,7 @@ def summarize_train(train: Split, negative_rate: float = 1.0) -> TrainSummary:
     builder = ProfileBuilder(train.registry, train.num_rows)
 
     def profiled() -> Iterator[EncodedBatch]:
-        for batch, labels in train.labelled_tokens():
+        for batch, labels, _ in train.labelled_tokens():
             builder.add(batch, _weights(labels, negative_rate))
             yield batch
 
@@ -91,7 +91,7 @@ def _unseen_rates(
     used = {slot.feature for slot in embedding.layout.slots}
     names = [feature.name for feature in split.registry.token_features if feature.name in used]
     unseen, values = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for batch, labels in split.labelled_tokens():
+    for batch, labels, _ in split.labelled_tokens():
         weights = _weights(labels, negative_rate)
         for name in names:
             tokens, counts = _present(batch, name, weights)

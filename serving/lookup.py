@@ -53,10 +53,8 @@ class Lookup:
         for run in self._runs:
             out[:, run.there] = scalars[:, run.here]
         for bag in self._lists:
-            lengths = encoded.lengths[bag.name]
-            begin = int(lengths[:first].sum())
-            lengths = lengths[first:last]
-            tokens = encoded.tokens[bag.name][begin : begin + int(lengths.sum())]
+            tokens, lengths = encoded.bag(bag.name, first, last)
+            assert lengths is not None
             longest_first, pooled = self._pooled(bag.addressing.rows(tokens[:, None]), lengths, is_mean=bag.is_mean)
             for run in bag.runs:
                 out[longest_first, run.there] = pooled[:, run.here]

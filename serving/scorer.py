@@ -20,6 +20,7 @@ from features.hashing import MISSING_TOKEN
 from features.registry import FeatureRegistry
 from serving.bundle.bundle import PROBABILITY, Bundle, open_session
 from serving.bundle.quantize import Floats
+from serving.bundle.target_statistics import NUM_COLUMNS, TargetStatistics
 from serving.coverage import Coverage
 from serving.lookup import Lookup
 from serving.rows import check_keys, encode_rows, rows_of
@@ -55,14 +56,23 @@ class _FeatureSubset(NamedTuple):
     lookup: Lookup
     dense_positions: list[int]
     """Positions of their float columns among all of them."""
+    statistics: TargetStatistics | None
 
     @staticmethod
     def of(bundle: Bundle, names: frozenset[str]) -> "_FeatureSubset":
         features = tuple(feature for feature in bundle.registry.features if feature.name in names)
         # `model_copy` does not validate: a subset may be empty, which a registry may not.
         registry = bundle.registry.model_copy(update={"features": features})
-        positions = [k for k, feature in enumerate(bundle.registry.dense_features) if feature.name in names]
-        return _FeatureSubset(registry, Lookup(bundle, names), positions)
+        own = [*bundle.registry.dense_features]
+        if bundle.target_statistics is not None:
+            own += [feature for feature in bundle.registry.token_features for _ in range(NUM_COLUMNS)]
+        positions = [k for k, feature in enumerate(own) if feature.name in names]
+        return _FeatureSubset(registry, Lookup(bundle, names), positions, bundle.target_statistics)
+
+    def dense(self, encoded: EncodedBatch, first: int, last: int) -> Floats:
+        """Their float columns [n, ...] of examples `first` to `last`."""
+        own = encoded.dense[first:last]
+        return own if self.statistics is None else np.hstack([own, self.statistics.columns(encoded, first, last)])
 
 
 class Scorer:
@@ -153,7 +163,7 @@ class Scorer:
         logits = np.zeros(encoded.num_examples, dtype=np.float32)  # many graphs cannot reshape an empty batch
         for first, embedded in self._blocks(encoded):
             inputs: dict[str, Any] = {"embedded": embedded}
-            if self.registry.dense_features:
+            if self.bundle.manifest.num_dense:
                 inputs["dense"] = self._dense(encoded, first, first + len(embedded))
             block: Any = self._session.run(["logit"], inputs)[0]
             if block.shape != (len(embedded),):
@@ -202,13 +212,12 @@ class Scorer:
 
     def _dense(self, encoded: Encoded, first: int, last: int) -> Floats:
         """Float columns [n, N] of some examples."""
-        own = encoded.examples.dense[first:last]
         if encoded.context is None:
-            return own
+            return self._whole.dense(encoded.examples, first, last)
         context, part = self._split(encoded.shared)
-        dense = np.empty((last - first, len(self.registry.dense_features)), dtype=np.float32)
-        dense[:, context.dense_positions] = encoded.context.dense
-        dense[:, part.dense_positions] = own
+        dense = np.empty((last - first, self.bundle.manifest.num_dense), dtype=np.float32)
+        dense[:, context.dense_positions] = context.dense(encoded.context, 0, 1)
+        dense[:, part.dense_positions] = part.dense(encoded.examples, first, last)
         return dense
 
 

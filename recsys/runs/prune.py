@@ -18,13 +18,14 @@ from features.hashing import MISSING_TOKEN
 from recsys import checkpoint
 from recsys.compression import COMPRESSORS, Compressor, PruningContext, SlotLookups, TrainingStats, ValueCounts
 from recsys.compression.quantized import stored_widths
-from recsys.config import Experiment, validated, with_overrides
+from recsys.config import Experiment, changeable, validated, with_overrides
 from recsys.dataset import Split
 from recsys.embedding.mask import Mask, load_mask, save_mask
 from recsys.evaluation.segments import token_counts
 from recsys.ranker import Ranker, layout_of
 from recsys.runs.run_directory import RunDirectory, RunMetrics, fresh_ranker
 from recsys.runs.train import train_run
+from recsys.target_statistics import FittedStatistics
 from recsys.trainer import Trainer
 from serving.bundle import Bundle
 from serving.bundle.table_plan import table_bytes
@@ -171,9 +172,12 @@ class Stages(NamedTuple):
     def check(self, experiment: Experiment) -> None:
         """Raise `InputError` where the run's own weights are needed but model or seed were changed."""
         own = self.parent.experiment()
-        changed = next((key for key in ("model", "seed") if getattr(own, key) != getattr(experiment, key)), None)
+        changed = next(
+            (key for key in ("model", "seed", "target_statistics") if getattr(own, key) != getattr(experiment, key)),
+            None,
+        )
         if changed is not None and not self._trains(experiment):
-            asked, mine = ({changed: one.model_dump(mode="json")[changed]} for one in (experiment, own))
+            asked, mine = ({changed: changeable(one)[changed]} for one in (experiment, own))
             found = differences(asked, mine)
             remedy = "leave it as it is, or train another run with it and prune that one"
             raise InputError("pruning starts from the run's weights here", found=found[:300], remedy=remedy)
@@ -202,7 +206,7 @@ class Stages(NamedTuple):
         assert experiment.compression is not None
         figures_path = run.path / "supernet" / "figures.json"
         if not run.mask_path.is_file():
-            found, seconds = self._built_mask(run, experiment)
+            found, seconds = self._built_mask(run, experiment, ranker.statistics)
             write_text(figures_path, json.dumps(seconds))
             save_mask(run.mask_path, found)
             (run.path / "supernet" / "checkpoint" / "state.safetensors").unlink(missing_ok=True)
@@ -216,11 +220,15 @@ class Stages(NamedTuple):
             checkpoint.save_state(run.path / "checkpoint" / "best.safetensors", ranker.state_dict(), {"epoch": 0})
         return self.before | json.loads(figures_path.read_text(encoding="utf-8"))
 
-    def _built_mask(self, run: RunDirectory, experiment: Experiment) -> tuple[Mask, dict[str, float]]:
+    def _built_mask(
+        self, run: RunDirectory, experiment: Experiment, statistics: FittedStatistics | None
+    ) -> tuple[Mask, dict[str, float]]:
         began = time.perf_counter()
         valid = Split(self.train.directory, "valid")
         (run.path / "supernet").mkdir(exist_ok=True)
-        ranker = self._supernet(run, experiment, valid) if self._trains(experiment) else self.parent.ranker()
+        is_trained = not self._trains(experiment)
+        ranker = self.parent.ranker() if is_trained else self._supernet(run, experiment, valid, statistics)
+        ranker.statistics = statistics  # a method may train it, for which those of the parent's directory are too few
         trained = time.perf_counter()
         lookups = self.stats.lookups(ranker.embedding.layout, ranker.embedding.vocabulary)
         context = PruningContext(
@@ -243,8 +251,10 @@ class Stages(NamedTuple):
         """True if the mask comes from another training: a supernet, or the run's model on another table."""
         return self.compressor.has_supernet or experiment.embedding != self.parent.experiment().embedding
 
-    def _supernet(self, run: RunDirectory, experiment: Experiment, valid: Split) -> Ranker:
-        ranker, optimizer = fresh_ranker(experiment, run.registry(), run.vocabulary())
+    def _supernet(
+        self, run: RunDirectory, experiment: Experiment, valid: Split, statistics: FittedStatistics | None
+    ) -> Ranker:
+        ranker, optimizer = fresh_ranker(experiment, run.registry(), run.vocabulary(), statistics)
         optimizer = self.compressor.install_supernet(ranker, optimizer)
         trainer = Trainer(
             ranker,

@@ -4,6 +4,7 @@ experiment.yaml    resolved settings; `muxrec train --config experiment.yaml` re
 run.json           the run's key, dataset and its digest, registry fingerprint, MLflow run
 registry.json      the registry with its fitted statistics
 vocabulary.safetensors  the distinct tokens of train, for kinds of table that depend on them
+target_statistics.safetensors  float columns by value, as in the bundle, of a run with target statistics
 lock               held by the process that trains here
 log.jsonl          one line per epoch
 mask.safetensors   the cells of the table that `muxrec prune` kept
@@ -18,7 +19,8 @@ bundle/            the model to serve
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,10 @@ from recsys.embedding.optimizers import TableOptimizer
 from recsys.export import quantized_copy
 from recsys.ranker import Ranker, build_ranker
 from recsys.runs.process import require_finished
+from recsys.target_statistics import FittedStatistics
+from serving.bundle.manifest import TARGET_STATISTICS
 from serving.bundle.profile import Distributions
+from serving.bundle.target_statistics import read_target_statistics, write_target_statistics
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
 RunMetrics = dict[str, dict[str, float]]
@@ -56,6 +61,7 @@ class RunDirectory:
         self.profile_path = self.path / "profile.json"
         self.trained_rows_path = self.path / "checkpoint" / "trained_rows.npy"
         self.vocabulary_path = self.path / "vocabulary.safetensors"
+        self.statistics_path = self.path / TARGET_STATISTICS
         self.mask_path = self.path / "mask.safetensors"
 
     @property
@@ -84,6 +90,7 @@ class RunDirectory:
         registry: FeatureRegistry,
         data: Path,
         vocabulary: Vocabulary | None = None,
+        statistics: FittedStatistics | None = None,
     ) -> None:
         """Create the (checked) directory unless it exists."""
         if self.record.is_file():
@@ -103,6 +110,8 @@ class RunDirectory:
             write_text(temporary / "registry.json", registry.to_json())
             if vocabulary is not None:
                 write_vocabulary(temporary / self.vocabulary_path.name, vocabulary)
+            if statistics is not None:
+                write_target_statistics(temporary / self.statistics_path.name, statistics.totals)
             write_text(temporary / "run.json", json.dumps(run_info, indent=1))
             temporary.rename(self.path)
 
@@ -172,10 +181,16 @@ class RunDirectory:
         """The distinct tokens of train; None for tables that do not depend on them."""
         if not TABLE_KINDS[self.experiment().embedding.kind].has_own_ranges:
             return None
-        try:
+        with _own_remedy():
             return read_vocabulary(self.vocabulary_path)
-        except InputError as error:
-            raise InputError(error.expected, found=error.found, remedy="restore the file, or train again") from None
+
+    def statistics(self) -> FittedStatistics | None:
+        """The target statistics, to evaluate with; None for a run without them."""
+        if not self.experiment().target_statistics:
+            return None
+        names = [feature.name for feature in self.registry().token_features]
+        with _own_remedy():
+            return FittedStatistics(read_target_statistics(self.statistics_path, names))
 
     def ranker(self, *, quantized: bool = True) -> Ranker:
         """The trained model at its best weights; `quantized`: a pruned run's table is rounded to its stored type."""
@@ -184,7 +199,7 @@ class RunDirectory:
         # Weights do not depend on the optimiser's class, and adam needs no kernel library.
         adam = experiment.embedding.model_copy(update={"optimizer": "adam"})
         untrained = experiment.model_copy(update={"embedding": adam})
-        ranker, _ = fresh_ranker(untrained, self.registry(), self.vocabulary())
+        ranker, _ = fresh_ranker(untrained, self.registry(), self.vocabulary(), self.statistics())
         tensors, _ = checkpoint.load_state(self.path / "checkpoint" / "best.safetensors")
         ranker.load_state_dict(tensors)
         if experiment.compression is None:
@@ -194,8 +209,20 @@ class RunDirectory:
         return (quantized_copy(ranker, experiment.compression.table_dtype).ranker if quantized else ranker).eval()
 
 
+@contextmanager
+def _own_remedy() -> Iterator[None]:
+    """Give the error for a damaged file the remedy of a run directory instead of a bundle's."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.expected, found=error.found, remedy="restore the file, or train again") from None
+
+
 def fresh_ranker(
-    experiment: Experiment, registry: FeatureRegistry, vocabulary: Vocabulary | None
+    experiment: Experiment,
+    registry: FeatureRegistry,
+    vocabulary: Vocabulary | None,
+    statistics: FittedStatistics | None,
 ) -> tuple[Ranker, TableOptimizer]:
     """An experiment's model before training, and its table's optimiser."""
     return build_ranker(
@@ -206,6 +233,7 @@ def fresh_ranker(
         seed=experiment.seed,
         learning_rate=experiment.trainer.learning_rate,
         vocabulary=vocabulary,
+        statistics=statistics,
     )
 
 

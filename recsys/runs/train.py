@@ -4,7 +4,8 @@ The life of a run:
 1. `check`: the directory is new, empty, or holds this run (same settings, registry and data).
 2. A finished run (metrics.json exists) is returned as it is.
 3. The model is built, so that settings that cannot work fail before anything is written.
-4. `begin`: experiment.yaml, registry.json, run.json and the vocabulary appear together, by one rename.
+4. `begin`: experiment.yaml, registry.json, run.json and, if there are any, the vocabulary and the target statistics
+   appear together, by one rename.
 5. The lock is taken; what a killed process left half-written is removed.
 6. The MLflow run starts, or resumes where run.json names one; the epochs of log.jsonl are logged again.
 7. `muxrec prune` alone: supernet/ is trained and mask.safetensors written; each stage resumes by itself.
@@ -31,6 +32,7 @@ from recsys.runs.finish import Trained, finish_run
 from recsys.runs.process import ResourceMeter, frozen_gc, locked_directory
 from recsys.runs.run_directory import RunDirectory, RunMetrics, fresh_ranker
 from recsys.schedule import TrainState
+from recsys.target_statistics import fit_target_statistics
 from recsys.tracking.tracker import Tracker, git_commit
 from recsys.trainer import Trainer
 
@@ -71,9 +73,10 @@ def train_run(
     # Reads all of train, so only for tables whose shape depends on it.
     has_own_ranges = TABLE_KINDS[experiment.embedding.kind].has_own_ranges
     vocabulary = vocabulary_of(distinct_tokens(train.tokens())) if has_own_ranges else None
+    statistics = fit_target_statistics(train) if experiment.target_statistics else None
     # Built before anything is written or logged, so that settings that cannot work leave nothing behind.
-    ranker, table_optimizer = fresh_ranker(experiment, train.registry, vocabulary)
-    run.begin(experiment, train.info, train.registry, data, vocabulary)
+    ranker, table_optimizer = fresh_ranker(experiment, train.registry, vocabulary, statistics)
+    run.begin(experiment, train.info, train.registry, data, vocabulary, statistics)
     with ExitStack() as held:
         held.enter_context(locked_directory(out, timeout_seconds=LOCK_TIMEOUT_SECONDS))
         if run.is_finished:  # by the process that held the lock

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from features.errors import InputError
-from recsys.config import Experiment, flatten, read_yaml, unknown_key, with_overrides
+from recsys.config import Experiment, changeable, flatten, read_yaml, unknown_key, with_overrides
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -149,7 +149,7 @@ def check_space(space: SearchSpace, experiment: Experiment) -> None:
     """Raise `InputError` for an empty space, an unknown key, or a value that does not fit the run."""
     if not space:
         raise InputError("a sweep needs a setting to vary", found="none", remedy="leave one of them out of the command")
-    known = list(flatten(experiment.model_dump(mode="json")))
+    known = list(flatten(changeable(experiment)))
     for key, values in space.items():
         if key not in known:
             raise unknown_key(key, known)

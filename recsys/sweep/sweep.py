@@ -32,7 +32,7 @@ from features.errors import InputError, differences
 from features.files import temporary_directory_beside, write_text
 from features.line_worker import LineWorker, WorkerError
 from features.progress import progress_bar
-from recsys.config import Experiment, flatten
+from recsys.config import Experiment, changeable, flatten
 from recsys.evaluation.metrics import METRICS
 from recsys.runs.process import locked_directory
 from recsys.runs.run_directory import RunDirectory
@@ -130,7 +130,7 @@ def _begin(
             study_name=STUDY,
             direction="maximize" if METRICS[experiment.trainer.monitor].higher_is_better else "minimize",
         )
-        flat = flatten(record.experiment)
+        flat = flatten(changeable(experiment))
         named = {key: values.as_parameter(flat[key]) for key, values in space.items()}
         if all(value is not None for value in named.values()):
             study.enqueue_trial(named)

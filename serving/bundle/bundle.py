@@ -2,10 +2,11 @@
 
     manifest.json       the model: registry, table layout, prior correction, metrics, sha256 of the other files
     table.safetensors   the embedding rows (`serving.bundle.table`)
-    dense.onnx          embedded [B, S * w] and, where the registry has float columns, dense [B, N] -> logit [B]
+    dense.onnx          embedded [B, S * w] and, where there are float columns, dense [B, N] -> logit [B]
     golden.parquet      made-up raw rows and the probabilities that the trainer gave them
     profile.json        distributions of the training data
     vocabulary.safetensors  only for a collisionless table: the values that have rows (`serving.bundle.vocabulary`)
+    target_statistics.safetensors  only if trained with them: float columns by value
 
 B examples, M table rows, w row width, S slots, N float columns.
 """
@@ -38,6 +39,7 @@ from serving.bundle.manifest import (
     PROFILE,
     REMEDY,
     TABLE,
+    TARGET_STATISTICS,
     VOCABULARY,
     FileEntry,
     Manifest,
@@ -53,6 +55,7 @@ from serving.bundle.quantize import TableDtype
 from serving.bundle.row_sets import Bitmap, pack_bits
 from serving.bundle.table import Coder, StoredTable, write_table
 from serving.bundle.table_plan import CODE_BITS
+from serving.bundle.target_statistics import TargetStatistics, read_target_statistics, write_target_statistics
 from serving.bundle.tensors import fault
 from serving.bundle.vocabulary import read_vocabulary, write_vocabulary
 
@@ -77,6 +80,8 @@ class Bundle:
     profile: dict[str, Any] = field(repr=False)
     vocabulary: Vocabulary | None = field(repr=False, default=None)
     """The values that have rows; only for a collisionless table."""
+    target_statistics: TargetStatistics | None = field(repr=False, default=None)
+    """Float columns by value; only if the model was trained with them."""
 
     @property
     def registry(self) -> FeatureRegistry:
@@ -125,7 +130,8 @@ class Bundle:
             _check_file(path / name, entry, verify=verify)
         dense_onnx = (path / DENSE).read_bytes()
         _check_graph(path / DENSE, dense_onnx, manifest)
-        has_vocabulary = VOCABULARY in manifest.files
+        has_vocabulary, has_statistics = VOCABULARY in manifest.files, TARGET_STATISTICS in manifest.files
+        names = [feature.name for feature in manifest.registry.token_features]
         table = StoredTable(path / TABLE, manifest.layout, manifest.table_dtype)
         if manifest.num_stored not in (None, table.num_stored):
             raise fault(path / TABLE, f"{manifest.num_stored} stored rows", str(table.num_stored))
@@ -137,6 +143,7 @@ class Bundle:
             golden=_read_golden(path / GOLDEN, manifest.registry),
             profile=read_json(path / PROFILE),
             vocabulary=read_vocabulary(path / VOCABULARY, manifest.layout.num_values) if has_vocabulary else None,
+            target_statistics=read_target_statistics(path / TARGET_STATISTICS, names) if has_statistics else None,
         )
 
 
@@ -156,6 +163,7 @@ def write_bundle(
     coder: Coder | None = None,
     trained_rows: npt.NDArray[Any] | None = None,
     vocabulary: Vocabulary | None = None,
+    target_statistics: TargetStatistics | None = None,
     prior_correction: PriorCorrection | None = None,
     compression: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
@@ -167,9 +175,10 @@ def write_bundle(
 
     `table` is [M, w]. `row_widths` [M] is the number of columns stored per row; None: all. `trained_rows` is flags [M]
     or their bitmap [ceil(M / 8)]. `golden` has the raw columns of the registry and `probability`. `vocabulary` is
-    needed for a collisionless table alone. `coder` is what `learn_coder` gives for the table; None: learned here.
-    `compression` describes in JSON how the table was made smaller. Rows of zeros and metrics that are not finite are
-    left out. The manifest has the lowest format version that allows for all this.
+    needed for a collisionless table alone. `target_statistics` are those of the registry's token features. `coder` is
+    what `learn_coder` gives for the table; None: learned here. `compression` describes in JSON how the table was made
+    smaller. Rows of zeros and metrics that are not finite are left out. The manifest has the lowest format version that
+    allows for all this.
 
     Raises `InputError` when `out` exists (unless `overwrite` and it is a bundle), when a part does not fit the
     layout, and when the disk is full.
@@ -191,9 +200,12 @@ def write_bundle(
             write_bytes(temporary / name, part)
         if layout.addressing.has_vocabulary and vocabulary is not None:
             write_vocabulary(temporary / VOCABULARY, {name: vocabulary[name] for name in layout.num_values})
-        paths = [temporary / name for name in files_of(layout)]
+        if target_statistics is not None:
+            write_target_statistics(temporary / TARGET_STATISTICS, target_statistics)
+        paths = [temporary / name for name in files_of(layout, has_statistics=target_statistics is not None)]
+        version = 4 if target_statistics is not None else 3 if registry.has_later_settings else 2 if is_compact else 1
         settings: dict[str, Any] = {
-            "format_version": 3 if registry.has_later_settings else 2 if is_compact else 1,
+            "format_version": version,
             "muxrec_version": installed_version(),
             "created_at": created_at or datetime.now(UTC).isoformat(timespec="seconds"),
             "model": model,
@@ -254,8 +266,8 @@ def _check_graph(path: Path, dense_onnx: bytes, manifest: Manifest) -> None:
     """Raise `InputError` unless the graph maps embedded (and dense) to logit, for any number of examples."""
     session = open_session(dense_onnx, num_threads=1)
     wanted = {"embedded": manifest.layout.embedded_width}
-    if manifest.registry.dense_features:
-        wanted["dense"] = len(manifest.registry.dense_features)
+    if manifest.num_dense:
+        wanted["dense"] = manifest.num_dense
     expected = {name: ["B", width] for name, width in wanted.items()} | {"logit": ["B"]}
     arguments = [*session.get_inputs(), *session.get_outputs()]
     found = {argument.name: ["B" if type(n) is not int else n for n in argument.shape] for argument in arguments}

@@ -28,8 +28,9 @@ from features.files import check_readable
 from features.layout import TableLayout
 from features.registry import FeatureRegistry, describe_validation_error
 from serving.bundle.quantize import TableDtype
+from serving.bundle.target_statistics import NUM_COLUMNS
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The newest; a bundle is written in the lowest version that allows for what it uses, so that older readers open it."""
 MANIFEST = "manifest.json"
 TABLE = "table.safetensors"
@@ -37,6 +38,7 @@ DENSE = "dense.onnx"
 GOLDEN = "golden.parquet"
 PROFILE = "profile.json"
 VOCABULARY = "vocabulary.safetensors"
+TARGET_STATISTICS = "target_statistics.safetensors"
 MAX_JSON_BYTES = 2**26
 REMEDY = "the bundle is damaged or was edited: copy it again, or export it again"
 
@@ -102,9 +104,17 @@ class Manifest(Strict):
         return sum(self.files[name].bytes for name in (TABLE, VOCABULARY) if name in self.files)
 
     @property
+    def num_dense(self) -> int:
+        """Float columns of the network: those of the registry, then those of the target statistics if there are any."""
+        registry = self.registry
+        added = NUM_COLUMNS * len(registry.token_features) if TARGET_STATISTICS in self.files else 0
+        return len(registry.dense_features) + added
+
+    @property
     def model_id(self) -> str:
         """Lineage of a score: 16 hexadecimal digits that change with what it depends on, and nothing else."""
-        parts = [self.files[name].sha256 for name in (TABLE, DENSE, GOLDEN, VOCABULARY) if name in self.files]
+        names = (TABLE, DENSE, GOLDEN, VOCABULARY, TARGET_STATISTICS)
+        parts = [self.files[name].sha256 for name in names if name in self.files]
         parts += [self.registry_fingerprint, self.layout.model_dump_json(), self.table_dtype]
         parts += [self.prior_correction.model_dump_json() if self.prior_correction else ""]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -119,8 +129,9 @@ class Manifest(Strict):
     def _check(self) -> Self:
         if self.format_version == 1 and (self.num_stored, self.compression) != (None, None):
             raise InputError("expected no num_stored and no compression in format_version 1", remedy=REMEDY)
-        if set(self.files) != set(files_of(self.layout)):
-            expected, found = f"expected files {', '.join(files_of(self.layout))}", ", ".join(self.files) or "none"
+        known = files_of(self.layout, has_statistics=self.format_version >= 4 and TARGET_STATISTICS in self.files)
+        if set(self.files) != set(known):
+            expected, found = f"expected files {', '.join(known)}", ", ".join(self.files) or "none"
             raise InputError(expected, found=found, remedy=REMEDY)
         if self.registry.fingerprint() != self.registry_fingerprint:
             expected = f"expected a registry of fingerprint {self.registry_fingerprint}"
@@ -129,9 +140,10 @@ class Manifest(Strict):
         return self
 
 
-def files_of(layout: TableLayout) -> tuple[str, ...]:
+def files_of(layout: TableLayout, *, has_statistics: bool = False) -> tuple[str, ...]:
     """Names of a bundle's files other than the manifest; only a collisionless table has a vocabulary."""
-    return (TABLE, DENSE, GOLDEN, PROFILE, *([VOCABULARY] if layout.addressing.has_vocabulary else []))
+    optional = {VOCABULARY: layout.addressing.has_vocabulary, TARGET_STATISTICS: has_statistics}
+    return (TABLE, DENSE, GOLDEN, PROFILE, *(name for name, is_there in optional.items() if is_there))
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -6,7 +6,9 @@ before it is used, so a damaged file raises an `InputError` and never causes a l
 
 import json
 import math
+import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,17 @@ def file_bytes(shapes: Shapes) -> int:
     """
     content = sum(math.prod(shape) * NUMPY_DTYPES[dtype].itemsize for dtype, shape in shapes.values())
     return len(header(shapes)) + content
+
+
+def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write a file of these tensors; the same bytes for the same tensors in the same order."""
+    names = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+    with path.open("wb") as file:
+        file.write(header({name: (names[tensor.dtype], [*tensor.shape]) for name, tensor in tensors.items()}))
+        for tensor in tensors.values():
+            file.write(tensor.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:

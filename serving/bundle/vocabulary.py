@@ -1,6 +1,5 @@
 """vocabulary.safetensors: tokens that have rows in a collisionless table, one increasing uint64 tensor per feature."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,17 +7,12 @@ import numpy as np
 
 from features.addressing import Vocabulary
 from features.hashing import MISSING_TOKEN, Tokens
-from serving.bundle.tensors import fault, header, map_tensors
+from serving.bundle.tensors import fault, map_tensors, write_tensors
 
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Write a vocabulary; the same bytes for the same tokens in the same order of features."""
-    with path.open("wb") as file:
-        file.write(header({name: ("U64", [len(tokens)]) for name, tokens in vocabulary.items()}))
-        for tokens in vocabulary.values():
-            file.write(tokens.astype("<u8", copy=False).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    write_tensors(path, {name: tokens.astype("<u8", copy=False) for name, tokens in vocabulary.items()})
 
 
 def read_vocabulary(path: Path, num_values: Mapping[str, int] | None = None) -> dict[str, Tokens]:

@@ -122,8 +122,8 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_upgrade(fresh: Fresh) -> None:
     path = fresh().path
-    edit_manifest(path, format_version=4, something_new={})
-    with pytest.raises(InputError, match=r"expected format_version 1 to 3; found 4; upgrade muxrec"):
+    edit_manifest(path, format_version=5, something_new={})
+    with pytest.raises(InputError, match=r"expected format_version 1 to 4; found 5; upgrade muxrec"):
         Bundle.open(path)
 
 
@@ -131,7 +131,7 @@ def test_a_newer_version_asks_for_an_upgrade(fresh: Fresh) -> None:
 def test_a_version_that_is_none(fresh: Fresh, version: object) -> None:
     path = fresh().path
     edit_manifest(path, format_version=version)
-    with pytest.raises(InputError, match="expected format_version 1 to 3"):
+    with pytest.raises(InputError, match="expected format_version 1 to 4"):
         Bundle.open(path)
 
 
