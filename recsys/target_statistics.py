@@ -1,7 +1,7 @@
 """Target statistics: for each value of a token feature a smoothed rate of positives and a count, as float columns.
 
-A training row must not see its own label. So rows are divided into folds by the hash of their tokens, and a row's
-columns come from the other folds: equal rows share a fold, and a row's columns depend on nothing but its tokens. All
+A training row must not see its own label. So rows are divided into folds by the hash of their tokens and floats, and a
+row's columns come from the other folds: equal rows share a fold, and a row's columns depend on nothing but the row. All
 other rows see the whole of train (Micci-Barreca 2001, out of fold).
 
 B examples, V values of one feature, F token features.
@@ -25,7 +25,7 @@ NUM_FOLDS = 10
 STRENGTHS = 10.0 ** np.arange(-0.5, 6.01, 0.25)
 """Weights of the prior among which a feature's is chosen."""
 MIN_STD = 1e-6
-"""Columns of a smaller standard deviation are constants, rounded."""
+"""A column of a smaller standard deviation is a constant, rounded; the network cannot learn from it, so it is 0."""
 
 _FOLD_KEYS: Tokens = mix64(np.arange(1, NUM_FOLDS + 1, dtype=np.uint64))
 
@@ -99,7 +99,7 @@ def fit_target_statistics(train: Split) -> FittedStatistics:
         for name, before in counts.items():
             columns = [_of_tokens(batch, name, one) for one in (folds, weights, weights * labels)]
             counts[name] = _Counts.of([before, _Counts(batch.tokens[name], *columns)])
-    base = float(positive / amount) if amount > 0 else 0.0
+    base = float(positive / amount)
     both = {name: one.value_columns(base) for name, one in counts.items()}
     totals, out_of_fold = (TargetStatistics({name: pair[k] for name, pair in both.items()}) for k in (0, 1))
     mean, std = _moments(out_of_fold.columns(_keyed_by_fold(batch)) for batch in train.tokens())
@@ -144,7 +144,7 @@ def _sums(places: Int64s, column: Float64s) -> Float64s:
 
 
 def _folds(batch: EncodedBatch) -> Int64s:
-    """Fold of each example [B]: the hash of all its tokens, whatever their order within a list."""
+    """Fold of each example [B]: the hash of all its tokens and floats, whatever the order of tokens within a list."""
     hashes = np.zeros(batch.num_examples, dtype=np.uint64)
     for name, tokens in batch.tokens.items():
         mixed = mix64(tokens ^ np.uint64(hash_text(name)))
@@ -152,6 +152,8 @@ def _folds(batch: EncodedBatch) -> Int64s:
             sums, ends = np.concatenate([np.zeros(1, np.uint64), mixed.cumsum()]), batch.lengths[name].cumsum()
             mixed = sums[ends] - sums[ends - batch.lengths[name]]  # modulo 2^64, as all sums here
         hashes += mixed
+    for number, column in enumerate(batch.dense.T):
+        hashes += mix64(column.copy().view(np.uint32) ^ np.uint64(hash_text(str(number))))
     return (mix64(hashes) % NUM_FOLDS).astype(np.int64)
 
 
@@ -167,7 +169,7 @@ def _keyed_by_fold(batch: EncodedBatch) -> EncodedBatch:
 
 
 def _moments(parts: Iterator[Float32s]) -> tuple[Float64s, Float64s]:
-    """Mean and standard deviation of each column over all parts; 1 for a constant's (Chan et al. 1979)."""
+    """Mean and standard deviation of each column over all parts; infinite for a constant (Chan et al. 1979)."""
     num_rows, mean, squares = 0, np.zeros(0), np.zeros(0)
     for part in parts:
         columns = part.astype(np.float64)
@@ -177,7 +179,7 @@ def _moments(parts: Iterator[Float32s]) -> tuple[Float64s, Float64s]:
         squares += ((columns - own) ** 2).sum(axis=0) + (own - mean) ** 2 * (before * len(part) / num_rows)
         mean += (own - mean) * (len(part) / num_rows)
     std = np.sqrt(squares / max(num_rows, 1))
-    return mean, np.where(std < MIN_STD, 1.0, std)
+    return mean, np.where(std < MIN_STD, np.inf, std)
 
 
 def _standardized(statistics: TargetStatistics, mean: Float64s, std: Float64s) -> TargetStatistics:

@@ -1,11 +1,13 @@
 """Experiments: resolved, written, read back, overridden; unknown keys name the closest one."""
 
 import pytest
+import yaml
 
 from experiments.runs import RUNS
 from features.errors import InputError
 from recsys.config import Experiment, read_experiment, validated, with_overrides
 from recsys.models import MODELS
+from recsys.sweep.search_space import Choice, check_space
 
 
 @pytest.mark.parametrize("name", list(RUNS))
@@ -47,9 +49,22 @@ def test_overrides_change_what_they_name_and_nothing_else():
     assert before.seed == RUNS["final_mlp"]().seed
 
 
+def test_target_statistics_are_written_only_where_they_are_on():
+    off = RUNS["final_mlp"]()
+    on = with_overrides(off, ["target_statistics=true"])
+    assert (off.target_statistics, on.target_statistics) == (False, True)
+    assert ("target_statistics" in off.params(), "target_statistics" in on.params()) == (False, True)
+    assert on.to_yaml() == off.to_yaml() + "target_statistics: true\n"
+    assert validated(yaml.safe_load(on.to_yaml()), "x") == on
+    assert with_overrides(on, ["target_statistics=false"]) == off
+    check_space({"target_statistics": Choice(values=(True, False))}, off)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("target_statistic=true", "did you mean 'target_statistics'"),
+        ("target_statistics=5", "valid boolean"),
         ("embeding.num_rows=5", "did you mean 'embedding.num_rows'"),
         ("trainer.epoch=5", "did you mean 'trainer.epochs'"),
         ("model.num_head=5", "did you mean 'model.num_heads'"),

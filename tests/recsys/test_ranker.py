@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -16,6 +17,8 @@ from recsys.dataset import batch_of
 from recsys.embedding.table import EmbeddingConfig
 from recsys.models import MODELS
 from recsys.ranker import Ranker, build_ranker, layout_of, model_config
+from recsys.target_statistics import FittedStatistics
+from serving.bundle.target_statistics import TargetStatistics, ValueColumns
 from tests.recsys.conftest import recorded
 
 REGISTRY = FeatureRegistry.of(
@@ -67,6 +70,25 @@ def test_a_logit_a_row(name: str):
     ((_, w),) = records
     assert w.grad is not None
     assert w.grad.any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_sees_target_statistics(name: str):
+    """In training those of the other folds, else those of all rows; two columns per token feature."""
+    batch = batch_of(encode(RAW, REGISTRY), REGISTRY)
+    columns = [ValueColumns(np.zeros(0, np.uint64), np.full((2, 2), number, np.float32)) for number in (0, 1)]
+    both = [TargetStatistics(dict.fromkeys(("user", "tags", "item"), own)) for own in columns]
+    config = model_config(name, FINAL_MLP if name == "final_mlp" else {})
+    table = EmbeddingConfig(num_rows=50, width=4, probes=3)
+    statistics = FittedStatistics(*both)
+    ranker, _ = build_ranker(REGISTRY, name, config, table, seed=1, learning_rate=0.1, statistics=statistics)
+    for is_training, value in ((True, 1), (False, 0)):
+        dense = ranker.train(is_training).dense(batch)
+        assert torch.equal(dense[:, :2], batch.dense_features)
+        assert torch.equal(dense[:, 2:], torch.full((3, 6), float(value)))
+    ranker.train().loss(batch).backward()
+    gradients = [parameter.grad for parameter in ranker.network.embedding_parameters()]
+    assert all(gradient is not None and gradient[2:].any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
