@@ -91,16 +91,18 @@ def fit_target_statistics(train: Split) -> FittedStatistics:
     if not train.registry.token_features:
         remedy = "leave target_statistics out"
         raise InputError("target_statistics need a categorical feature", found="numeric ones alone", remedy=remedy)
-    counts = {feature.name: _Counts.of([]) for feature in train.registry.token_features}
+    counts: dict[str, list[_Counts]] = {feature.name: [_Counts.of([])] for feature in train.registry.token_features}
     amount = positive = 0.0
     for batch, labels, weights in train.labelled_tokens():
         folds, weights = _folds(batch), weights.astype(np.float64)
         amount, positive = amount + weights.sum(), positive + (weights * labels).sum()
-        for name, before in counts.items():
+        for name, parts in counts.items():
             columns = [_of_tokens(batch, name, one) for one in (folds, weights, weights * labels)]
-            counts[name] = _Counts.of([before, _Counts(batch.tokens[name], *columns)])
+            parts.append(_Counts.of([_Counts(batch.tokens[name], *columns)]))
+            if sum(len(part.tokens) for part in parts[1:]) > len(parts[0].tokens):  # merged when they have doubled
+                counts[name] = [_Counts.of(parts)]
     base = float(positive / amount)
-    both = {name: one.value_columns(base) for name, one in counts.items()}
+    both = {name: _Counts.of(parts).value_columns(base) for name, parts in counts.items()}
     totals, out_of_fold = (TargetStatistics({name: pair[k] for name, pair in both.items()}) for k in (0, 1))
     mean, std = _moments(out_of_fold.columns(_keyed_by_fold(batch)) for batch in train.tokens())
     return FittedStatistics(_standardized(totals, mean, std), _standardized(out_of_fold, mean, std))

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from features.errors import InputError
 from recsys import checkpoint
 from recsys.runs.parity import parity_of
 from recsys.runs.prune import prune_run
@@ -114,6 +115,12 @@ def test_a_pruned_run_keeps_them(method, overrides, trained, awkward, tmp_path):
     prune_run(trained, tmp_path / "run", track=False, **settings)
     assert (tmp_path / "run" / NAME).read_bytes() == (trained / NAME).read_bytes()
     assert parity_of(tmp_path / "run", tmp_path / "run" / "bundle", [str(awkward)])["ok"]
+
+
+def test_weights_trained_without_them_cannot_take_them_up(run, tmp_path):
+    settings: dict[str, Any] = {"method": "quantized", "overrides": ["target_statistics=true"]}
+    with pytest.raises(InputError, match=r"starts from the run's weights here; found .*target_statistics"):
+        prune_run(run, tmp_path / "run", track=False, **settings)
 
 
 def test_a_damaged_file_is_one_line(trained, muxrec, tmp_path):

@@ -28,6 +28,8 @@ from tests.serving.conftest import (
     raw_frame,
     reseal,
 )
+from tests.serving.server.app import NAME as NAME_OF_MODEL
+from tests.serving.server.app import Served
 
 NAME = "target_statistics.safetensors"
 NAMES = [feature.name for feature in REGISTRY.token_features]
@@ -58,7 +60,12 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("statistics") / "bundle", **settings()).path
+    """A bundle whose golden rows have the probabilities of plain loops."""
+    folder = tmp_path_factory.mktemp("statistics")
+    scorer = Scorer(make_bundle(folder / "draft", **settings()))
+    golden = scorer.bundle.golden.drop("probability")
+    golden = golden.with_columns(probability=pl.Series(expected(scorer, golden)))
+    return make_bundle(folder / "bundle", **settings(golden=golden)).path
 
 
 @pytest.fixture
@@ -93,6 +100,20 @@ def test_scores_are_those_of_plain_loops(path: Path) -> None:
     assert np.abs(scorer.score(raw[:30].to_dicts()) - scores[:30]).max() <= ROUNDING
 
 
+def test_a_server_takes_such_a_version(path: Path, bundle: Bundle) -> None:
+    """Its golden rows are scored again first."""
+    sources, scorer = [bundle.path], Scorer(path)
+    served = Served(lambda: sources[-1]).start()
+    rows = [{"user": 7, "age": 30, "genres": ["a", "b"]}, {"user": 8}]
+    before = served.client().post("/score", json={"rows": rows}).json()
+    sources.append(path)
+    assert served.client().post(f"/v2/repository/models/{NAME_OF_MODEL}/load").json()["outcome"] == "loaded"
+    after = served.client().post("/score", json={"rows": rows}).json()
+    assert (before["version"], after["version"]) == (bundle.model_id, scorer.bundle.model_id)
+    assert after["scores"] == scorer.score(rows).tolist() != before["scores"]
+    assert scorer.verify() < 1e-6
+
+
 @pytest.mark.parametrize("shared", [(), ("user", "age"), ("genres", "words"), tuple(NAMES), ("price", "age", "user")])
 def test_a_context_is_its_expanded_rows(path: Path, shared: tuple[str, ...]) -> None:
     scorer = Scorer(path)
@@ -109,7 +130,7 @@ def test_the_format_is_version_4_and_the_file_is_part_of_the_identity(path: Path
     assert set(load_file(path / NAME)) == {f"{name}.{part}" for name in NAMES for part in ("tokens", "columns")}
     other = TargetStatistics({name: one._replace(columns=2 * one.columns) for name, one in STATISTICS.features.items()})
     for number, (changes, is_equal) in enumerate([({}, True), ({"target_statistics": other}, False)]):
-        again = make_bundle(tmp_path / str(number), **settings(**changes))
+        again = make_bundle(tmp_path / str(number), **settings(golden=bundle.golden, **changes))
         assert (again.model_id == bundle.model_id) == is_equal
 
 
