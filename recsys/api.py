@@ -74,8 +74,9 @@ def train(
 ) -> "Run":
     """Train a model and return the finished run; equal to `muxrec train` with the same settings, bit for bit.
 
-    `experiment` is the name of a model, or an Experiment such as `experiments.frappe.frappe()`. `settings` change it:
-    `seed=2`, `trainer={"epochs": 3}`, or `**{"trainer.epochs": 3}`; a `model` with a `name` replaces the whole model.
+    `experiment` is the name of a model, or an Experiment such as `experiments.frappe.frappe()`; the settings of
+    "final_mlp" follow the size of the data (docs/recipe.md). `settings` change it: `seed=2`, `trainer={"epochs": 3}`,
+    or `**{"trainer.epochs": 3}`; a `model` with a `name` replaces the whole model.
 
     `out` is the run directory. Without it the run goes to `work/runs/NAME-DIGEST`, where the digest is of the settings
     and the data. In both cases the same call again resumes a run that was cut off, and returns a finished one as it is.
@@ -90,23 +91,28 @@ def train(
     prepare_for_training()  # before torch is loaded
     from recsys.runs.train import train_run
 
-    changed = resolve_experiment(experiment, settings)
     path = data.path if isinstance(data, Dataset) else Path(data)
+    info, registry = read_dataset(path)
+    changed = resolve_experiment(experiment, settings, (info, registry))
     if out is None:
-        info, _ = read_dataset(path)
         digest = hashlib.sha256((changed.to_yaml() + info.digest).encode()).hexdigest()[:8]
         out = RUNS_FOLDER / f"{changed.name}-{digest}"
     train_run(changed, path, Path(out), track=track, progress=progress)
     return Run(out)
 
 
-def resolve_experiment(experiment: "str | Experiment", settings: Mapping[str, Any]) -> "Experiment":
-    """The experiment that `train` runs; raises `InputError` for an unknown model or setting.
+def resolve_experiment(
+    experiment: "str | Experiment",
+    settings: Mapping[str, Any],
+    dataset: tuple[DatasetInfo, FeatureRegistry] | None = None,
+) -> "Experiment":
+    """The experiment that `train` runs, on a dataset if one is given; raises `InputError` for an unknown setting.
 
     >>> resolve_experiment("mlp", {"model": {"hidden": (8,)}, "trainer.epochs": 3}).trainer.epochs
     3
     """
     from recsys.config import default_run, flatten, variant, with_overrides
+    from recsys.recipe import for_data
 
     base = default_run(_known_model(experiment)) if isinstance(experiment, str) else experiment
     changes = dict(settings)
@@ -114,6 +120,8 @@ def resolve_experiment(experiment: "str | Experiment", settings: Mapping[str, An
     if isinstance(model, Mapping) and "name" in model:
         base = variant(base, base.name, model={"name": _known_model(model["name"])})
         changes["model"] = {key: value for key, value in model.items() if key != "name"}
+    if dataset is not None:
+        base = for_data(base, *dataset)
     return with_overrides(base, [f"{key}={_yaml_of(value)}" for key, value in flatten(changes).items()])
 
 

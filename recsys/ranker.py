@@ -133,6 +133,7 @@ def build_ranker(
             *chain.from_iterable(column_names(feature.name) for feature in added),
         ),
         dense_width=embedding.width * embedding.probes,
+        num_statistics=2 * len(added),
     )
     table, optimizer = build_table(layout, embedding, learning_rate, vocabulary)
     return Ranker(table, MODELS[name](config, inputs), statistics), optimizer

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from features.files import temporary_directory_beside
 from features.infer import infer_registry
@@ -226,7 +227,7 @@ class MuxClassifier(ClassifierMixin, BaseEstimator):
         with TemporaryDirectory(prefix="muxrec-", ignore_cleanup_errors=True) as folder:
             run = Path(folder, "run")
             dataset = prepare(registry, splits, Path(folder, "dataset"))
-            experiment = resolve_experiment(experiment, settings)
+            experiment = resolve_experiment(experiment, settings, read_dataset(dataset.path))
             metrics = train_run(experiment, dataset.path, run, track=False, report=False)
             self._files = {file.name: file.read_bytes() for file in sorted((run / "bundle").iterdir())}
         self._scorer = _scorer_of(self._files)

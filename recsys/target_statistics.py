@@ -24,8 +24,10 @@ from serving.bundle.target_statistics import TargetStatistics, ValueColumns
 NUM_FOLDS = 10
 STRENGTHS = 10.0 ** np.arange(-0.5, 6.01, 0.25)
 """Weights of the prior among which a feature's is chosen."""
-MIN_STD = 1e-6
+CONSTANT_STD = 1e-6
 """A column of a smaller standard deviation is a constant, rounded; the network cannot learn from it, so it is 0."""
+MIN_STD = 0.1
+"""Columns are divided by no less than this: smaller differences of log odds or log counts are mostly chance."""
 
 _FOLD_KEYS: Tokens = mix64(np.arange(1, NUM_FOLDS + 1, dtype=np.uint64))
 
@@ -131,8 +133,10 @@ class _Counts(NamedTuple):
         values, numbers = np.unique(self.tokens, return_inverse=True)
         amounts, positives = (_sums(numbers, column) for column in (self.amounts, self.positives))
         strength = strength_of(amounts, positives, base)
-        others = np.maximum(amounts[numbers] - self.amounts, 0)
-        other_positives = np.clip(positives[numbers] - self.positives, 0, others)
+        # Other folds are nine tenths of the rows; scaled to all of them, so that columns do not shift after training.
+        scale = NUM_FOLDS / (NUM_FOLDS - 1)
+        others = np.maximum(amounts[numbers] - self.amounts, 0) * scale
+        other_positives = np.clip((positives[numbers] - self.positives) * scale, 0, others)
         keys = self.tokens ^ _FOLD_KEYS[self.folds]
         order = np.argsort(keys)
         columns = value_columns(others, other_positives, base, strength)[order]
@@ -181,7 +185,7 @@ def _moments(parts: Iterator[Float32s]) -> tuple[Float64s, Float64s]:
         squares += ((columns - own) ** 2).sum(axis=0) + (own - mean) ** 2 * (before * len(part) / num_rows)
         mean += (own - mean) * (len(part) / num_rows)
     std = np.sqrt(squares / max(num_rows, 1))
-    return mean, np.where(std < MIN_STD, np.inf, std)
+    return mean, np.where(std < CONSTANT_STD, np.inf, np.maximum(std, MIN_STD))
 
 
 def _standardized(statistics: TargetStatistics, mean: Float64s, std: Float64s) -> TargetStatistics:

@@ -1,8 +1,8 @@
 """The training loop: steps, epochs and checkpoints, for any ranker, table optimiser and data.
 
-B examples. The recipe is that of BARS (Zhu et al., "BARS: Towards Open Benchmarking for Recommender Systems", SIGIR
-2022): Adam, a global gradient norm of at most 10, the learning rate reduced to a tenth after an epoch without a better
-validation score, and a stop after two such epochs in a row, at the best weights.
+B examples. Adam, a global gradient norm of at most 10, and the weights of the best validation score, as in BARS (Zhu et
+al., "BARS: Towards Open Benchmarking for Recommender Systems", SIGIR 2022). `plateau` is also BARS's schedule: the
+learning rate reduced to a tenth after an epoch without a better score, and a stop after two such epochs in a row.
 """
 
 import json
@@ -25,7 +25,7 @@ from recsys.batch import Batch
 from recsys.embedding.optimizers import TableOptimizer
 from recsys.evaluation.metrics import Monitor, evaluate, monitored
 from recsys.evaluation.predict import predict
-from recsys.schedule import ConstantSchedule, PlateauSchedule, Schedule, TrainState, reduce_lr
+from recsys.schedule import ConstantSchedule, CosineSchedule, PlateauSchedule, Schedule, TrainState, reduce_lr
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +41,18 @@ class TrainerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=50, ge=1)
-    """Maximum passes over the training rows; early stopping usually ends training earlier."""
+    """Passes over the training rows; under `plateau` at most, as early stopping usually ends training earlier."""
     batch_size: int | None = Field(default=None, ge=2)
     """Maximum examples per step; if not set, a fiftieth of the training rows, between 256 and 4096."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Adam's rate for the network, and for the table unless embedding.learning_rate is set."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """`plateau`: the learning rate falls after an epoch without a better validation score, and training stops early, as
+    in BARS. `cosine`: it falls to almost 0 over all `epochs`, which are then trained to the end."""
     patience: int = Field(default=2, ge=1)
-    """Epochs in a row without a better validation score before the run stops."""
+    """Epochs in a row without a better validation score before the run stops, under `plateau`."""
     learning_rate_factor: float = Field(default=0.1, gt=0, le=1)
-    """Multiplies the learning rate after such an epoch."""
+    """Multiplies the learning rate after such an epoch, under `plateau`."""
     max_gradient_norm: float = Field(default=10.0, gt=0)
     """Gradients with a larger global norm are scaled down to this norm."""
     monitor: Monitor = "auc"
@@ -115,9 +118,7 @@ class Trainer:
         self.directory, self.seed, self.progress = directory, seed, progress
         self.on_epoch = on_epoch or (lambda record: None)
         self.starts_trained = starts_trained
-        self.schedule: Schedule = (
-            PlateauSchedule(config.learning_rate_factor, config.patience) if keep == "best" else ConstantSchedule()
-        )
+        self.schedule = schedule_of(config, keep)
         self.optimizer = torch.optim.Adam(ranker.parameter_groups(l2), lr=config.learning_rate, fused=True)
         self.network_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.min_examples = 2 if any(isinstance(part, nn.BatchNorm1d) for part in ranker.modules()) else 1
@@ -277,6 +278,15 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # a whole file, but of another model
             raise checkpoint.damaged(self._state_path, error) from None
         logger.info("resumed at epoch %d, step %d", self.state.epoch + 1, self.state.step)
+
+
+def schedule_of(config: TrainerConfig, keep: Keep) -> Schedule:
+    """The schedule of a training: a constant rate where the last weights are kept, else the config's."""
+    if keep == "last":
+        return ConstantSchedule()
+    if config.schedule == "cosine":
+        return CosineSchedule(config.epochs)
+    return PlateauSchedule(config.learning_rate_factor, config.patience)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from features.dataset.info import read_dataset
 from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunName, Track, begin_training, console, show, wide
 
 
@@ -32,13 +33,14 @@ def sweep(
     """
     begin_training()
     from recsys.config import with_overrides
+    from recsys.recipe import for_data
     from recsys.sweep.report import best_of, sweep_table
     from recsys.sweep.search_space import read_space
     from recsys.sweep.sweep import run_sweep
     from recsys.tracking.store import place_of
 
     named: NamedRuns = context.obj()
-    experiment = with_overrides(named.experiment(name), overrides or [])
+    experiment = with_overrides(for_data(named.experiment(name), *read_dataset(data)), overrides or [])
     fixed = {text.partition("=")[0] for text in overrides or []}
     varied = read_space(space) if space else named.space(name)
     varied = {key: values for key, values in varied.items() if key not in fixed}

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from features.dataset.info import read_dataset
 from features.errors import InputError
 from recsys.cli.options import Data, Json, NamedRuns, Overrides, RunOut, Track, begin_training, show
 
@@ -26,10 +27,12 @@ def train(
     """Train a model on a dataset directory.
 
     Writes a run directory: checkpoint, metrics, report and bundle. `muxrec train final_mlp --data D --out RUN
-    trainer.epochs=5` trains the run `final_mlp` with one setting changed.
+    trainer.epochs=5` trains the run `final_mlp` with one setting changed. The settings of `final_mlp` follow the size
+    of the data (docs/recipe.md); those of the other runs do not.
     """
     begin_training()
     from recsys.config import read_experiment, with_overrides
+    from recsys.recipe import for_data
     from recsys.runs.run_directory import RunDirectory
     from recsys.runs.train import train_run
     from recsys.tracking.store import place_of
@@ -38,7 +41,7 @@ def train(
     if config is not None:
         experiment = with_overrides(read_experiment(config), [*([name] if name else []), *(overrides or [])])
     elif name is not None:
-        experiment = with_overrides(named.experiment(name), overrides or [])
+        experiment = with_overrides(for_data(named.experiment(name), *read_dataset(data)), overrides or [])
     else:
         raise InputError("expected NAME or --config", remedy=f"use one of {', '.join(named.runs)}")
     metrics = train_run(experiment, data, out, track=track, progress=not as_json)

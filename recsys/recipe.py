@@ -1,0 +1,42 @@
+"""The settings of `final_mlp` that follow the size of the data; docs/recipe.md has the measurements behind them.
+
+What limits a click model is how many examples it has of the rarer label, and how often it sees its data:
+
+- fewer than `FEW_EXAMPLES` of the rarer label: 5 epochs of small steps, target statistics, and no batch norm, so that
+  the strong decay of the embeddings keeps the streams small;
+- otherwise batch norm, a higher rate, and as many epochs as make `SEEN_EXAMPLES`, between 2 and 15.
+
+Either way the rate falls along a cosine and the embeddings start near 0.
+"""
+
+from typing import Any
+
+from features.dataset.info import DatasetInfo
+from features.registry import FeatureRegistry
+from recsys.config import Experiment, default_run, variant
+
+NEAR_ZERO = {"init": "normal"}
+"""Settings of the table: initial values so small that only values seen in training contribute."""
+COSINE = {"schedule": "cosine", "epochs": 15, "learning_rate": 0.003}
+"""Settings of the trainer, for some 100,000 to 700,000 training rows."""
+FEW_EXAMPLES = 10_000
+"""Training rows of the rarer label below which a dataset counts as small."""
+SEEN_EXAMPLES = 10_000_000
+"""Training rows times epochs, of a dataset that is not small."""
+
+
+def for_data(experiment: Experiment, info: DatasetInfo, registry: FeatureRegistry) -> Experiment:
+    """The default run of `final_mlp` with the settings for a dataset of this size; any other run as it is."""
+    if experiment != default_run("final_mlp"):
+        return experiment
+    rows, rate = info.splits["train"].rows, info.splits["train"].label_rate
+    sections: dict[str, Any] = {"embedding": NEAR_ZERO}
+    if min(rate, 1 - rate) * rows < FEW_EXAMPLES:
+        sections["model"] = {"mlp1_batch_norm": False, "mlp2_batch_norm": False}
+        sections["trainer"] = {"schedule": "cosine", "epochs": 5, "batch_size": min(max(rows // 50, 128), 1024)}
+        has_statistics = bool(registry.token_features)
+    else:
+        sections["trainer"] = {**COSINE, "epochs": min(max(round(SEEN_EXAMPLES / rows), 2), COSINE["epochs"])}
+        has_statistics = False
+    adapted = variant(experiment, experiment.name, **sections)
+    return adapted.model_copy(update={"target_statistics": has_statistics})
