@@ -82,6 +82,9 @@ class Compression(BaseModel):
 
 
 class _Named(BaseModel):
+    # The fields have their docstrings already; for a class without a source, pydantic would search every frame's.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
     name: str
 
 

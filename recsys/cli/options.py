@@ -66,9 +66,10 @@ class NamedRuns(NamedTuple):
 
 def begin_training() -> None:
     """Prepare a process that trains; on SIGTERM it ends as on Ctrl-C, so that no tracked run stays RUNNING."""
-    from recsys.runs.process import prepare_for_training, require_training
+    from recsys.runs.process import prepare_for_training, rarely_collect, require_training
 
     require_training()
+    rarely_collect()
     prepare_for_training()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

@@ -22,6 +22,7 @@ def train(
         Path | None, typer.Option(help="Experiment file instead of NAME, such as a run's experiment.yaml.")
     ] = None,
     track: Track = True,
+    report: Annotated[bool, typer.Option(help="Write figures, tables and the model card to report/.")] = True,
     as_json: Json = False,
 ) -> None:
     """Train a model on a dataset directory.
@@ -44,5 +45,5 @@ def train(
         experiment = with_overrides(for_data(named.experiment(name), *read_dataset(data)), overrides or [])
     else:
         raise InputError("expected NAME or --config", remedy=f"use one of {', '.join(named.runs)}")
-    metrics = train_run(experiment, data, out, track=track, progress=not as_json)
+    metrics = train_run(experiment, data, out, track=track, progress=not as_json, report=report)
     show(as_json, {"run": str(out), **metrics}, place_of(RunDirectory(out).run_info()) if track else None)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.embedding.catch_up import EXACT_STEPS, GROWTH
-from recsys.embedding.kernels import AHEAD, Kernel, compiled, copy, prefetch
+from recsys.embedding.kernels import AHEAD, Kernel, compiled, copy, fill, prefetch
 
 _LANES = 64
 """Values that catch up side by side: rows in groups, so that none waits for its own square roots."""
@@ -60,7 +60,6 @@ def bias_corrections(beta1: float, beta2: float) -> BiasCorrections:
 class _Offsets(NamedTuple):
     """Offsets of the values of a group in its scratch array; `push` is also the number of values of each kind."""
 
-    width: int
     pull: int
     push: int
     second: int
@@ -83,12 +82,6 @@ def _between(entries, position):
 
 
 @_inlined
-def _spread(s, place, width, r, value):
-    for j in range(r * width, (r + 1) * width):
-        s[place + j] = value
-
-
-@_inlined
 def _exact(s, at, decay, take1, take2):
     for j in range(at.push):
         g = decay * s[at.pull + j]
@@ -101,7 +94,7 @@ def _exact(s, at, decay, take1, take2):
 def _power(s, lengths, at, share):
     one, two, half = np.float32(1), np.float32(2), np.float32(0.5)
     longest = np.int32(0)
-    for j in range(0, at.push, at.width):
+    for j in range(at.push):
         longest = max(longest, lengths[j])
     level = np.int32(0)
     while longest >> (level + np.int32(1)) > 0:
@@ -157,7 +150,8 @@ def _stride_no_decay(s, at, beta1):
 
 
 @_inlined
-def _strided_steps(s, lengths, at, missed, now, corrections, learning_rate, decay, beta1, take1, take2, eps):
+def _strided_steps(s, lengths, at, width, missed, now, corrections, learning_rate, decay, betas, eps):
+    beta1, take1, take2 = betas
     second, root, ratio, first = corrections
     last, one, share = len(root) - 1, np.float32(1), take1
     for j in range(at.push):
@@ -165,8 +159,8 @@ def _strided_steps(s, lengths, at, missed, now, corrections, learning_rate, deca
     for k in range(1, min(EXACT_STEPS, missed[0]) + 1):
         for r in range(len(missed)):
             when = min(2 * (now - missed[r] + k), last)
-            _spread(s, at.rates, at.width, r, learning_rate * ratio[when])
-            _spread(s, at.floors, at.width, r, eps * root[when])
+            fill(s, at.rates + r * width, width, learning_rate * ratio[when])
+            fill(s, at.floors + r * width, width, eps * root[when])
         _exact(s, at, decay, take1, take2)
     if missed[0] <= EXACT_STEPS:
         return
@@ -181,21 +175,21 @@ def _strided_steps(s, lengths, at, missed, now, corrections, learning_rate, deca
         for r in range(len(missed)):
             length = min(done * (GROWTH - 1), missed[r] - done)
             begin = 2 * (now - missed[r] + done)
-            _spread(lengths, 0, at.width, r, np.int32(length))
-            _spread(s, at.steps, at.width, r, np.float32(length))
-            _spread(s, at.to_end, at.width, r, second[min(2 * length, last)])
+            fill(lengths, r * width, width, np.int32(length))
+            fill(s, at.steps + r * width, width, np.float32(length))
+            fill(s, at.to_end + r * width, width, second[min(2 * length, last)])
             if decay > 0:
                 when = min(begin + length + 1, last)
-                _spread(s, at.to_middle, at.width, r, second[min(length + 1, last)])
-                _spread(s, at.rates, at.width, r, learning_rate * ratio[when] * (share * decay))
-                _spread(s, at.floors, at.width, r, eps * root[when])
+                fill(s, at.to_middle + r * width, width, second[min(length + 1, last)])
+                fill(s, at.rates + r * width, width, learning_rate * ratio[when] * (share * decay))
+                fill(s, at.floors + r * width, width, eps * root[when])
             else:  # the middle of the remaining momentum rather than of the stride
                 spent = first[min(2 * length, last)]
                 middle = 2 * (1 / share - length * (1 - spent) / spent)
-                _spread(s, at.gain, at.width, r, spent)
-                _spread(s, at.to_middle, at.width, r, _between(second, middle))
-                _spread(s, at.rates, at.width, r, learning_rate * _between(ratio, begin + middle))
-                _spread(s, at.floors, at.width, r, eps * _between(root, begin + middle))
+                fill(s, at.gain + r * width, width, spent)
+                fill(s, at.to_middle + r * width, width, _between(second, middle))
+                fill(s, at.rates + r * width, width, learning_rate * _between(ratio, begin + middle))
+                fill(s, at.floors + r * width, width, eps * _between(root, begin + middle))
         if decay > 0:
             _stride(s, lengths, at, share, beta1)
         else:
@@ -233,7 +227,6 @@ def _sort_by_strides(start, stop, rows, last_step, now, keeps_unread):
     return order, missed, ends
 
 
-@cache
 def gather_rows(width: int) -> Kernel:
     """Kernel that gathers rows [U] into `w_out, m_out, v_out` [U, w] and applies there the steps that each missed.
 
@@ -241,15 +234,20 @@ def gather_rows(width: int) -> Kernel:
     values: a row alone would wait for its own square roots. Rows of a group differ only in their last step and in the
     length of their last stride.
     """
-    group = max(1, _LANES // width)
-    lanes = group * width
-    at = _Offsets(width, *(k * lanes for k in range(12)))
+    return _gather_rows(max(_LANES, width))
+
+
+@cache
+def _gather_rows(lanes: int) -> Kernel:
+    """The kernel for rows of at most `lanes` values: it takes four seconds to compile, so widths share it."""
+    at = _Offsets(*(k * lanes for k in range(12)))
 
     @compiled
     def kernel(
         start, stop, rows, table, m, v, last_step, now, w_out, m_out, v_out, corrections, rate, decay, betas, eps
     ):
-        beta1, take1, take2 = betas
+        width = table.shape[1]
+        group = max(1, lanes // width)
         order, gaps, ends = _sort_by_strides(start, stop, rows, last_step, now, decay == 0)
         s, lengths = np.ones(12 * at.push, np.float32), np.zeros(at.push, np.int32)
         missed, begin = np.zeros(group, np.int64), 0
@@ -269,7 +267,9 @@ def gather_rows(width: int) -> Kernel:
                     copy(s, at.push + r * width, m, row * width, width)
                     copy(s, at.second + r * width, v, row * width, width)
                 if number > 0:
-                    _strided_steps(s, lengths, at, missed, now, corrections, rate, decay, beta1, take1, take2, eps)
+                    for j in range(group * width, at.push):  # lanes without a row: ordinary numbers, quick to compute
+                        s[at.pull + j] = s[at.push + j] = s[at.second + j] = np.float32(1)
+                    _strided_steps(s, lengths, at, width, missed, now, corrections, rate, decay, betas, eps)
                 for r in range(min(group, ends[number] - first)):
                     u = order[first + r]
                     copy(w_out, u * width, s, at.pull + r * width, width)

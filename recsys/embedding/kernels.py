@@ -1,8 +1,9 @@
 """Loops over table rows for which torch has no operation, compiled by numba: sort, sum, Adam step, scatter.
 
 n lookups of a batch, U distinct rows among them, M table rows, w row width. One thread computes a row from beginning
-to end, so that results do not depend on the number of threads. A kernel is compiled for one width, so that a row is a
-known number of vector registers; numba caches it next to this file, in the user's cache, or in muxrec's.
+to end, so that results do not depend on the number of threads. A small kernel is compiled for one width, so that a row
+is a known number of vector registers; numba caches it next to this file, in the user's cache, or in muxrec's. The large
+one, in `catch_up_kernel`, serves every width up to 64.
 """
 
 # pyright: reportMissingParameterType=false
@@ -35,6 +36,8 @@ AHEAD = 12
 _MIN_PIECE = 1024
 """Fewest rows that are worth a thread."""
 _PIECES_PER_THREAD = 4
+_INLINED = (*range(1, 17), *range(20, 65, 4))
+"""Counts for which `copy` is a few instructions; for others it is a call."""
 
 TINY_WEIGHT, TINY_MOMENT = np.float32(1e-15), np.float32(1e-30)
 """Smaller values become zero: rows that lag long end in denormals, on which an operation costs 100 times as much."""
@@ -236,9 +239,46 @@ def _copy(context: Any, into: Any, at: Any, source: Any, place: Any, count: Any)
     def generate(target: Any, builder: Any, types: Any, values: Any) -> Any:
         arrays = [target.make_array(types.args[k])(target, builder, values[k]).data for k in (0, 2)]
         target_pointer, source_pointer = builder.gep(arrays[0], [values[1]]), builder.gep(arrays[1], [values[3]])
-        cgutils.raw_memcpy(builder, target_pointer, source_pointer, values[4], types.args[0].dtype.bitwidth // 8)
+        size = types.args[0].dtype.bitwidth // 8
+        for count in _counts(builder, values[4]):
+            cgutils.raw_memcpy(builder, target_pointer, source_pointer, count, size)
 
     return signature, generate
+
+
+def _fill(context: Any, into: Any, at: Any, count: Any, value: Any) -> Any:
+    signature = numba.types.void(into, at, count, into.dtype)
+
+    def generate(target: Any, builder: Any, types: Any, values: Any) -> Any:
+        pointer = builder.gep(target.make_array(types.args[0])(target, builder, values[0]).data, [values[1]])
+        for count in _counts(builder, values[2]):
+            if isinstance(count, ir.Constant):
+                vector = ir.VectorType(values[3].type, count.constant)
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), values[3], ir.IntType(32)(0))
+                zeros = ir.Constant(ir.VectorType(ir.IntType(32), count.constant), None)
+                splat = builder.shuffle_vector(one, one, zeros)
+                builder.store(splat, builder.bitcast(pointer, vector.as_pointer()), align=4)
+            else:
+                with cgutils.for_range(builder, count) as loop:
+                    builder.store(values[3], builder.gep(pointer, [loop.index]))
+
+    return signature, generate
+
+
+def _counts(builder: Any, count: Any) -> Any:
+    """Generates code once for each count of `_INLINED`, where it is a constant, and once for all other counts."""
+    others, end = builder.append_basic_block(), builder.append_basic_block()
+    cases = builder.switch(count, others)
+    for constant in (ir.Constant(count.type, one) for one in _INLINED):
+        block = builder.append_basic_block()
+        cases.add_case(constant, block)
+        with builder.goto_block(block):
+            yield constant
+            builder.branch(end)
+    with builder.goto_block(others):
+        yield count
+        builder.branch(end)
+    builder.position_at_end(end)
 
 
 # Why there is LLVM here: gathering and scattering the 106,000 random rows of a batch in a table of 4 million rows takes
@@ -248,3 +288,5 @@ prefetch: Any = intrinsic(_prefetch)
 """Inside a kernel, `prefetch(table, row)` asks the memory for the beginning of a row."""
 copy: Any = intrinsic(_copy)
 """Inside a kernel, `copy(into, at, source, place, count)` copies values of contiguous arrays, by flat positions."""
+fill: Any = intrinsic(_fill)
+"""Inside a kernel, `fill(into, at, count, value)` sets values of a contiguous array, by flat position."""

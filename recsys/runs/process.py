@@ -16,6 +16,8 @@ from features.files import take_lock
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for what it sets
 _SPINS = "30000"
+GC_THRESHOLDS = 700, 10, 10
+"""Python's own."""
 
 
 def require_training(*packages: str) -> None:
@@ -62,11 +64,22 @@ def frozen_gc() -> Iterator[None]:
     ...     gc.get_freeze_count() > 0
     True
     """
+    thresholds = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+def rarely_collect() -> None:
+    """Make full garbage collections rare until `frozen_gc`: imports make a million objects, and no garbage.
+
+    Importing torch, torchrec and MLflow took 3.4 s of processor time with Python's thresholds, 2.4 s with these.
+    """
+    gc.set_threshold(*GC_THRESHOLDS[:2], 1000)
 
 
 @contextlib.contextmanager

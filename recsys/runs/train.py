@@ -102,7 +102,7 @@ def train_run(
 
             options = {"progress": progress, "on_epoch": epoch_ended}
             state = _fit(experiment, out, ranker, table_optimizer, train, valid, **options)
-        return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker, report=report)
+            return finish_run(Trained(run, experiment, ranker, train, valid, state, before), tracker, report=report)
 
 
 def _metrics_of_finished(run: RunDirectory, *, track: bool) -> RunMetrics:

@@ -48,6 +48,7 @@ def train_trial(request: dict[str, Any], should_prune: Callable[[dict[str, Any]]
             Path(request["data"]),
             Path(request["out"]),
             track=request["track"],
+            report=False,
             tags=request["tags"],
             on_epoch=on_epoch,
         )

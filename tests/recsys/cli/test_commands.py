@@ -48,7 +48,9 @@ def test_a_config_repeats_the_run_bit_for_bit(run, dataset, muxrec, tmp_path):
 
 def test_another_seed_is_another_run(run, dataset, muxrec, tmp_path):
     config = ("--config", run / "experiment.yaml", "--data", dataset)
-    assert muxrec("train", *config, "--out", tmp_path / "r", "--no-track", "--json", "seed=9").code == 0
+    arguments = ("--out", tmp_path / "r", "--no-track", "--no-report", "--json", "seed=9")
+    assert muxrec("train", *config, *arguments).code == 0
+    assert not (tmp_path / "r" / "report").exists()
     first, second = (json.loads((path / "metrics.json").read_text()) for path in (run, tmp_path / "r"))
     assert first["test"] != second["test"]
 
