@@ -55,11 +55,12 @@ and .8939 in 18 with batches of 2,048 at rate 0.001."""
 
 _BARS = {
     "embedding.init": "uniform",
+    "embedding.l2": 0.05,
     "trainer.schedule": "plateau",
     "trainer.learning_rate": 0.001,
     "trainer.epochs": 50,
 }
-"""The start and the schedule of BARS, which all cells share; the runs of FinalMLP have others."""
+"""The start, the decay and the schedule of BARS, where the named run has others."""
 
 NETWORKS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("frappe", "final_mlp"): ("frappe", {**_BARS, "trainer.epochs": 30}),
@@ -234,7 +235,7 @@ def on_tables(tables: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -
 
 def _precision(_: Mapping[str, StudyData]) -> list[Cell]:
     return [
-        Cell(name, "final_mlp", precision, None, run, {"trainer.precision": precision}, against)
+        Cell(name, "final_mlp", precision, None, run, {**_BARS, "trainer.precision": precision}, against)
         for name, run in (("frappe", "frappe"), ("movielens", "movielens_1m"))
         for precision, against in (("fp32", ()), ("bf16", ("fp32",)))
     ]

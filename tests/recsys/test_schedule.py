@@ -1,8 +1,18 @@
 """Schedules by themselves: scores in, decisions out; and the state's keys in a checkpoint."""
 
+import math
+
 import pytest
 
-from recsys.schedule import MIN_DELTA, ConstantSchedule, Decision, PlateauSchedule, Schedule, TrainState
+from recsys.schedule import (
+    MIN_DELTA,
+    ConstantSchedule,
+    CosineSchedule,
+    Decision,
+    PlateauSchedule,
+    Schedule,
+    TrainState,
+)
 
 KEYS = [
     *("epoch", "step", "global_step", "examples", "loss_sum", "seconds", "eval_seconds"),
@@ -14,6 +24,7 @@ def decisions(schedule: Schedule, scores: list[float]) -> list[Decision]:
     """The decisions of a schedule on each score, until it stops."""
     state, found = TrainState(), []
     for score in scores:
+        state.epoch += 1
         found.append(schedule.after_epoch(state, score))
         if found[-1].is_best:
             state.best_score, state.num_bad_epochs = score, 0
@@ -45,6 +56,22 @@ def test_plateaus_reduce_the_rate_and_stop_after_some_in_a_row(
 
 def test_a_constant_schedule_takes_every_epoch():
     assert decisions(ConstantSchedule(), [0.5, 0.4, 0.3]) == [BEST] * 3
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 5, 15])
+def test_a_cosine_ends_with_the_last_epoch(num_epochs: int):
+    scores = [0.5 + 0.1 * (number % 2) for number in range(num_epochs)]
+    found = decisions(CosineSchedule(num_epochs), scores)
+    assert len(found) == num_epochs
+    assert not any(one.stops for one in found)
+    assert [one.is_best for one in found] == [number < 2 for number in range(num_epochs)]
+    rate, rates = 1.0, []
+    for one in found:
+        rates.append(rate)
+        rate *= one.rate_factor
+    middle = [math.cos(math.pi * (number + 0.5) / num_epochs / 2) ** 2 for number in range(num_epochs)]
+    assert rates == pytest.approx([one / middle[0] for one in middle])
+    assert found[-1].rate_factor == 1, "the state of a finished run is that of its last epoch"
 
 
 def test_a_state_keeps_its_keys_in_a_checkpoint():

@@ -22,7 +22,7 @@ from recsys.evaluation.metrics import evaluate
 from recsys.evaluation.predict import predict
 from recsys.evaluation.predictions import Predictions
 from recsys.models import MODELS
-from recsys.schedule import ConstantSchedule
+from recsys.schedule import ConstantSchedule, CosineSchedule
 from recsys.trainer import TrainerConfig
 from tests.planted import planted_dataset, write_dataset
 from tests.recsys.conftest import same, scripted, training_of, weights_of
@@ -158,6 +158,47 @@ def test_plateaus_reduce_both_rates_and_two_in_a_row_end_the_run(
     best, numbers = load_state(tmp_path / "checkpoint" / "best.safetensors")
     assert same(best, seen[3][1])
     assert numbers == {"epoch": 4}
+
+
+def test_a_cosine_lowers_both_rates_and_keeps_the_best_weights(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scripted(monkeypatch, [0.7, 0.8, 0.6, 0.6, 0.6])
+    ends: list[tuple[float, dict[str, Tensor]]] = []
+    training = training_of(
+        planted,
+        tmp_path,
+        embedding={"learning_rate": 0.02},
+        epochs=5,
+        schedule="cosine",
+        patience=1,
+        on_epoch=lambda _: ends.append((training.table_optimizer.learning_rate, weights_of(training))),
+    )
+    state = training.fit()
+    shares = [CosineSchedule(5).share(epoch) for epoch in range(5)]
+    assert [record["learning_rate"] for record in state.history] == pytest.approx([0.01 * one for one in shares])
+    assert [rate for rate, _ in ends] == pytest.approx([0.02 * one for one in [*shares[1:], shares[-1]]], rel=1e-5)
+    assert (state.best_epoch, len(state.history)) == (2, 5)
+    assert same(weights_of(training), ends[1][1])
+
+
+class Cut(BaseException):
+    """Simulates a killed process: no code catches it."""
+
+
+def test_a_cosine_goes_on_where_it_was_cut_off(planted: Path, tmp_path: Path):
+    def cut(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise Cut
+
+    settings: dict[str, Any] = {"epochs": 4, "schedule": "cosine"}
+    whole, again = training_of(planted, tmp_path / "whole", **settings), tmp_path / "cut"
+    whole.fit()
+    with pytest.raises(Cut):
+        training_of(planted, again, on_epoch=cut, **settings).fit()
+    resumed = training_of(planted, again, **settings)
+    resumed.fit()
+    assert same(weights_of(resumed), weights_of(whole))
 
 
 def test_the_last_weights_stay_where_they_are_asked_for(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,20 @@ def test_dual_mlp_is_final_mlp_without_gates_and_with_w_zero(heads: int, layout:
     torch.testing.assert_close(final.eval()(*inputs), dual.eval()(*inputs))
 
 
+def test_statistics_add_to_the_logit_and_stay_out_of_the_streams():
+    views, names = {"main": {"user": 4}}, ("price", "user rate", "user count")
+    config = FinalMLP.Config(mlp1_hidden=(4,), mlp2_hidden=(4,), num_heads=2)
+    model = FinalMLP(config, ModelInputs(views=views, dense_features=names, dense_width=4, num_statistics=2)).eval()
+    plain = FinalMLP(config, ModelInputs(views=views, dense_features=names[:1], dense_width=4)).eval()
+    own = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("statistics.")}
+    plain.load_state_dict(own)
+    embedded, dense = torch.randn(5, 4), torch.randn(5, 3)
+    assert model.statistics is not None
+    expected = plain(embedded, dense[:, :1]) + model.statistics(dense[:, 1:])
+    torch.testing.assert_close(model(embedded, dense), expected)
+    assert model.statistics(dense[:, 1:]).std() > 0
+
+
 CONTEXTS = {"fs1_context": ("user", "age"), "fs2_context": ()}
 
 
