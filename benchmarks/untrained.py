@@ -11,7 +11,8 @@ from recsys.ranker import Ranker, build_ranker
 def ranker_of(case: Case) -> Ranker:
     """The untrained ranker of a case's run; the same in every process."""
     experiment = RUNS[case.run]()
-    name, table = experiment.model.name, experiment.embedding
+    # Wide initial values, so that scores differ.
+    name, table = experiment.model.name, experiment.embedding.model_copy(update={"init": "uniform"})
     return build_ranker(case.registry, name, experiment.model, table, seed=1, learning_rate=1e-3)[0].eval()
 
 

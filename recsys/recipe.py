@@ -2,8 +2,8 @@
 
 What limits a click model is how many examples it has of the rarer label, and how often it sees its data:
 
-- fewer than `FEW_EXAMPLES` of the rarer label: 5 epochs of small steps, target statistics, and no batch norm, so that
-  the strong decay of the embeddings keeps the streams small;
+- fewer than `FEW_EXAMPLES` of the rarer label: 5 epochs of small steps (10 of larger ones if all features are numeric),
+  target statistics, and no batch norm, so that the strong decay of the embeddings keeps the streams small;
 - otherwise batch norm, a higher rate, and as many epochs as make `SEEN_EXAMPLES`, between 2 and 15.
 
 Either way the rate falls along a cosine and the embeddings start near 0.
@@ -33,8 +33,10 @@ def for_data(experiment: Experiment, info: DatasetInfo, registry: FeatureRegistr
     sections: dict[str, Any] = {"embedding": NEAR_ZERO}
     if min(rate, 1 - rate) * rows < FEW_EXAMPLES:
         sections["model"] = {"mlp1_batch_norm": False, "mlp2_batch_norm": False}
-        sections["trainer"] = {"schedule": "cosine", "epochs": 5, "batch_size": min(max(rows // 50, 128), 1024)}
         has_statistics = bool(registry.token_features)
+        # Numbers cannot be memorised value by value, so they are learned for longer.
+        steps = {"epochs": 5} if has_statistics else {"epochs": 10, "learning_rate": 0.003}
+        sections["trainer"] = {"schedule": "cosine", "batch_size": min(max(rows // 50, 128), 1024), **steps}
     else:
         sections["trainer"] = {**COSINE, "epochs": min(max(round(SEEN_EXAMPLES / rows), 2), COSINE["epochs"])}
         has_statistics = False

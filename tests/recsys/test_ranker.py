@@ -15,7 +15,7 @@ from features.errors import InputError
 from features.registry import FeatureRegistry
 from recsys.dataset import batch_of
 from recsys.embedding.table import EmbeddingConfig
-from recsys.models import MODELS
+from recsys.models import MODELS, FinalMLP
 from recsys.ranker import Ranker, build_ranker, layout_of, model_config
 from recsys.target_statistics import FittedStatistics
 from serving.bundle.target_statistics import TargetStatistics, ValueColumns
@@ -87,9 +87,14 @@ def test_every_model_sees_target_statistics(name: str):
         assert torch.equal(dense[:, :2], batch.dense_features)
         assert torch.equal(dense[:, 2:], torch.full((3, 6), float(value)))
     ranker.train().loss(batch).backward()
-    gradients = [parameter.grad for parameter in ranker.network.embedding_parameters() if len(parameter) == 8]
-    assert all(gradient is not None and gradient[2:].any() for gradient in gradients)
-    assert gradients
+    if isinstance(ranker.network, FinalMLP):
+        assert ranker.network.statistics is not None
+        readers = [(parameter.grad, slice(None)) for parameter in ranker.network.statistics.parameters()]
+    else:
+        own = [parameter for parameter in ranker.network.embedding_parameters() if len(parameter) == 8]
+        readers = [(parameter.grad, slice(2, None)) for parameter in own]
+    assert all(gradient is not None and gradient[part].any() for gradient, part in readers)
+    assert readers
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])

@@ -44,8 +44,10 @@ def test_larger_data_are_passed_over_fewer_times(rows: int, epochs: int):
     assert for_data(default_run("final_mlp"), info_of(rows, 0.3), TOKENS).trainer.epochs == epochs
 
 
-def test_numbers_alone_have_no_statistics():
-    assert not for_data(default_run("final_mlp"), info_of(1_000, 0.3), NUMBERS).target_statistics
+def test_numbers_alone_have_no_statistics_and_more_epochs():
+    numbers, tokens = (for_data(default_run("final_mlp"), info_of(1_000, 0.3), one) for one in (NUMBERS, TOKENS))
+    assert (numbers.target_statistics, tokens.target_statistics) == (False, True)
+    assert (numbers.trainer.epochs, tokens.trainer.epochs) == (10, 5)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "final_mlp"])

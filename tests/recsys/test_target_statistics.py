@@ -99,7 +99,7 @@ class Oracle:
         self.strengths = {name: self.strength(name) for name in self.values}
         raw = np.array([self.raw(bag, is_training=True) for bag in self.bags])
         self.mean, std = raw.mean(axis=0), raw.std(axis=0)
-        self.std = np.where(std < 1e-6, np.inf, std)
+        self.std = np.where(std < 1e-6, np.inf, np.maximum(std, 0.1))
 
     def strength(self, name: str) -> float:
         def likelihood(m: float) -> float:
@@ -115,9 +115,8 @@ class Oracle:
             for token in tokens:
                 n, p = self.sums.get((name, token), (0.0, 0.0))
                 if is_training:
-                    n, p = (
-                        whole - part for whole, part in zip((n, p), self.sums[name, token, fold_of(bag)], strict=True)
-                    )
+                    own = self.sums[name, token, fold_of(bag)]
+                    n, p = (10 / 9 * (whole - part) for whole, part in zip((n, p), own, strict=True))
                 rate = (p + m * self.base) / (n + m)
                 pairs.append((logit(rate) - logit(self.base), math.log1p(n)))
             columns += [sum(pair[k] for pair in pairs) / max(1, len(pairs)) for k in (0, 1)]
@@ -129,6 +128,14 @@ class Oracle:
 
 def logit(rate: float) -> float:
     return math.log(rate / (1 - rate))
+
+
+def test_columns_keep_their_level_after_training(tmp_path):
+    """A feature of two values in 5,000 rows: counts hardly vary, and must not jump when the whole of train is seen."""
+    rows = frame(4000).with_columns(user=pl.int_range(pl.len()) % 2, w=pl.lit(1.0))
+    fitted, batch = fit_target_statistics(split_of(tmp_path, rows)), encode(rows, REGISTRY)
+    training, later = (fitted.columns(batch, is_training=flag)[:, :2] for flag in (True, False))
+    assert np.abs(training - later).max() < 1
 
 
 @pytest.mark.parametrize("window_bytes", [1 << 29, 4000])

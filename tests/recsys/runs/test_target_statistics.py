@@ -10,8 +10,10 @@ import pytest
 
 from features.errors import InputError
 from recsys import checkpoint
+from recsys.config import default_run, with_overrides
 from recsys.runs.parity import parity_of
 from recsys.runs.prune import prune_run
+from recsys.runs.train import train_run
 from serving.bundle import Bundle
 from tests.conftest import SMALL, read_scores
 
@@ -117,10 +119,18 @@ def test_a_pruned_run_keeps_them(method, overrides, trained, awkward, tmp_path):
     assert parity_of(tmp_path / "run", tmp_path / "run" / "bundle", [str(awkward)])["ok"]
 
 
-def test_weights_trained_without_them_cannot_take_them_up(run, tmp_path):
+@pytest.fixture
+def without(project, dataset) -> Path:
+    """A run of final_mlp with the target statistics switched off that it has on data of this size, trained once."""
+    out, small = project / "without_statistics", with_overrides(default_run("final_mlp"), SMALL)
+    train_run(small, dataset, out, track=False, report=False)
+    return out
+
+
+def test_weights_trained_without_them_cannot_take_them_up(without, tmp_path):
     settings: dict[str, Any] = {"method": "quantized", "overrides": ["target_statistics=true"]}
     with pytest.raises(InputError, match=r"starts from the run's weights here; found .*target_statistics"):
-        prune_run(run, tmp_path / "run", track=False, **settings)
+        prune_run(without, tmp_path / "run", track=False, **settings)
 
 
 def test_a_damaged_file_is_one_line(trained, muxrec, tmp_path):
@@ -134,7 +144,7 @@ def test_a_damaged_file_is_one_line(trained, muxrec, tmp_path):
         path.unlink(missing_ok=True)
 
 
-def test_runs_without_them_are_written_as_before(run):
-    assert "target_statistics" not in (run / "experiment.yaml").read_text()
-    assert not (run / NAME).exists()
-    assert not (run / "bundle" / NAME).exists()
+def test_runs_without_them_are_written_as_before(without):
+    assert "target_statistics" not in (without / "experiment.yaml").read_text()
+    assert not (without / NAME).exists()
+    assert not (without / "bundle" / NAME).exists()
