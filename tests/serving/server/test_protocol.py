@@ -48,9 +48,6 @@ def post(client: Client, path: str, body: Any, **headers: str) -> Any:
     return answer.json()
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
 def test_rows_score_as_plain_loops_do(client: Client, bundle: Bundle) -> None:
     answer = post(client, "/score", {"rows": rows_of(RAW)})
     assert np.abs(np.array(answer["scores"]) - reference(RAW, table())).max() < 1e-6
@@ -131,9 +128,6 @@ def test_csv_means_what_it_means_in_files(client: Client, scorer: Scorer, tmp_pa
 def test_absent_null_and_nan_are_missing(client: Client) -> None:
     scores = post(client, "/score", '{"rows": [{}, {"user": null}, {"user": NaN}, {"price": NaN, "words": null}]}')
     assert np.ptp(scores["scores"]) <= ROUNDING
-
-
-# --- about the model --------------------------------------------------------------------------------------------------
 
 
 def test_metadata(client: Client, bundle: Bundle) -> None:
@@ -236,8 +230,6 @@ def test_the_page_shows_lines_for_a_shell_that_do_what_it_says(bundle: Bundle, t
     assert "reboot" not in odd
     assert "http://localhost:8080/score" in odd
 
-
-# --- errors -----------------------------------------------------------------------------------------------------------
 
 ONE = {"name": "user", "shape": [1], "datatype": "BYTES", "data": ["a"]}
 WRONG: list[tuple[str, Any, str]] = [
@@ -393,9 +385,6 @@ def test_only_plain_utf8_of_a_known_type_is_read(client: Client, path: str) -> N
     assert (
         client.post(path, content=b"{}", headers={"Content-Type": "application/json; charset=UTF-8"}).status_code == 400
     )
-
-
-# --- request id -------------------------------------------------------------------------------------------------------
 
 
 def test_the_request_id_is_taken_and_returned(client: Client) -> None:
