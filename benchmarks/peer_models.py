@@ -122,7 +122,7 @@ def vowpal_wabbit(train: Rows, valid: Rows, test: Rows, dense: tuple[str, ...], 
     """Probabilities of test by Vowpal Wabbit: logistic loss, all pairs of features (`-q ::`), its adaptive rates."""
     vw: Any = import_module("vowpalwabbit")
     workspace = vw.Workspace(f"-q :: -b 24 --loss_function logistic --link logistic --quiet --random_seed {seed}")
-    examples = [[workspace.parse(line) for line in _lines(rows, dense)] for rows in (train, valid, test)]
+    examples = [[workspace.parse(line) for line in lines_of(rows, dense)] for rows in (train, valid, test)]
     best, answer = -1.0, np.zeros(0)
     for number in range(MAX_PASSES):
         for position in np.random.default_rng([seed, number]).permutation(len(train.labels)):
@@ -134,7 +134,7 @@ def vowpal_wabbit(train: Rows, valid: Rows, test: Rows, dense: tuple[str, ...], 
     return answer
 
 
-def _lines(rows: Rows, dense: tuple[str, ...]) -> Iterator[str]:
+def lines_of(rows: Rows, dense: tuple[str, ...]) -> Iterator[str]:
     """Rows in Vowpal Wabbit's text format: a namespace per feature, named by a letter of its own."""
     names = [*rows.encoded.tokens, *dense]
     letters = {name: chr(ord("A") + number) for number, name in enumerate(names)}

@@ -13,12 +13,14 @@ import torch
 
 from benchmarks.common import Worker, in_turn, parse_sizes
 from benchmarks.contenders import METHODS, Case, DenseAdam, Muxrec, Source, SparseAdam
+from benchmarks.peer_models import Rows, lines_of, tables
 from benchmarks.prepare import CONTENDERS, FLOOR, NAMES, work
 from benchmarks.requests import CASES, requests
 from benchmarks.scorers import METHODS as SCORERS
 from benchmarks.scorers import Contender
 from benchmarks.train import PROCESS_BYTES, blocks_of, groups_of, parse_methods
 from benchmarks.untrained import write_bundle_of
+from features.encode import EncodedBatch
 from features.errors import InputError
 from features.line_worker import WorkerError
 
@@ -262,3 +264,23 @@ def test_tracking_costs(tmp_path):
     tables = run("tracking", tmp_path / "tracking.md", "--name", "logistic_regression", "--rounds", "1")
     assert [line[0] for line in tables["Seconds"]] == ["whole command, s", "processor, s", "training steps, s"]
     assert float(tables["Share"][1][1].split()[0]) > 0, "the tracker counted something"
+
+
+def test_peers_read_what_the_model_reads():
+    """Codes by how often train has a value, -1 for one that it lacks; flags of lists; lines for Vowpal Wabbit."""
+
+    def rows(users: list[int], tags: list[int], lengths: list[int]) -> Rows:
+        tokens = {"user": np.array(users, np.uint64), "tags": np.array(tags, np.uint64)}
+        dense = np.arange(len(users), dtype=np.float32)[:, None]
+        encoded = EncodedBatch(num_examples=len(users), tokens=tokens, lengths={"tags": np.array(lengths)}, dense=dense)
+        return Rows(encoded, np.zeros(len(users), np.float32))
+
+    train, other = tables(rows([7, 9, 9], [1, 2, 2], [0, 1, 2]), [rows([9, 5], [1], [0, 1])], ("price",))
+    assert train.codes["user"].tolist() == [1, 0, 0]
+    assert other.codes["user"].tolist() == [0, -1]
+    assert {name: column.tolist() for name, column in train.numbers.items()} == {
+        "tags_0": [0, 0, 1],  # value 2
+        "tags_1": [0, 1, 0],
+        "price": [0, 1, 2],
+    }
+    assert list(lines_of(rows([7], [1, 2], [2]), ("price",))) == ["-1 |A t7 |B t1 t2 |C x:0"]
