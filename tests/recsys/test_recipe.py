@@ -39,9 +39,18 @@ def test_few_examples_of_the_rarer_label_make_a_dataset_small(rows: int, label_r
     assert adapted.trainer.schedule == "cosine"
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(100_000, 15), (1_000_000, 10), (5_000_000, 2), (10**9, 2)])
+@pytest.mark.parametrize(("rows", "epochs"), [(100_000, 12), (1_000_000, 10), (5_000_000, 2), (10**9, 2)])
 def test_larger_data_are_passed_over_fewer_times(rows: int, epochs: int):
     assert for_data(default_run("final_mlp"), info_of(rows, 0.3), TOKENS).trainer.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("rows", "rate", "l2"),
+    [(100_000, 0.003, 0.05), (200_000, 0.003, 0.05), (400_000, 0.0015, 0.025), (10**7, 0.001, 0.005)],
+)
+def test_larger_data_need_less_decay(rows: int, rate: float, l2: float):
+    found = for_data(default_run("final_mlp"), info_of(rows, 0.3), TOKENS)
+    assert (found.trainer.learning_rate, found.embedding.l2) == pytest.approx((rate, l2))
 
 
 def test_numbers_alone_have_no_statistics_and_more_epochs():
