@@ -110,12 +110,13 @@ def _tracking_store() -> str:
     from recsys.tracking.store import connect, is_there, shown_uri, store_errors, tracking_uri
 
     uri = tracking_uri()
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if uri.startswith("sqlite:///") and not os.access(path if path.is_file() else path.parent, os.W_OK):
+        raise InputError(f"{shown_uri(uri)} cannot be written")
     if is_there(uri):
         with store_errors(f"{shown_uri(uri)} does not answer"):
             connect(uri).search_experiments(max_results=1)
         return f"{shown_uri(uri)}, answers"
-    if not Path(uri.removeprefix("sqlite:///")).parent.is_dir():
-        raise InputError(f"{shown_uri(uri)} cannot be written")
     return f"{shown_uri(uri)}, made by the first run"
 
 

@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from features.addressing import Vocabulary
 from features.layout import TableLayout
 from features.registry import FeatureRegistry
+from recsys import checkpoint
 from recsys import trainer as trainer_module
 from recsys.dataset import Split
 from recsys.embedding.active_rows import ActiveRows
@@ -27,6 +28,28 @@ from tests.rows import row
 
 # The tensors of these tests are tiny: on two busy cores threads make the tests ten times slower.
 torch.set_num_threads(1)
+
+
+class Cut(BaseException):
+    """Simulates a killed process: no code catches it."""
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, muxrec: Any, command: Sequence[Any]) -> None:
+    """Run a command that is killed after its third checkpoint: inside the first epoch, with one every two steps."""
+    save_state, count = checkpoint.save_state, 0
+
+    def cut(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        save_state(*arguments)
+        if count == 3:
+            raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", cut)
+        with pytest.raises(Cut):
+            muxrec(*command)
+
 
 Bags = Mapping[str, Sequence[Sequence[int]]]
 """Feature to the tokens of each example."""

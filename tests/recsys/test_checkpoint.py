@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from features.errors import InputError
 from recsys import checkpoint
 from recsys.checkpoint import load_state, save_state
-from tests.recsys.conftest import Training, training_of
+from tests.recsys.conftest import Cut, Training, training_of
 
 OPTIMIZERS = ("adam", "rowwise_adagrad")
 TIMINGS = ("seconds", "eval_seconds")
-
-
-class Cut(BaseException):
-    """Simulates a killed process: no code catches it."""
 
 
 # The file

@@ -25,7 +25,7 @@ from recsys.models import MODELS
 from recsys.schedule import ConstantSchedule, CosineSchedule
 from recsys.trainer import TrainerConfig
 from tests.planted import planted_dataset, write_dataset
-from tests.recsys.conftest import same, scripted, training_of, weights_of
+from tests.recsys.conftest import Cut, same, scripted, training_of, weights_of
 
 OPTIMIZERS = ("adam", "rowwise_adagrad")
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -180,10 +180,6 @@ def test_a_cosine_lowers_both_rates_and_keeps_the_best_weights(
     assert [rate for rate, _ in ends] == pytest.approx([0.02 * one for one in [*shares[1:], shares[-1]]], rel=1e-5)
     assert (state.best_epoch, len(state.history)) == (2, 5)
     assert same(weights_of(training), ends[1][1])
-
-
-class Cut(BaseException):
-    """Simulates a killed process: no code catches it."""
 
 
 def test_a_cosine_goes_on_where_it_was_cut_off(planted: Path, tmp_path: Path):

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from features.encode import encode
 from features.hashing import MISSING_TOKEN
-from recsys import checkpoint
 from serving.bundle import Bundle
 from tests.conftest import SMALL, read_scores
+from tests.recsys.conftest import cut_off
 from tests.rows import COUNTED
 from tests.rows import KINDS as ALL_KINDS
 
@@ -21,10 +21,6 @@ KINDS = [kind for kind in ALL_KINDS if kind != "quotient_remainder"]
 """That one refuses the registry's `probes: 1`; tests/recsys/compression/test_common.py takes it through everything."""
 
 VOCABULARY = "vocabulary.safetensors"
-
-
-class Cut(BaseException):
-    """Simulates a killed process: no code catches it."""
 
 
 def settings_of(kind: str) -> tuple[str, ...]:
@@ -113,19 +109,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(kind, trained, dataset,
     out = tmp_path / "run"
     command: tuple[Any, ...] = ("train", "final_mlp", "--data", dataset, "--out", out, "--no-track", "--json")
     command = (*command, *settings_of(kind), "trainer.checkpoint_steps=2")
-    save_state, count = checkpoint.save_state, 0
-
-    def cut(*arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        save_state(*arguments)
-        if count == 3:  # inside the first epoch
-            raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_state", cut)
-        with pytest.raises(Cut):
-            muxrec(*command)
+    cut_off(monkeypatch, muxrec, command)
     assert not (out / "metrics.json").exists()
     result = muxrec(*command)
     assert result.code == 0, result.err

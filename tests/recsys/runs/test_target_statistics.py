@@ -9,23 +9,19 @@ import polars as pl
 import pytest
 
 from features.errors import InputError
-from recsys import checkpoint
 from recsys.config import default_run, with_overrides
 from recsys.runs.parity import parity_of
 from recsys.runs.prune import prune_run
 from recsys.runs.train import train_run
 from serving.bundle import Bundle
 from tests.conftest import SMALL, read_scores
+from tests.recsys.conftest import cut_off
 
 NAME = "target_statistics.safetensors"
 SETTINGS = {
     "final_mlp": (*SMALL, "target_statistics=true"),
     "logistic_regression": ("trainer.epochs=2", "trainer.batch_size=512", "target_statistics=true"),
 }
-
-
-class Cut(BaseException):
-    """Simulates a killed process: no code catches it."""
 
 
 @pytest.fixture
@@ -84,19 +80,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(trained, dataset, muxre
     out = tmp_path / "run"
     command: tuple[Any, ...] = ("train", "final_mlp", "--data", dataset, "--out", out, "--no-track", "--json")
     command = (*command, *SETTINGS["final_mlp"], "trainer.checkpoint_steps=2")
-    save_state, count = checkpoint.save_state, 0
-
-    def cut(*arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        save_state(*arguments)
-        if count == 3:  # inside the first epoch
-            raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_state", cut)
-        with pytest.raises(Cut):
-            muxrec(*command)
+    cut_off(monkeypatch, muxrec, command)
     assert not (out / "metrics.json").exists()
     assert muxrec(*command).code == 0
     best = "checkpoint/best.safetensors"
